@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import Finding, find_leaks
@@ -47,7 +46,7 @@ from pipeline.evaluation.compare_heads import (
     eval_sets,
     score_heads,
 )
-from pipeline.evaluation.metrics import METRICS, Labels, Proba, on_all_rows, score
+from pipeline.evaluation.metrics import METRICS, Proba, on_all_rows, score
 from pipeline.evaluation.paired_tests import ROPE, correlated_t
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
@@ -356,17 +355,8 @@ def _score(run: _Run, heads: _Heads, fitting: Fitting, announce: Callable[[_Head
         **_scores(sets, heads.fits, run.specs, run.seeds[0], run.options),
     }
     announce(heads)
-    proba = {name: fit.mean_proba for name, fit in heads.fits.items()}
-    jobs = [partial(_more_scores, data, proba, run.seeds[0], run.options) for data in sets]
-    for domain, more in zip(heads.entry["domains"], run_parallel(jobs), strict=True):
-        for row in domain["rows"]:
-            row["scores"] |= more[row["head"]]["scores"]
-            row["clinical"] = more[row["head"]]["clinical"]
     heads.fits |= fitting.out_of_fold(new, run.options.repeats)
-    if run.options.repeats:
-        heads.entry |= _out_of_fold_scores(
-            fitting.data, sets, heads.fits, run.seeds[0], run.options
-        )
+    _add_scores(heads.entry, fitting.data, sets, heads.fits, run.seeds[0], run.options)
 
 
 def _save(run: _Run, heads: _Heads, features: FeatureTable) -> None:
@@ -503,22 +493,36 @@ def _scores(
     }
 
 
-def _out_of_fold_scores(
+def _add_scores(
+    entry: Record,
     fit_rows: DomainData,
     sets: Sequence[DomainData],
     fits: Mapping[str, Fit],
     seed: int,
     options: CompareOptions,
-) -> Record:
-    """What is known only of heads that were fitted again out of fold, or asked for."""
-    scores: Record = {"selection_corrected": _selection_corrected(fit_rows, fits, seed)}
+) -> None:
+    """Add what the printed table does not show, and what is known of heads out of fold."""
+    proba = {name: fit.mean_proba for name, fit in fits.items()}
+    jobs: list[Callable[[], Any]] = [
+        *(partial(_best_of, metric, fit_rows, fits, seed) for metric in COMPARED_BY),
+        *(partial(_more_scores, data, proba, seed, options) for data in sets),
+    ]
+    done = run_parallel(jobs)
+    best, more = done[: len(COMPARED_BY)], done[len(COMPARED_BY) :]
+    by_metric = zip(COMPARED_BY, best, strict=True)
+    entry["selection_corrected"] = {metric: of_best for metric, of_best in by_metric if of_best}
+    for domain, by_head in zip(entry["domains"], more, strict=True):
+        for row in domain["rows"]:
+            row["scores"] |= by_head[row["head"]]["scores"]
+            row["clinical"] = by_head[row["head"]]["clinical"]
     if options.thorough:
         spread = run_parallel([partial(_seed_spread, data, fits, seed, options) for data in sets])
-        best = run_parallel([partial(_confidence_set, data, fits, seed, options) for data in sets])
-        scores["seed_spread"] = [row for rows in spread for row in rows]
-        scores["algorithms"] = list(_algorithms(fit_rows, fits, seed, options))
-        scores["confidence_sets"] = best
-    return scores
+        likely = run_parallel(
+            [partial(_confidence_set, data, fits, seed, options) for data in sets]
+        )
+        entry["seed_spread"] = [row for rows in spread for row in rows]
+        entry["algorithms"] = list(_algorithms(fit_rows, fits, seed, options))
+        entry["confidence_sets"] = likely
 
 
 def _row_scores(
@@ -594,24 +598,14 @@ def _description(name: str, fit: Fit, spec: HeadSpec) -> Record:
     }
 
 
-def _selection_corrected(data: DomainData, fits: Mapping[str, Fit], seed: int) -> Record:
-    """What the best head is worth on new patients, by metric; empty without folds."""
+def _best_of(metric: str, data: DomainData, fits: Mapping[str, Fit], seed: int) -> Record | None:
+    """What the best head is worth on new patients; None without folds."""
     proba = {h: fit.out_of_fold[0] for h, fit in fits.items() if fit.out_of_fold is not None}
     if not proba:
-        return {}
+        return None
     held_out = np.isfinite(np.stack(list(proba.values()))).all(axis=(0, 2))
+    proba = {h: p[held_out] for h, p in proba.items()}
     label, group = data.labelled()[held_out], data.group[held_out]
-    jobs = [
-        partial(_best_of, metric, {h: p[held_out] for h, p in proba.items()}, label, group, seed)
-        for metric in COMPARED_BY
-    ]
-    by_metric = zip(COMPARED_BY, run_parallel(jobs), strict=True)
-    return {metric: best for metric, best in by_metric if best}
-
-
-def _best_of(
-    metric: str, proba: Mapping[str, Proba], label: Labels, group: NDArray[Any], seed: int
-) -> Record | None:
     statistics = [METRICS[metric](label, p) for p in proba.values()]
     if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
         return None
