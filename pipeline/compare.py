@@ -503,13 +503,14 @@ def _add_scores(
 ) -> None:
     """Add what the printed table does not show, and what is known of heads out of fold."""
     proba = {name: fit.mean_proba for name, fit in fits.items()}
+    metrics = COMPARED_BY if options.repeats else ()
     jobs: list[Callable[[], Any]] = [
-        *(partial(_best_of, metric, fit_rows, fits, seed) for metric in COMPARED_BY),
+        *(partial(_best_of, metric, fit_rows, fits, seed) for metric in metrics),
         *(partial(_more_scores, data, proba, seed, options) for data in sets),
     ]
     done = run_parallel(jobs)
-    best, more = done[: len(COMPARED_BY)], done[len(COMPARED_BY) :]
-    by_metric = zip(COMPARED_BY, best, strict=True)
+    best, more = done[: len(metrics)], done[len(metrics) :]
+    by_metric = zip(metrics, best, strict=True)
     entry["selection_corrected"] = {metric: of_best for metric, of_best in by_metric if of_best}
     for domain, by_head in zip(entry["domains"], more, strict=True):
         for row in domain["rows"]:
