@@ -873,9 +873,9 @@ def doctor() -> dict[str, Any]:
 
     Example: headrace doctor
     """
-    from pipeline.features.maintain import examine
+    from pipeline.features.maintain import describe_machine
 
-    findings = examine(_default_store())
+    findings = describe_machine(_default_store())
     width = max(map(len, findings))
     click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in findings.items()))
     return findings

@@ -92,11 +92,11 @@ def explain(
     samples = load_features(study, choice, load_samples(study)[0]).samples
     model = load_trained(study, choice, name, samples)
 
-    def pixels_of(some: Samples) -> Tensor:
-        held = load_pixels(some, model.policy, folder=study.results)
-        return held.batch(np.arange(len(some)))
+    def pixels_of(subset: Samples) -> Tensor:
+        held = load_pixels(subset, model.policy, folder=study.results)
+        return held.batch(np.arange(len(subset)))
 
-    fit = samples.where(_some(samples, samples.split == FIT, images, study.seed))
+    fit = samples.where(_sampled(samples, samples.split == FIT, images, study.seed))
     maps = ActivationMaps(model.network, pixels_of(fit), device)
     shuffled = _shuffled_head(maps.features, fit.label, study.seed)
     folder = study.results / "explain" / as_file_name(f"{choice.name}-{name}")
@@ -104,11 +104,11 @@ def explain(
     sheets: dict[str, bytes] = {}
     for data in eval_sets(samples):
         of_domain = (samples.domain == data.name) & (samples.split == data.role)
-        some = samples.where(_some(samples, of_domain, images, study.seed))
-        with Progress(f"maps of {data.name} {data.role}", len(some)) as progress:
-            (proba, of_model), (_, of_shuffled) = maps.of(pixels_of(some), model.head, shuffled)
-            progress.advance(len(some))
-        rows = _shares(some, proba.argmax(1), of_model, of_shuffled, study.seed)
+        subset = samples.where(_sampled(samples, of_domain, images, study.seed))
+        with Progress(f"maps of {data.name} {data.role}", len(subset)) as progress:
+            (proba, of_model), (_, of_shuffled) = maps.of(pixels_of(subset), model.head, shuffled)
+            progress.advance(len(subset))
+        rows = _shares(subset, proba.argmax(1), of_model, of_shuffled, study.seed)
         domains.append(
             {"domain": data.name, "role": data.role, "rows": rows, "audit": _audited(study, data)}
         )
@@ -159,7 +159,7 @@ def _best_with_layers(study: Study, backbone: str | None) -> tuple[str, str, dic
     raise ExportError(f"no head can be explained: {why}. Run headrace heads STUDY --only linear")
 
 
-def _some(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.bool_]:
+def _sampled(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.bool_]:
     """At most so many of each class among some rows."""
     keep = np.zeros(len(samples), bool)
     for label in range(len(samples.classes)):
@@ -369,8 +369,8 @@ def _pairs(samples: Samples, pixels: Tensor, proba: Proba, maps: _Maps) -> Itera
         grey = np.asarray(picture.convert("L"))[:, :, None]
         red = (1 - 0.7 * strength) * grey + 0.7 * strength * np.array([230, 40, 20])
         best = int(proba[row].argmax())
-        said = f"{printable(samples.classes[best])} {proba[row, best]:.2f}"
+        called = f"{printable(samples.classes[best])} {proba[row, best]:.2f}"
         truth = f"is {printable(samples.classes[samples.label[row]])}"
         yield SheetEntry(
-            pixels=(np.asarray(picture), red.round().astype(np.uint8)), lines=(said, truth)
+            pixels=(np.asarray(picture), red.round().astype(np.uint8)), lines=(called, truth)
         )

@@ -42,7 +42,7 @@ class _Worker:
     """A fork of this process that does jobs, one after the other, as it is asked to."""
 
     def __init__(
-        self, jobs: Sequence[Callable[..., Any]], shared: Sequence[Any], *, alone: bool
+        self, jobs: Sequence[Callable[[], Any]], shared: Sequence[Any], *, alone: bool
     ) -> None:
         fork = multiprocessing.get_context("fork")
         self.pipe, other = fork.Pipe()
@@ -61,7 +61,7 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         other.close()
 
-    def ask(self, number: int) -> None:
+    def submit(self, number: int) -> None:
         """Have it do a job; before the next question its answer must be taken."""
         with suppress(BrokenPipeError):  # the answer says so
             self.pipe.send(number)
@@ -106,7 +106,7 @@ def run_parallel(
 
 
 def run_each(
-    jobs: Sequence[Callable[..., T]],
+    jobs: Sequence[Callable[[], T]],
     *,
     limit: float | None = None,
     done: Callable[[int, T | BaseException | None], None] = lambda _number, _outcome: None,
@@ -147,7 +147,7 @@ def in_worker() -> bool:
 
 
 def _run_in_workers(
-    jobs: Sequence[Callable[..., Any]],
+    jobs: Sequence[Callable[[], Any]],
     limit: float | None,
     done: Callable[[int, Any], None],
     is_wanted: Callable[[int], bool],
@@ -174,7 +174,7 @@ def _run_in_workers(
                     continue
                 worker = idle.pop() if idle else _after(thread, new_worker)
                 busy[worker] = number, time.monotonic()
-                worker.ask(number)
+                worker.submit(number)
             seconds = _GLANCE if thread.is_alive() else _seconds_left(busy, limit)
             ready = wait([worker.pipe for worker in busy], seconds)
             for worker, (number, start) in list(busy.items()):
@@ -213,7 +213,7 @@ def _seconds_left(busy: dict[_Worker, tuple[int, float]], limit: float | None) -
 
 
 def _serve(
-    jobs: Sequence[Callable[..., Any]],
+    jobs: Sequence[Callable[[], Any]],
     shared: Sequence[Any],
     pipe: Connection,
     parents: Connection,

@@ -99,16 +99,16 @@ def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | 
     if not tops:
         if NO_RANGE in deep or len(deep) > 1:
             what = "of real or signed numbers, or of DICOM without one window, do not say"
-            _ask(domain, f"{counted(count, 'image')} {what} what is black and what")
+            _refuse(domain, f"{counted(count, 'image')} {what} what is black and what")
         return None
     top = max(tops)
     if tops != deep:
-        _ask(domain, "DICOM and other files of 16 bits lie together, and it is unclear what")
+        _refuse(domain, "DICOM and other files of 16 bits lie together, and it is unclear what")
     bits = top.bit_length()
     if bits == _ALL_BITS:
         return None
     if bits not in _USUAL_BITS or top < _LEAST_TOP * 2**bits:
-        _ask(
+        _refuse(
             domain,
             f"the largest value of {counted(count, 'image')} of 16 bits is {top}, which does not "
             "tell what",
@@ -121,7 +121,7 @@ def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | 
     return 0.0, 2.0**bits - 1
 
 
-def _ask(domain: Domain, what: str) -> None:
+def _refuse(domain: Domain, what: str) -> None:
     raise StudyError(
         f"{domain.name}: {what} is white. Write for this domain bits = 12 (or 14, 16), or "
         "window = [BLACK, WHITE] with the two values, such as [0, 1]"

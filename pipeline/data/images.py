@@ -43,7 +43,7 @@ _TWELVE_BITS = 1 << 12
 _SIXTEEN_BITS = (1 << 16) - 1
 _DEEP_MODES = ("I", "F")
 #: ``fast`` decodes to sides of so many times the network's, or more: 0.2 grey levels away.
-_FAST_SIDES = 2
+_FAST_SCALE = 2
 #: Shares of each side: hidden in the middle, and shown in a corner.
 _CENTRE = 0.7
 _CORNER = 0.2
@@ -87,7 +87,7 @@ class PixelPolicy:
     @property
     def at_least(self) -> int | None:
         """The sides to which a JPEG file may be decoded; None: its own."""
-        return _FAST_SIDES * self.size if self.resize == "fast" else None
+        return _FAST_SCALE * self.size if self.resize == "fast" else None
 
     def to_json(self) -> dict[str, object]:
         """The whole declaration, for the recipe of the features; JSON types only."""

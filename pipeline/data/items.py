@@ -303,7 +303,7 @@ def files_in(
     for entry in list_folder(os.path.join(root, folder)):  # noqa: PTH118 - no Path here
         path = f"{folder}/{entry.name}" if folder else entry.name
         name = entry.name.lower()
-        if not folder and is_written_here(entry):
+        if not folder and is_output(entry):
             continue
         if is_hidden(entry):
             ignored["hidden"] += 1
@@ -364,7 +364,7 @@ def is_hidden(entry: "os.DirEntry[str]") -> bool:
     return entry.name.startswith(".") or entry.name.casefold() in _OF_PROGRAMS
 
 
-def is_written_here(entry: "os.DirEntry[str]") -> bool:
+def is_output(entry: "os.DirEntry[str]") -> bool:
     """Whether an entry is the folder of results or of feature stores: no data of the study."""
     if not is_folder(entry):
         return False

@@ -396,10 +396,10 @@ def _leave_out(study: Study, samples: Samples, unused: Iterable[str]) -> Samples
         return samples
     names = [composed(samples.name_of(row)) for row in range(len(samples))]
     lines = read_lines(study.exclude)
-    not_here = tuple(f"{name}/" for name in samples.failures)
+    of_failed = tuple(f"{name}/" for name in samples.failures)
     unknown = set(lines) - {*names, *map(composed, unused)}
     # A line that names no image is a slip, another study's, or gone.
-    if slips := sorted(line for line in unknown if not line.startswith(not_here)):
+    if slips := sorted(line for line in unknown if not line.startswith(of_failed)):
         raise StudyError(
             f"exclude: {study.exclude} names {slips[0]!r} ({len(slips)} such lines), which is no "
             f"image of the study, or no longer there; allowed are lines such as {names[0]}"

@@ -26,7 +26,7 @@ from pipeline.data.items import (
     in_turn,
     is_folder,
     is_hidden,
-    is_written_here,
+    is_output,
     list_folder,
     read_image_file,
 )
@@ -150,7 +150,8 @@ def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayo
 def check_layout(domain: Domain, items: Sequence[Item]) -> None:
     """Refuse class folders that would be read as other classes or other images than are meant.
 
-    The StudyError has the line that corrects it; splits within class folders are a warning.
+    The StudyError has the line that corrects it; folders that are the same in every class folder
+    are a warning.
     """
     in_splits = _is_folder_split(domain)
     layout = wrong_layout(items, in_splits=in_splits)
@@ -365,14 +366,14 @@ def _kinds_of(domain: Domain) -> list[str]:
     if domain.table is not None:
         return ["a table"]
     listed = list_folder(domain.path)
-    entries = [entry for entry in listed if not is_hidden(entry) and not is_written_here(entry)]
+    entries = [entry for entry in listed if not is_hidden(entry) and not is_output(entry)]
     folders = any(map(is_folder, entries))
     images = any(e.name.lower().endswith(SUFFIXES) or "." not in e.name for e in entries)
     kinds = {
         "class folders": folders or (images and not domain.labelled),
         ".npy stacks": any(map(arrays.is_stack, entries)),
     }
-    return [kind for kind, is_there in kinds.items() if is_there]
+    return [kind for kind, applies in kinds.items() if applies]
 
 
 def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listing:

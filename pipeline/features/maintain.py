@@ -167,7 +167,7 @@ def _saw_a_gpu(store: FeatureStore, engine: Engine) -> bool:
     return any("cuda" in text for text in (engine.description, *made_on))
 
 
-def examine(store: Path) -> dict[str, str]:
+def describe_machine(store: Path) -> dict[str, str]:
     """What a bug report needs to know: versions, devices, engines, the stores' folder, weights."""
     import torch
 
