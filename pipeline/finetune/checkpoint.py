@@ -76,18 +76,9 @@ class TrainingState:
     rows: list[EpochRow] = field(default_factory=list)
     finished: bool = False
 
-    def begin_epoch(self) -> None:
-        """Turn to the next epoch."""
-        self.epoch, self.step, self.totals, self.seconds = self.epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
 
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """One whole checkpoint: JSON values, tensors on the CPU, and the SHA-256 of the file."""
-
-    state: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    sha256: str
+#: JSON values and tensors, which are on the CPU once they are read.
+Checkpoint = tuple[Mapping[str, Any], Mapping[str, Tensor]]
 
 
 class Checkpoints:
@@ -97,6 +88,8 @@ class Checkpoints:
         folder: Is created when needed.
         identity: What makes this training the one it is: study, method, weights, data.
         seconds: Time between checkpoints within an epoch.
+
+    ``newest`` is the name of the last that was seen to be whole; empty before the first.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, seconds: float = 60.0) -> None:
@@ -104,7 +97,7 @@ class Checkpoints:
         self._identity = identity
         self._seconds = seconds
         self._last = time.monotonic()
-        self._newest = ""  # name of the last that was seen to be whole
+        self.newest = ""
 
     def due(self) -> bool:
         """Whether the time between checkpoints has passed."""
@@ -114,12 +107,13 @@ class Checkpoints:
         """The newest whole checkpoint; a damaged one is passed over with a warning.
 
         Args:
-            run: Settings and data besides the identity, as :meth:`save` was given them.
+            run: Settings and data, which are part of the identity from now on.
 
         Raises:
             CheckpointError: It belongs to another training (the message names the field),
                 or there are checkpoints and none of them is whole.
         """
+        self._identity = {**self._identity, **(run or {})}
         names = [name for name in disk.listdir(self.folder) if _NAME.fullmatch(name)]
         for name in reversed(names):
             try:
@@ -131,8 +125,8 @@ class Checkpoints:
                     cause,
                 )
                 continue
-            self._check(identity, {**self._identity, **(run or {})})
-            self._newest, self._last = name, time.monotonic()
+            self._check(identity)
+            self.newest, self._last = name, time.monotonic()
             return checkpoint
         if names:
             raise CheckpointError(
@@ -141,24 +135,17 @@ class Checkpoints:
             )
         return None
 
-    def save(
-        self,
-        state: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
-        run: Mapping[str, Any] | None = None,
-    ) -> None:
+    def save(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Put a checkpoint in place and keep the one before it.
 
         Args:
             state: JSON types; floats keep every bit.
             tensors: On any device, by name.
-            run: Kept beside the identity; :meth:`load` compares it.
 
         Raises:
             CacheError: The disk refused; the checkpoints that were there still are.
         """
-        identity = {**self._identity, **(run or {})}
-        content = {"format": _FORMAT, "identity": identity, "state": state}
+        content = {"format": _FORMAT, "identity": self._identity, "state": state}
         # As safetensors takes them: on the CPU, dense, row by row, each with its storage.
         plain = {
             name: t.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
@@ -169,24 +156,23 @@ class Checkpoints:
         number = 1 + max((int(match[1]) for match in matches if match), default=0)
         name = f"checkpoint-{number:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
         disk.publish(self.folder / name, data)
-        self._remove_all_but(name, self._newest)
-        self._newest, self._last = name, time.monotonic()
+        self._remove_all_but(name, self.newest)
+        self.newest, self._last = name, time.monotonic()
 
     def _read(self, name: str) -> tuple[dict[str, Any], Checkpoint]:
         """Identity and content of one checkpoint, every byte checked."""
-        data, sha256 = disk.read_all(self.folder / name), name[-76:-12]
-        if hashlib.sha256(data).hexdigest() != sha256:
+        data = disk.read_all(self.folder / name)
+        if hashlib.sha256(data).hexdigest() not in name:
             raise ValueError("its bytes are not those that were written")
         header = disk.parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         content: dict[str, Any] = disk.parse_json(header["__metadata__"]["json"])
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
-        checkpoint = Checkpoint(state=content["state"], tensors=load(data), sha256=sha256)
-        return content["identity"], checkpoint
+        return content["identity"], (content["state"], load(data))
 
-    def _check(self, has: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        plain: Mapping[str, Any] = json.loads(json.dumps(wanted))  # tuples are lists in JSON
-        for name in [*plain, *(name for name in has if name not in plain)]:
+    def _check(self, has: Mapping[str, Any]) -> None:
+        plain = json.loads(json.dumps(self._identity))  # tuples are lists in JSON
+        for name in {**plain, **has}:
             if has.get(name) != plain.get(name):
                 raise CheckpointError(
                     f"an unfinished training has {name} {has.get(name)!r}, asked for is "
@@ -254,11 +240,12 @@ def restore(
     """Bring model and optimiser to a checkpoint: where it stands, and the best weights so far."""
     if checkpoint is None:
         return TrainingState(), {}
+    state, tensors = checkpoint
     device = next(model.parameters()).device
-    model.load_state_dict(_under(checkpoint.tensors, _MODEL))
-    best = {name: value.to(device) for name, value in _under(checkpoint.tensors, _BEST).items()}
+    model.load_state_dict(_under(tensors, _MODEL))
+    best = {name: value.to(device) for name, value in _under(tensors, _BEST).items()}
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under(checkpoint.tensors, _OPTIMISER).items():
+    for name, value in _under(tensors, _OPTIMISER).items():
         number, key = name.split(".")
         moments.setdefault(int(number), {})[key] = value
     if moments:
@@ -268,8 +255,8 @@ def restore(
             for key, value in values.items():
                 if value.shape == parameter.shape:
                     values[key] = torch.empty_like(parameter).copy_(value)
-    rows = [EpochRow(**row) for row in checkpoint.state["rows"]]
-    return TrainingState(**{**checkpoint.state, "rows": rows}), best
+    rows = [EpochRow(**row) for row in state["rows"]]
+    return TrainingState(**{**state, "rows": rows}), best
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TypeVar
@@ -90,11 +90,11 @@ def hold(values: NDArray[Any], at: Rows, label: Labels, device: str = "cpu") -> 
     return Held(tensor, at, label)
 
 
-def _number_keys(samples: Samples) -> tuple[list[bytes], Rows]:
-    """Each content key once, and for each sample the number of its key, shape ``(n,)``."""
+def _number_keys(samples: Samples) -> tuple[dict[bytes, int], Rows]:
+    """A number for each content key, and that of each sample, shape ``(n,)``."""
     number: dict[bytes, int] = {}
     at = [number.setdefault(key, len(number)) for key in samples.key]
-    return list(number), np.array(at, np.intp)
+    return number, np.array(at, np.intp)
 
 
 def load_pixels(
@@ -112,16 +112,15 @@ def load_pixels(
         ImageError: An image cannot be used any more.
         OSError: No space for the file.
     """
-    keys, at = _number_keys(samples)
-    first = dict(zip(reversed(samples.key), reversed(samples.items), strict=True))
-    values = _pixel_array((len(keys), policy.size, policy.size, 3), folder)
-    row_of = {key: row for row, key in enumerate(keys)}
+    number, at = _number_keys(samples)
+    items = dict(zip(samples.key, samples.items, strict=True))
+    values = _pixel_array((len(number), policy.size, policy.size, 3), folder)
     unusable: dict[bytes, str] = {}
-    with Progress("decoding", len(keys)) as progress:
-        for key, pixels in decode_images({key: first[key] for key in keys}, policy, unusable):
-            values[row_of[key]] = pixels
+    with Progress("decoding", len(number)) as progress:
+        for key, pixels in decode_images(items, policy, unusable):
+            values[number[key]] = pixels
             progress.advance()
-    _refuse_unusable(unusable, first)
+    _refuse_unusable(unusable, items)
     return hold(values, at, samples.label, device)
 
 
@@ -202,25 +201,20 @@ def stored_rows(
         return Frozen(cut_of(choice.name).split(network)[0] if at_cut else network, policy)
 
     pairs = zip(samples.key, samples.items, strict=True)
-    missing = {key: item for key, item in pairs if key not in store}
-    if missing:
+    if missing := {key: item for key, item in pairs if key not in store}:
         title = f"{choice.name} {store.recipe.cut}"
         unusable = fill_stores(
-            *([store], missing),
-            build=frozen_part,
-            policy=policy,
-            engine=engine,
-            title=title,
+            [store], missing, build=frozen_part, policy=policy, engine=engine, title=title
         )
         _refuse_unusable(unusable, missing)
-    keys, at = _number_keys(samples)
-    needed = len(keys) * math.prod(store.row_shape() or ()) * 4
+    number, at = _number_keys(samples)
+    needed = len(number) * math.prod(store.row_shape() or ()) * 4
     if needed > ROW_BYTES:
         raise NoImagesError(
-            f"the activations of {len(keys)} images take {needed / 1e9:.0f} GB and at most "
+            f"the activations of {len(number)} images take {needed / 1e9:.0f} GB and at most "
             f"{ROW_BYTES / 1e9:.0f} GB are held in memory: use --limit or a smaller --image-size"
         )
-    return hold(store.read(keys), at, samples.label, device)
+    return hold(store.read([*number]), at, samples.label, device)
 
 
 def limit_images(samples: Samples, limit: int | None, seed: int) -> Samples:
@@ -248,25 +242,6 @@ def limit_images(samples: Samples, limit: int | None, seed: int) -> Samples:
 # The steps of an epoch: which images, in which order, on the device.
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What one process computes in one step; inputs and labels are on the device.
-
-    Attributes:
-        inputs: Images of floats as channels_last.
-        labels: Shape ``(m,)``.
-        factor: Of the mean loss; see :meth:`pipeline.finetune.distributed.Group.share`.
-        images: Of the batch that count: 0 where one only fills a place.
-        images_of_all: Images of this step in all processes.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    factor: float
-    images: int
-    images_of_all: int
-
-
 def order(seed: int, epoch: int, n: int) -> Rows:
     """Rows 0 to n - 1 as one epoch sees them; a batch is the next ``batch_size`` of them."""
     return np.random.default_rng([seed, *b"order", epoch]).permutation(n)
@@ -280,23 +255,20 @@ def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 
 def fit_batches(
     fit: Held, settings: TrainingSettings, group: Group, *, epoch: int, first: int
-) -> Iterator[Batch]:
-    """This process's share of the steps of an epoch, from step ``first`` on."""
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """This process's share of the steps of an epoch, from step ``first`` on.
+
+    Inputs and labels ``(m,)`` are on the device, images of floats as channels_last; with the
+    factor of their mean loss, see :meth:`pipeline.finetune.distributed.Group.share`.
+    """
     rows, size = order(settings.seed, epoch, len(fit)), settings.batch_size
 
-    def load(start: int) -> Batch:
-        of_all = rows[start : start + size]
-        shared, factor = group.share(of_all)
+    def load(start: int) -> tuple[Tensor, Tensor, float]:
+        shared, factor = group.share(rows[start : start + size])
         inputs, labels = _examples(fit, shared, settings.device)
         if settings.augmentation == "light":
             inputs = augment_lightly(inputs, settings.seed, epoch, shared)
-        return Batch(
-            inputs=inputs,
-            labels=labels,
-            factor=factor,
-            images=len(shared) if factor else 0,
-            images_of_all=len(of_all),
-        )
+        return inputs, labels, factor
 
     return _ahead(load, range(first * size, len(rows), size), settings.device)
 

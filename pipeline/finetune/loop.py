@@ -71,15 +71,17 @@ def train(  # noqa: C901, PLR0915
         CheckpointError: The checkpoint is of another training.
     """
     device, group = torch.device(settings.device), parallel.group()
-    labels = {"fit": fit.label, "validation": validation.label}
-    identity = describe_training(model, labels, settings)
+    identity = describe_training(
+        model, {"fit": fit.label, "validation": validation.label}, settings
+    )
     steps = math.ceil(len(fit) / settings.batch_size)
     with torch_settings(settings), progress or Progress("training") as shown:
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = _optimiser(model, settings)
         trained = [p for part in optimiser.param_groups for p in part["params"]]
         last = checkpoints.load(identity) if checkpoints else None
-        parallel.check_same(int(last.sha256[:15], 16) if last else 0, device, "checkpoints")
+        newest = checkpoints.newest if checkpoints else ""
+        parallel.check_same(newest, device, "checkpoints")
         now, best = restore(last, model, optimiser)
         if now.finished:
             return now.rows
@@ -91,7 +93,7 @@ def train(  # noqa: C901, PLR0915
         def save() -> None:
             if checkpoints and group.rank == 0:
                 tensors = pack_tensors(model, best, None if now.finished else optimiser)
-                checkpoints.save(asdict(now), tensors, identity)
+                checkpoints.save(asdict(now), tensors)
 
         if group.rank == 0:
             done = now.epoch * len(fit) + now.step * settings.batch_size
@@ -100,27 +102,29 @@ def train(  # noqa: C901, PLR0915
             set_train_mode(model, keep_statistics=settings.keep_statistics)
             totals = torch.tensor(now.totals, dtype=torch.float64, device=device)
             before, start = now.seconds, time.perf_counter()
-            for batch in fit_batches(fit, settings, group, epoch=epoch, first=now.step):
+            batches = fit_batches(fit, settings, group, epoch=epoch, first=now.step)
+            for inputs, labels, factor in batches:
                 share = share_of_rate(epoch * steps + now.step, settings.epochs * steps)
                 for parameters in optimiser.param_groups:
                     parameters["lr"] = share * settings.learning_rate
                 seed_generators(dropout_seed(settings.seed, epoch, now.step, group.rank), device)
-                whole = batch.images_of_all == settings.batch_size
+                of_all = min(settings.batch_size, len(fit) - now.step * settings.batch_size)
+                whole = of_all == settings.batch_size
                 torch.backends.cudnn.benchmark = whole and not settings.deterministic
                 with autocast(settings):
-                    output = (compiled if whole else network)(batch.inputs)
-                    loss = training_loss(output, batch.labels)
+                    output = (compiled if whole else network)(inputs)
+                    loss = training_loss(output, labels)
                 optimiser.zero_grad()
-                (loss * batch.factor).backward()  # type: ignore[no-untyped-call]
+                (loss * factor).backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(trained, CLIP)
                 optimiser.step()
-                hits = (main_logits(output).argmax(1) == batch.labels).double().mean()
+                hits = (main_logits(output).argmax(1) == labels).double().mean()
                 tally = torch.stack([loss.detach().double(), hits, torch.ones_like(hits)])
-                totals += parallel.summed(tally * batch.images)
+                totals += parallel.summed(tally * (len(labels) if factor else 0))
                 now.step += 1
                 now.seconds = before + time.perf_counter() - start
                 if group.rank == 0:
-                    shown.advance(batch.images_of_all)
+                    shown.advance(of_all)
                 if checkpoints and checkpoints.due() and now.step < steps:
                     now.totals = _finite(totals, epoch)
                     save()
@@ -128,8 +132,7 @@ def train(  # noqa: C901, PLR0915
             now.seconds = before + time.perf_counter() - start
             parallel.take_buffers_of_first(model)
             row = _epoch_row(model, now, validation, settings)
-            now.rows.append(row)
-            now.begin_epoch()
+            now = TrainingState(epoch=epoch + 1, rows=[*now.rows, row])
             if settings.patience and best_epoch(now.rows) == epoch:
                 best = {name: value.clone() for name, value in model.state_dict().items()}
             if settings.patience and epoch - best_epoch(now.rows) >= settings.patience:

@@ -106,10 +106,10 @@ class Noted(Checkpoints):
 
     notes = None
 
-    def save(self, state, tensors_, run=None):
-        super().save(state, tensors_, run)
+    def save(self, state, tensors_):
+        super().save(state, tensors_)
         if self.notes:
-            self.notes.note("ack", path=self.folder / self._newest, keys=["checkpoint"])
+            self.notes.note("ack", path=self.folder / self.newest, keys=["checkpoint"])
 
 
 def train_job(folder, *, settings=SETTINGS, pause=0.0, notes=None):
