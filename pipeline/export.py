@@ -34,12 +34,11 @@ from pipeline.evaluation.predictions import (
     Trained,
     read_predictions,
 )
-from pipeline.features.backbones import NO_DOWNLOAD, TIMM, weights_file
+from pipeline.features.backbones import NO_DOWNLOAD, TIMM
 from pipeline.features.load import choose_backbone, frozen_network, load_features, store_for
 from pipeline.finetune.data import load_pixels, pixel_policy
 from pipeline.finetune.methods import METHODS
-from pipeline.finetune.networks import assemble
-from pipeline.finetune.runs import FROM_PIXELS, ModelFolder
+from pipeline.finetune.runs import Experiment
 from pipeline.heads.layers import head_layers
 from pipeline.heads.save import SavedHead, head_folder, load_head
 from pipeline.predict import CARD, INPUT, OUTPUT, run_onnx
@@ -147,9 +146,11 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
     saved, on = None, choice.name
     if name in METHODS:
         choice = choice.network
-        on = choice.name if METHODS[name].pretrained else FROM_PIXELS
-        stage, column, file, seed = "finetune", "method", TRAINED_PROBABILITIES, study.seed
-        network, head, about = _fine_tuned(study, choice, name, on, samples)
+        folder = study.results / "finetune"
+        run = Experiment(study=study, choice=choice, samples=samples, folder=folder)
+        on, stage, column, seed = run.backbone(name), "finetune", "method", study.seed
+        file = TRAINED_PROBABILITIES
+        network, head, about = _fine_tuned(run, name)
     else:
         saved = load_head(head_folder(study.results, on, name))
         stage, column, file, seed = "heads", "head", PROBABILITIES, saved.seeds[0]
@@ -210,30 +211,24 @@ def _frozen(
     return network, _Mean(head_layers(model, saved.head) for model in saved.models), about
 
 
-def _fine_tuned(
-    study: Study, choice: BackboneChoice, name: str, on: str, samples: Samples
-) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+def _fine_tuned(run: Experiment, name: str) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
     """The same of a fine-tuned network."""
-    folder = ModelFolder(study.results / "finetune" / f"{name}-{on}-{study.seed}")
+    folder = run.model(name)
     record = folder.record()
     again = f"run headrace finetune STUDY --method {name}"
     if record is None:
         raise MissingResultsError(f"{folder.path} holds no network: {again}")
-    policy, classes = pixel_policy(choice, None), list(samples.classes)
-    identity = record.identity
-    if (identity["preprocessing"], identity["classes"]) != (policy.to_json(), classes):
+    made_for = record.identity["preprocessing"], record.identity["classes"]
+    if made_for != (run.policy.to_json(), list(run.samples.classes)):
         raise ExportError(f"{folder.path} was trained on other pixels or classes: {again}")
-    file = weights_file(choice.name, choice.weights)
-    assembly = assemble(
-        name, choice.name, file, policy=policy, classes=len(classes), seed=study.seed
-    )
+    assembly = run.assemble(name)
     assembly.state()  # without what only helps to train
     assembly.load(folder.state())
     whole = assembly.whole.eval()
     about = {
-        "recipe": dict(identity),
+        "recipe": dict(record.identity),
         "fingerprint": folder.weights_sha256(),
-        "trained": {"study": study.name, "images": int((samples.split == FIT).sum())},
+        "trained": {"study": run.study.name, "images": len(run.rows(FIT))},
     }
     network = nn.Sequential(whole.entry, whole.backbone)
     return network, nn.Sequential(whole.head, nn.Softmax(dim=1)), about

@@ -22,7 +22,7 @@ from pipeline.data.images import PixelPolicy
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples
 from pipeline.errors import MissingResultsError, ResultsError
-from pipeline.evaluation.metrics import score
+from pipeline.evaluation.metrics import Proba, score
 from pipeline.features.backbones import spec_of, weights_file
 from pipeline.features.engines import EngineChoice
 from pipeline.finetune import distributed as parallel
@@ -51,7 +51,6 @@ _CHECKPOINTS = "checkpoints"  # folder in that of a model, while it is trained
 #: In the place of a backbone's name for networks that have none.
 FROM_PIXELS = "pixels"
 
-Proba = NDArray[np.float64]
 #: Share of the way from the first model to the second.
 ALPHAS = tuple(step / 10 for step in range(11))
 
@@ -105,8 +104,7 @@ class ModelFolder:
     def probabilities(self) -> Proba:
         """Shape ``(n, K)``, in the order of the samples that the record names."""
         data = read_set(self.path / _RECORD, _STAGE).read(_PROBABILITIES)
-        proba: Proba = load(data)["probabilities"].numpy()
-        return proba
+        return load(data)["probabilities"].numpy()
 
     def save(self, record: Record, state: Mapping[str, Tensor], proba: Proba) -> None:
         """Put a model in place, whole, and remove its checkpoints.
@@ -168,15 +166,15 @@ class Experiment:
     def examples(self, name: str) -> Held:
         """What a method reads, of all samples, loaded once."""
         reads = METHODS[name].reads
-        if reads not in self._held and reads == PIXELS:
-            self._held[reads] = load_pixels(
-                self.samples, self.policy, folder=self.study.results, device=self.device
-            )
-        elif reads not in self._held:
-            self._held[reads] = self._stored(at_cut=reads == ACTIVATIONS)
+        if reads not in self._held:
+            self._held[reads] = self._pixels() if reads == PIXELS else self._stored(reads)
         return self._held[reads]
 
-    def _stored(self, *, at_cut: bool) -> Held:
+    def _pixels(self) -> Held:
+        folder = self.study.results
+        return load_pixels(self.samples, self.policy, folder=folder, device=self.device)
+
+    def _stored(self, reads: str) -> Held:
         """Rank 0 computes what the store lacks, the others wait."""
         kind, size = self.device.split(":")[0], self.settings(BASELINE).batch_size
         first = parallel.group().rank == 0
@@ -188,7 +186,7 @@ class Experiment:
                 self.choice,
                 self.samples,
                 size=self.image_size,
-                at_cut=at_cut,
+                at_cut=reads == ACTIVATIONS,
                 engine=EngineChoice(device=kind, batch_size=size if kind == "cuda" else None),
                 device=self.device,
             )

@@ -26,6 +26,7 @@ from pipeline.evaluation.compare_heads import (
     eval_sets,
     score_heads,
 )
+from pipeline.evaluation.metrics import Proba
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
     predictions_file,
@@ -50,7 +51,6 @@ from pipeline.finetune.runs import (
     FROM_PIXELS,
     Experiment,
     ModelFolder,
-    Proba,
     Record,
     digest_of,
     run_method,
@@ -63,12 +63,8 @@ _LOG = logging.getLogger(__name__)
 SCHEMA = 6
 #: Head of stage 2 that has the form of the heads here; break-even counts these.
 _HEAD = "mlp"
-#: Epochs at the end that :func:`trend` uses.
-_LAST = 5
-#: Share of the mean loss by which an epoch may still change it.
-_STILL = 0.01
-#: Before the name of a head of stage 2, where a method is compared with it.
-_STAGE_2 = "heads/"
+#: Epochs at the end that :func:`trend` uses, and how far one may still change the mean loss.
+_LAST, _STILL = 5, 0.01
 #: A kept model with its probabilities of all samples, shape ``(n, K)``.
 Model = tuple[Record, Proba]
 
@@ -342,4 +338,4 @@ def _best_head(
     if name is None or not all(key in row_of for key in samples.key):
         return {}
     (proba,) = (p for (head, _), p in stored.proba.items() if head == name)
-    return {_STAGE_2 + name: proba[[row_of[key] for key in samples.key]]}
+    return {f"heads/{name}": proba[[row_of[key] for key in samples.key]]}
