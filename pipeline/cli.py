@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -446,13 +446,12 @@ def features(study: Path, **flags: Any) -> dict[str, Any]:
     Example: headrace features study.toml
     """
     from pipeline.errors import PartsError
-    from pipeline.features.extract import ExtractOptions, extract
+    from pipeline.features.extract import extract
 
     loaded = _load(study, flags)
     given = {name: flags.pop(name) for name in ("rehash", "strict", "ray")}
-    options = ExtractOptions(engine=_engine(flags), **given)
     try:
-        record = asdict(extract(loaded, options))
+        record = extract(loaded, _engine(flags), **given)
     except PartsError as failure:
         _show("features", failure.record or {})
         raise

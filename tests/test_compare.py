@@ -22,7 +22,7 @@ from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import correlated_t
 from pipeline.evaluation.predictions import predictions_in, read_predictions
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.heads import HEADS
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.save import head_folder, load_head
@@ -35,7 +35,7 @@ from tests.made_up_heads import domain, head
 from tests.result_files import record_of
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
-OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
+OPTIONS = EngineChoice(engine="torch", device="cpu", batch_size=4)
 SMALL = CompareOptions(seeds=2, draws=100)
 
 

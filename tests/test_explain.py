@@ -16,7 +16,7 @@ from pipeline.errors import ExportError, PipelineError
 from pipeline.explain import ActivationMaps, explain, mass_shares
 from pipeline.features.backbones import BACKBONES, spec_of
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.features.frozen import Frozen, build
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import assemble
@@ -56,7 +56,7 @@ def marked(tmp_path, monkeypatch):
         _mark(tmp_path, marker)
         (tmp_path / "there/b/p2000_1.png").rename(tmp_path / "there/a/p2000_1.png")  # an error
         study = load_study(file)
-        extract(study, ExtractOptions(engine=TORCH))
+        extract(study, TORCH)
         return study
 
     return study_of

@@ -26,7 +26,7 @@ from pipeline.errors import (
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.export import export_model, load_trained
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.features.load import load_features
 from pipeline.finetune.stage import finetune
 from pipeline.heads.base import PreprocessedHead
@@ -54,7 +54,7 @@ def made(tmp_path_factory) -> Path:
         install_trainable_tiny(patch, folder)
         patch.chdir(folder)
         study = load_study(write_tiny_study(folder))
-        extract(study, ExtractOptions(engine=TORCH))
+        extract(study, TORCH)
         options = {"seeds": 2, "repeats": 0, "draws": 20}
         compare(study, CompareOptions(heads=("linear", "mlp", "forest", "knn"), **options))
         given = {"epochs": 1, "batch_size": 8}
@@ -120,7 +120,7 @@ def test_views_and_layers_are_in_the_file(tmp_path, monkeypatch, setting):
     file = write_tiny_study(tmp_path)
     file.write_text(f"{file.read_text()}{setting}\n")
     study = load_study(file)
-    extract(study, ExtractOptions(engine=TORCH))
+    extract(study, TORCH)
     compare(study, CompareOptions(heads=("linear",), repeats=0, draws=20))
     card = export_model(study, "linear", Path("model.onnx"))
     assert card["compared"]["largest_difference"] <= 1e-4

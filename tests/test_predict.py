@@ -26,7 +26,7 @@ from pipeline.errors import (
 )
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.report import show
@@ -52,7 +52,7 @@ def made(tmp_path_factory) -> Path:
         install_tiny_backbone(patch, folder)
         patch.chdir(folder)
         study = load_study(write_tiny_study(folder, source=120, target=24))
-        extract(study, ExtractOptions(engine=TORCH))
+        extract(study, TORCH)
         compare(study, CompareOptions(heads=HEADS, seeds=2))
     return folder
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline import progress
 from pipeline.compare import QUICK, compare
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.progress import Progress
 from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone
@@ -60,7 +60,7 @@ def test_heads_of_three_hundred_classes_are_never_silent(tmp_path, monkeypatch, 
     install_tiny_backbone(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     study = load_study(tmp_path / "study.toml")
-    extract(study, ExtractOptions(engine=EngineChoice(engine="torch", device="cpu")))
+    extract(study, EngineChoice(engine="torch", device="cpu"))
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 1)
     capsys.readouterr()
     start = time.process_time()

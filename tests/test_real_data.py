@@ -13,7 +13,7 @@ from pipeline.data.images import PixelPolicy
 from pipeline.data.samples import load_samples
 from pipeline.data.sources import read_image
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.features.load import frozen_network, store_for
 from pipeline.study import load_study
 from tests.image_files import listed
@@ -49,8 +49,8 @@ def test_the_three_stories_of_the_chest_x_rays(in_folder):
     """
     study = write_study(in_folder, "kermany_train", "kermany_test", "nih")
     report = extract(study)
-    assert report.backbones[0].images_in == 2800
-    assert not report.skipped
+    assert report["backbones"][0]["images_in"] == 2800
+    assert not report["skipped"]
     (backbone,) = compare(study, CompareOptions(heads=("linear",)))["backbones"]
     score = {
         (one["domain"], one["role"], metric): value["estimate"]
@@ -73,8 +73,8 @@ def test_stacks_give_the_features_of_an_independent_decode(in_folder):
         np.save(source / f"test_{kind}.npy", stack)
         rows[kind] = stack
     study = load_study(_stack_study(in_folder))
-    report = extract(study, ExtractOptions(engine=EngineChoice(engine="torch", device="cpu")))
-    assert report.backbones[0].computed == 24
+    report = extract(study, EngineChoice(engine="torch", device="cpu"))
+    assert report["backbones"][0]["computed"] == 24
     store = store_for(study, study.backbones[0])
     network = frozen_network(study.backbones[0])
     for stack in rows.values():

@@ -13,7 +13,7 @@ from pipeline.compare import CompareOptions, compare
 from pipeline.data.samples import UNLABELLED
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.report import show
 from pipeline.report.page import write_page
 from pipeline.shift.stage import ShiftOptions, analyse
@@ -21,7 +21,7 @@ from pipeline.study import load_study
 from tests.audit.test_stage import copy_pixels
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
-OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))
+OPTIONS = EngineChoice(engine="torch", device="cpu", batch_size=8)
 SHORT = ShiftOptions(draws=99, seeds=2)
 ABSENT = '[target.far]\npath = "far"\nlabels = "absent"\ngroup = \'^(p\\d+)\'\n'
 

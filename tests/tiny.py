@@ -77,7 +77,7 @@ def stored_tiny_study(
     ``setting`` is a line of its backbone.
     """
     from pipeline.features.engines import EngineChoice
-    from pipeline.features.extract import ExtractOptions, extract
+    from pipeline.features.extract import extract
     from pipeline.study import load_study
 
     install_tiny_backbone(monkeypatch, folder)
@@ -85,7 +85,7 @@ def stored_tiny_study(
     file = write_tiny_study(folder, source=source, target=target)
     file.write_text(f"{file.read_text()}{setting}\n")
     engine = EngineChoice(engine="torch", device="cpu", batch_size=4)
-    extract(load_study(file), ExtractOptions(engine=engine))
+    extract(load_study(file), engine)
     return file
 
 

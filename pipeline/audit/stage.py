@@ -36,7 +36,7 @@ from pipeline.data.leaks import NOTE, SEVERITIES, WARNING, Finding, check_leaks,
 from pipeline.data.samples import ALL_IMAGES, Samples, load_samples
 from pipeline.errors import MissingFeaturesError, go_on
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, feature_tables, load_features
 from pipeline.parallel import run_parallel
 from pipeline.progress import Progress
@@ -87,9 +87,8 @@ def audit(
     failures = [(n, reason) for n, reason in loaded.items() if isinstance(reason, Exception)]
     failures += tables[0].samples.failures.items()  # a target may have the name of a backbone
     if shortcuts and engine is not None:
-        options = ExtractOptions(engine=engine, report="features_masked.json")
         with go_on("masked pictures", {}):
-            extract(masked_study(study), options)
+            extract(masked_study(study), engine, report="features_masked.json")
     first, facts, measured = _with_facts(study, tables[0])
     used = first.samples
     shared = overlaps(study, used, facts)

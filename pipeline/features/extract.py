@@ -14,10 +14,10 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from importlib import resources
 from itertools import chain, islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from cache import disk
 from cache.recipe import canonical, check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
 from pipeline.data.images import PixelPolicy, Pixels, decode
-from pipeline.data.items import Item, in_threads
+from pipeline.data.items import Each, Item, in_threads
 from pipeline.data.processes import Processes, can_share_memory
 from pipeline.data.samples import ALL_IMAGES, Samples, SkippedImage, load_samples
 from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
@@ -73,107 +73,93 @@ Image = tuple[bytes, Pixels]
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExtractOptions:
-    """How stage 1 runs.
+def extract(
+    study: Study,
+    engine: EngineChoice | None = None,
+    *,
+    rehash: bool = False,
+    strict: bool = False,
+    report: str = FEATURES_REPORT,
+    ray: str | None = None,
+) -> dict[str, Any]:
+    """Fill the stores of a study; what they hold already is not computed again.
 
-    Attributes:
-        engine: What the networks run on.
+    Args:
+        study: Where images and stores are.
+        engine: What the networks run on; None: as this machine allows.
         rehash: Read every file again instead of believing the index of known files.
         strict: Whether a skipped image is an error once all good ones are safe.
         report: Name of the report below the study's results.
         ray: Address for :func:`pipeline.features.ray_extract.cluster`; None: this process does
             all.
-    """
-
-    engine: EngineChoice = field(default_factory=EngineChoice)
-    rehash: bool = False
-    strict: bool = False
-    report: str = FEATURES_REPORT
-    ray: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneReport:
-    """What one run did for one backbone; ``images_in = computed + reused + skipped``."""
-
-    backbone: str
-    fingerprint: str
-    store: str
-    dim: int
-    images_in: int
-    computed: int
-    reused: int
-    skipped: int
-    seconds: float
-    images_per_second: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractReport:
-    """What one run did: a row for each backbone, every skipped image, and what failed, and why."""
-
-    schema: int = 1
-    study: str
-    backbones: tuple[BackboneReport, ...]
-    skipped: tuple[SkippedImage, ...]
-    failures: Mapping[str, str]
-
-
-def extract(study: Study, options: ExtractOptions | None = None) -> ExtractReport:
-    """Fill the stores of a study; what they hold already is not computed again.
 
     Returns:
-        The report, which is also written to ``results/<study>/features.json``.
+        The report, which is also written: a row for each backbone, whose ``images_in`` are those
+        ``computed``, ``reused`` and ``skipped``; every skipped image; what failed, and why.
 
     Raises:
         PartsError: Some backbones or targets failed; the others were run.
         PipelineError: See the modules this calls; a full disk is a ``cache`` error.
-        SkippedImagesError: ``options.strict`` and an image was skipped.
+        SkippedImagesError: ``strict``, and an image was skipped.
     """
-    options = options or ExtractOptions()
-    wanted = replace(ALL_IMAGES, rehash=options.rehash)
-    if options.ray is None:
-        check_engine(options.engine)
-        # In a store that is here may be all there is to compute.
-        is_new = not study.store_root.is_dir()
+    engine = engine or EngineChoice()
+    wanted = replace(ALL_IMAGES, rehash=rehash)
+    if ray is None:
+        check_engine(engine)
         with ExitStack() as reading:
-            if is_new and load_early(options.engine) and can_share_memory():
+            each: Each = in_threads
+            # In a store that is here may be all there is to compute.
+            is_new = not study.store_root.is_dir()
+            if is_new and load_early(engine) and can_share_memory():
                 each = reading.enter_context(Processes(os.cpu_count() or 1)).each
-            else:
-                each = in_threads
-            gathered = load_samples(study, wanted, each)
-        return _extract(study, options, gathered)
-    from pipeline.features.ray_extract import cluster
+            samples, unreadable = load_samples(study, wanted, each)
+        record, failures = _extract(study, engine, samples, unreadable)
+    else:
+        from pipeline.features.ray_extract import cluster
 
-    with cluster(options.ray) as machines:
-        gathered = load_samples(study, wanted, machines.each)
-        return _extract(study, options, gathered, machines)
+        with cluster(ray) as machines:
+            samples, unreadable = load_samples(study, wanted, machines.each)
+            record, failures = _extract(study, engine, samples, unreadable, machines)
+    write_set(study.results / report, record)
+    if SOURCE in failures:
+        raise failures[SOURCE]
+    if strict and record["skipped"]:
+        first, count = record["skipped"][0], len(record["skipped"])
+        raise SkippedImagesError(
+            f"{counted(count, 'image')} {'was' if count == 1 else 'were'} skipped and --strict is "
+            f"set; first: {first['domain']}/{first['path']}: {first['reason']}. The features of "
+            "all others are stored"
+        )
+    if failures:
+        raise PartsError(failures, record)
+    return record
 
 
 def _extract(
     study: Study,
-    options: ExtractOptions,
-    gathered: tuple[Samples, tuple[SkippedImage, ...]],
+    engine: EngineChoice,
+    samples: Samples,
+    unreadable: Sequence[SkippedImage],
     machines: "Cluster | None" = None,
-) -> ExtractReport:
-    samples, unreadable = gathered
+) -> tuple[dict[str, Any], dict[str, Exception]]:
+    """The report, and by part of the study what failed."""
     warn_of_unnamed_findings(study)
     if copies := len(samples) - len(set(samples.key)):
         images = f"{counted(copies, 'image')} {are(copies)}"
         _LOG.info("%s byte-identical to another; each shares its feature row", images)
     prepare(study.results)
+    alone = len(study.backbones) == 1
     networks = defaultdict[BackboneChoice, dict[BackboneChoice, FeatureStore]](dict)
     failed: dict[str, Exception] = {}
     for choice in study.backbones:
         # Weights that cannot be had must show before the first backbone has run for an hour.
-        with go_on(_part(choice), failed, alone=len(study.backbones) == 1):
+        with go_on(_part(choice), failed, alone=alone):
             networks[replace(choice, name=choice.network.name)][choice] = store_for(study, choice)
     backbones, skipped = [], list(unreadable)
-    for choice, of_network in networks.items():
-        with go_on(_part(choice), failed, alone=len(study.backbones) == 1):
+    for choice, stores in networks.items():
+        with go_on(_part(choice), failed, alone=alone):
             rows, unusable = _extract_network(
-                of_network, samples, options.engine, unreadable=len(unreadable), machines=machines
+                stores, samples, engine, unreadable=len(unreadable), machines=machines
             )
             backbones += rows
             skipped += unusable
@@ -181,25 +167,14 @@ def _extract(
         raise next(iter(failed.values()))
     of_domains = {**samples.failures, **_emptied(samples, skipped)}
     failures = {d if d == SOURCE else f"target.{d}": why for d, why in of_domains.items()} | failed
-    report = ExtractReport(
-        study=study.name,
-        backbones=tuple(backbones),
-        skipped=tuple(dict.fromkeys(skipped)),
-        failures={part: str(failure) for part, failure in failures.items()},
-    )
-    write_set(study.results / options.report, asdict(report))
-    if SOURCE in failures:
-        raise failures[SOURCE]
-    if options.strict and report.skipped:
-        first, count = report.skipped[0], len(report.skipped)
-        raise SkippedImagesError(
-            f"{counted(count, 'image')} {'was' if count == 1 else 'were'} skipped and --strict is "
-            f"set; first: {first.domain}/{first.path}: {first.reason}. The features of all others "
-            "are stored"
-        )
-    if failures:
-        raise PartsError(failures, asdict(report))
-    return report
+    record = {
+        "schema": 1,
+        "study": study.name,
+        "backbones": backbones,
+        "skipped": [asdict(skip) for skip in dict.fromkeys(skipped)],
+        "failures": {part: str(failure) for part, failure in failures.items()},
+    }
+    return record, failures
 
 
 def _part(choice: BackboneChoice) -> str:
@@ -214,7 +189,7 @@ def _extract_network(
     *,
     unreadable: int,
     machines: "Cluster | None",
-) -> tuple[list[BackboneReport], list[SkippedImage]]:
+) -> tuple[list[dict[str, Any]], list[SkippedImage]]:
     """Compute what is missing of the layers of one network, and count what happened."""
     start = time.monotonic()
     choice, *_ = choices = list(stores)
@@ -239,25 +214,25 @@ def _extract_network(
         )
     _refuse_many_constant(title, missing, unusable, images=len(set(samples.key)))
     skipped, seconds = _skips(samples, unusable), time.monotonic() - start
-    reports = []
+    rows = []
     for choice, store in stores.items():
         reused = sum(key in before[choice] for key in samples.key)
         computed = len(samples) - reused - len(skipped)
-        reports.append(
-            BackboneReport(
-                backbone=choice.name,
-                fingerprint=store.recipe.fingerprint,
-                store=str(store.path),
-                dim=spec_of(choice.name).dim,
-                images_in=len(samples) + unreadable,
-                computed=computed,
-                reused=reused,
-                skipped=len(skipped) + unreadable,
-                seconds=round(seconds, 3),
-                images_per_second=round(computed / seconds, 1) if computed else 0.0,
-            )
+        rows.append(
+            {
+                "backbone": choice.name,
+                "fingerprint": store.recipe.fingerprint,
+                "store": str(store.path),
+                "dim": spec_of(choice.name).dim,
+                "images_in": len(samples) + unreadable,
+                "computed": computed,
+                "reused": reused,
+                "skipped": len(skipped) + unreadable,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(computed / seconds, 1) if computed else 0.0,
+            }
         )
-    return reports, skipped
+    return rows, skipped
 
 
 def fill_stores(

@@ -3,10 +3,9 @@
 import pytest
 
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
-TORCH = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))
+TORCH = EngineChoice(engine="torch", device="cpu", batch_size=8)
 
 
 @pytest.fixture

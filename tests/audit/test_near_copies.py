@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.tables import read_lines
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.study import load_study
 from tests.audit_worlds import smooth_study
 from tests.test_cli import run
@@ -33,7 +33,7 @@ def copied_study(tmp_path, monkeypatch):
         tmp_path, [(k, k + 4, how) for k, how in zip(IN_FIT, kinds, strict=True)]
     )
     study = load_study(study_file)
-    extract(study, ExtractOptions(engine=TORCH))
+    extract(study, TORCH)
     run("heads", study_file, "--only", "linear", "--quick")
     return study_file
 

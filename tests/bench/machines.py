@@ -29,8 +29,8 @@ from pipeline.data.samples import load_samples
 from pipeline.data.sources import scan
 from pipeline.features import backbones, ray_extract
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
-from pipeline.study import load_study
+from pipeline.features.extract import extract
+from pipeline.study import Study, load_study
 from tests.image_files import raw_png, rows_of
 from tests.tiny import install_tiny_backbone, table_with_tiny
 
@@ -101,17 +101,17 @@ def _run(images: int, how: str) -> list[float]:
 
     install_tiny_backbone(pytest.MonkeyPatch(), Path(os.environ["BENCH_FOLDER"]))
     engine = EngineChoice(engine="torch", device="cpu", batch_size=64)
-    each, options = in_threads, ExtractOptions(engine=engine)
+    each, fill = in_threads, partial(extract, engine=engine)
     if how == "ray":
         _start_ray(worker_process_setup_hook=f"{__spec__.name}.hook")
-        each, options = ray_extract.Cluster().each, ExtractOptions(engine=engine, ray="")
-    _steps(_FEW, how, each, options)  # the processes are there
-    start = np.min([_steps(_FEW, how, each, options) for _ in range(_STARTS)], axis=0)
-    costs = np.subtract(_steps(images, how, each, options), start) / (images - _FEW)
+        each, fill = ray_extract.Cluster().each, partial(fill, ray="")
+    _steps(_FEW, how, each, fill)  # the processes are there
+    start = np.min([_steps(_FEW, how, each, fill) for _ in range(_STARTS)], axis=0)
+    costs = np.subtract(_steps(images, how, each, fill), start) / (images - _FEW)
     return [float(start.sum()), *(1e3 * costs).tolist()]
 
 
-def _steps(images: int, how: str, each: Each, options: ExtractOptions) -> list[float]:
+def _steps(images: int, how: str, each: Each, fill: Callable[[Study], object]) -> list[float]:
     """CPU seconds of listing, hashing and filling."""
     top = Path(os.environ["BENCH_FOLDER"])
     os.environ["HEADRACE_FEATURES"] = str(top / f"features-{how}-{images}")
@@ -120,7 +120,7 @@ def _steps(images: int, how: str, each: Each, options: ExtractOptions) -> list[f
     shutil.rmtree(study.store_root, ignore_errors=True)
     both = _cpu_of(partial(load_samples, study, each=each))
     shutil.rmtree(study.store_root, ignore_errors=True)
-    whole = _cpu_of(partial(extract, study, options))
+    whole = _cpu_of(partial(fill, study))
     return [listing, both - listing, whole - both]
 
 

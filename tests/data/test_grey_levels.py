@@ -13,7 +13,7 @@ from pipeline.data.samples import load_samples
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, StudyError
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.predict import predict
 from pipeline.study import Domain, load_study
 from tests.image_files import encoded, grey16, picture
@@ -141,7 +141,7 @@ def test_a_saved_head_reads_new_images_by_the_rule_of_its_source(study_file):
     """Their features are those in the store: none is computed by another rule."""
     study = load_study(study_file)
     engine = EngineChoice(engine="torch", device="cpu", batch_size=16)
-    extract(study, ExtractOptions(engine=engine))
+    extract(study, engine)
     compare(study, CompareOptions(heads=("linear",), repeats=0, draws=99))
     head = study.results / "heads/tiny/linear"
     found = predict(head, [study.source.path], store=study.store_root, engine=engine)

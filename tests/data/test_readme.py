@@ -11,7 +11,7 @@ from pipeline.compare import CompareOptions, compare
 from pipeline.data.attributes import groupings
 from pipeline.data.samples import load_samples
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.init import write_study
 from pipeline.predict import predict
 from pipeline.study import Study, load_study
@@ -231,8 +231,8 @@ def test_a_study_of_the_readme_finds_images_classes_and_patients(name, tmp_path,
 def test_each_kind_of_input_runs_to_the_heads(name, tmp_path, monkeypatch):
     """Features, then a head that tells bright pictures from dark ones."""
     study = load_study(study_of(name, tmp_path, monkeypatch))
-    report = extract(study, ExtractOptions(engine=EngineChoice(engine="torch", device="cpu")))
-    assert report.backbones[0].skipped == 0
+    report = extract(study, EngineChoice(engine="torch", device="cpu"))
+    assert report["backbones"][0]["skipped"] == 0
     record = compare(labelled(study), CompareOptions(heads=("linear",), repeats=0, draws=99))
     assert "accuracy" in str(record)
     if name == "MedMNIST":  # the file itself can be classified, too

@@ -22,7 +22,7 @@ from pipeline.data.samples import load_samples
 from pipeline.data.sources import KINDS, read_image, scan, wrong_layout
 from pipeline.errors import ImageError, StudyError
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.init import write_study
 from pipeline.study import ImageTable, TargetDomain, load_study
 from tests.image_files import jpeg, listed, picture, pictures, png, with_files, with_stack
@@ -556,7 +556,7 @@ def test_results_and_stores_beside_the_classes_are_no_data(study_file):
     Path("here").rmdir()
     shutil.rmtree("there")
     study = load_study(study_file)
-    extract(study, ExtractOptions(engine=engine))
+    extract(study, engine)
     write_images(Path("results"), 4)
     assert load_samples(study)[0].classes == ("a", "b")
     # The study file and the weights of the tiny network.

@@ -14,7 +14,7 @@ from pipeline.errors import EngineError
 from pipeline.features.decoding import CONSTANT
 from pipeline.features.device_decode import device_batches
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.study import Domain, load_study
 from tests.image_files import jpeg, picture, png, turned
 from tests.tiny import install_tiny_backbone, write_tiny_study
@@ -89,4 +89,4 @@ def test_decoding_on_the_gpu_is_a_recipe_and_needs_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = load_study(write_tiny_study(tmp_path, source=8, target=4)).with_recipe(decode="gpu")
     with pytest.raises(EngineError, match="needs a CUDA device.*use --decode cpu"):
-        extract(study, ExtractOptions(engine=EngineChoice(device="cpu")))
+        extract(study, EngineChoice(device="cpu"))

@@ -16,13 +16,13 @@ from pipeline.data.images import PixelPolicy
 from pipeline.errors import EngineError, UnknownNameError
 from pipeline.features import engines
 from pipeline.features.engines import ENGINES, EngineChoice, start_engine
-from pipeline.features.extract import ExtractOptions, FeatureGuard, compute_features, extract
+from pipeline.features.extract import FeatureGuard, compute_features, extract
 from pipeline.features.frozen import Frozen
 from pipeline.study import load_study
 from tests.tiny import write_images
 
 POLICY = PixelPolicy(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-OPENVINO = ExtractOptions(engine=EngineChoice(engine="openvino", device="cpu", batch_size=4))
+OPENVINO = EngineChoice(engine="openvino", device="cpu", batch_size=4)
 
 
 class Tiny(nn.Module):
@@ -204,7 +204,7 @@ def kept() -> Path:
 def add_images(study_file: Path, seed: int) -> None:
     """Ten images, and their features."""
     write_images(study_file.parent / "there", 10, seed=seed)
-    assert extract(load_study(study_file), OPENVINO).backbones[0].computed == 10
+    assert extract(load_study(study_file), OPENVINO)["backbones"][0]["computed"] == 10
 
 
 @pytest.mark.parametrize("damage", ["none", "flip", "cut", "empty", "head", "versions"])
@@ -235,7 +235,7 @@ def test_other_weights_have_a_network_of_their_own(study_file, conversions):
     """The kept network of the old weights is never run for the new ones."""
     state = torch.load("tiny.pth", weights_only=True)
     torch.save(state | {"0.bias": state["0.bias"] + 1}, "tiny.pth")
-    assert extract(load_study(study_file), OPENVINO).backbones[0].computed == 60
+    assert extract(load_study(study_file), OPENVINO)["backbones"][0]["computed"] == 60
     assert conversions == [4]
     assert len(list(Path("features/index/networks").iterdir())) == 2
     assert len([p for p in Path("features").iterdir() if p.name != "index"]) == 2
@@ -264,12 +264,12 @@ def test_a_second_run_does_not_import_torch(study_file, conversions):
         "import sys; from pathlib import Path; import pytest;"
         "import pipeline.features.backbones as b; from tests.tiny import table_with_tiny;"
         "b.BACKBONES = table_with_tiny(Path('tiny.pth'));"
-        "from pipeline.features.extract import ExtractOptions, extract;"
+        "from pipeline.features.extract import extract;"
         "from pipeline.features.engines import EngineChoice;"
         "from pipeline.study import load_study;"
-        "options = ExtractOptions(engine=EngineChoice(device='cpu', batch_size=4));"
+        "options = EngineChoice(device='cpu', batch_size=4);"
         "report = extract(load_study(Path('study.toml')), options);"
-        "assert report.backbones[0].computed == 10, report;"
+        "assert report['backbones'][0]['computed'] == 10, report;"
         "assert not {'torch', 'sklearn', 'matplotlib'} & set(sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

@@ -24,13 +24,12 @@ from cache.store import FeatureStore
 from pipeline.audit.stage import audit
 from pipeline.errors import EngineError, PartsError, StudyError, WeightsError
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.features.load import load_features, store_for
 from pipeline.study import load_study
 from tests.tiny import write_images
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
-OPTIONS = ExtractOptions(engine=TORCH)
 
 
 @pytest.fixture
@@ -45,16 +44,17 @@ def builds(monkeypatch) -> list[str]:
 
 
 def counts(report) -> tuple[int, int, int, int]:
-    row = report.backbones[0]
-    assert row.images_in == row.computed + row.reused + row.skipped
-    return row.images_in, row.computed, row.reused, row.skipped
+    row = report["backbones"][0]
+    total, *counts = (row[n] for n in ("images_in", "computed", "reused", "skipped"))
+    assert total == sum(counts)
+    return total, *counts
 
 
 def test_the_first_run_computes_all_and_the_second_builds_no_model(study_file, builds):
     """Nothing new: nothing is built, nothing is computed."""
     study = load_study(study_file)
-    assert counts(extract(study, OPTIONS)) == (60, 60, 0, 0)
-    assert counts(extract(study, OPTIONS)) == (60, 0, 60, 0)
+    assert counts(extract(study, TORCH)) == (60, 60, 0, 0)
+    assert counts(extract(study, TORCH)) == (60, 0, 60, 0)
     assert builds == ["tiny"]
 
 
@@ -64,17 +64,17 @@ def test_layers_and_the_network_itself_come_from_one_pass(study_file, builds):
     layers = 'layers = ["0", "1"]\n'
     study_file.write_text(text + layers)
     study = load_study(study_file)
-    report = extract(study, OPTIONS)
+    report = extract(study, TORCH)
     assert builds == ["tiny@0"]
-    assert [(row.backbone, row.computed) for row in report.backbones] == [
+    assert [(row["backbone"], row["computed"]) for row in report["backbones"]] == [
         ("tiny@0", 60),
         ("tiny@1", 60),
     ]
     tables = [load_features(study, choice) for choice in study.variants]
     np.testing.assert_array_equal(tables[2].X, np.hstack([tables[0].X, tables[1].X]))
     study_file.write_text(f'{text}[backbone."tiny@0"]\n[backbone."tiny@1"]\n')
-    report = extract(load_study(study_file), OPTIONS)
-    assert [row.computed for row in report.backbones] == [60, 0, 0]
+    report = extract(load_study(study_file), TORCH)
+    assert [row["computed"] for row in report["backbones"]] == [60, 0, 0]
     plain = load_features(load_study(study_file), study.backbones[0].network).X
     np.testing.assert_allclose(tables[1].X, plain, rtol=1e-6)  # it is pooled last anyway
     assert (plain > tables[0].X).any()  # before the ReLU
@@ -98,12 +98,12 @@ def test_a_backbone_that_fails_does_not_cost_the_others(study_file, builds, monk
         patch.setattr(extract_module, "replace", lambda choice, **_: choice)  # one pass for each
         failures = r"\.densenet121: .*lost\.pth.*; backbone\.tiny@0: the engine b"
         with pytest.raises(PartsError, match=failures):
-            extract(study, OPTIONS)
+            extract(study, TORCH)
     assert len(store_for(study, study.backbones[0])) == 60
     (row,) = json.loads((study.results / "features.json").read_text())["backbones"]
     assert (row["backbone"], row["computed"]) == ("tiny", 60)
     with pytest.raises(WeightsError, match=r"lost\.pth"):
-        extract(replace(study, backbones=study.backbones[1:2]), OPTIONS)
+        extract(replace(study, backbones=study.backbones[1:2]), TORCH)
 
 
 def test_a_target_and_a_backbone_of_one_name_fail_each_for_itself(study_file):
@@ -113,7 +113,7 @@ def test_a_target_and_a_backbone_of_one_name_fail_each_for_itself(study_file):
     study_file.write_text(study_file.read_text() + lost)
     study = load_study(study_file)
     with pytest.raises(PartsError) as error:
-        extract(study, OPTIONS)
+        extract(study, TORCH)
     assert {*error.value.record["failures"]} == {"target.densenet121", "backbone.densenet121"}
     findings = audit(study, shortcuts=False)["findings"]
     texts = [f["text"] for f in findings if f["where"] == "densenet121"]
@@ -123,12 +123,12 @@ def test_a_target_and_a_backbone_of_one_name_fail_each_for_itself(study_file):
 def test_moving_copying_and_relabelling_cost_nothing(study_file, builds):
     """The key is the content; labels are not in the store. Of copies both rows are counted."""
     study = load_study(study_file)
-    extract(study, OPTIONS)
+    extract(study, TORCH)
     here = study_file.parent / "here"
     moved = sorted((here / "a").iterdir())[0]
     moved.rename(here / "b" / "p1000_moved.png")
     shutil.copy(here / "b" / "p1000_moved.png", here / "b" / "p1000_copy.png")
-    assert counts(extract(study, OPTIONS)) == (61, 0, 61, 0)
+    assert counts(extract(study, TORCH)) == (61, 0, 61, 0)
     assert len(store_for(study, study.backbones[0])) == 60
     assert builds == ["tiny"]
 
@@ -136,7 +136,7 @@ def test_moving_copying_and_relabelling_cost_nothing(study_file, builds):
 def test_the_features_are_those_of_the_image(study_file):
     """The row under a file's key is what the network says of its pixels."""
     study = load_study(study_file)
-    extract(study, OPTIONS)
+    extract(study, TORCH)
     file = sorted((study_file.parent / "here" / "a").iterdir())[0]
     pixels = np.asarray(Image.open(file).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
     network = extract_module.frozen_network(study.backbones[0])
@@ -154,14 +154,14 @@ def test_bad_images_are_counted_with_their_reason(study_file, builds):
     (folder / "p1_short.png").write_bytes(good[: len(good) // 2])
     (folder / "p1_empty.png").write_bytes(b"")
     study = load_study(study_file)
-    report = extract(study, OPTIONS)
+    report = extract(study, TORCH)
     assert counts(report) == (63, 60, 0, 3)
-    reasons = {skip.path: skip.reason for skip in report.skipped}
+    reasons = {skip["path"]: skip["reason"] for skip in report["skipped"]}
     assert "empty" in reasons["a/p1_empty.png"]
     assert set(reasons) == {"a/p1_text.png", "a/p1_short.png", "a/p1_empty.png"}
     written = json.loads((study.results / "features.json").read_text())
     assert {skip["path"] for skip in written["skipped"]} == set(reasons)
-    assert counts(extract(study, OPTIONS)) == (63, 0, 60, 3)
+    assert counts(extract(study, TORCH)) == (63, 0, 60, 3)
     assert builds == ["tiny"]
 
 
@@ -181,9 +181,9 @@ def test_pictures_of_one_colour_are_named_and_not_stored(study_file):
     folder = study_file.parent / "here" / "a"
     one_colour(folder / "p1_black.png", 0)
     one_colour(folder / "p1_clear.png", -1)
-    report = extract(load_study(study_file), OPTIONS)
+    report = extract(load_study(study_file), TORCH)
     assert counts(report) == (62, 60, 0, 2)
-    assert {skip.path: skip.reason for skip in report.skipped} == {
+    assert {skip["path"]: skip["reason"] for skip in report["skipped"]} == {
         f"a/p1_{name}.png": "all pixels have one colour" for name in ("black", "clear")
     }
 
@@ -194,17 +194,17 @@ def test_many_pictures_of_one_colour_stop_the_run(study_file, monkeypatch):
         one_colour(study_file.parent / "here" / "a" / f"p1_{level}.png", level)
     study = load_study(study_file)
     with pytest.raises(StudyError, match=r"3 of 63 images show one colour only, .* a/p1_0\.png"):
-        extract(study, OPTIONS)
+        extract(study, TORCH)
     assert len(store_for(study, study.backbones[0])) == 60
     # Of fewer, a second run misses these alone, and they are no more than they were.
     monkeypatch.setattr("pipeline.features.extract._SHARE_CONSTANT", 0.1)
-    assert len(extract(study, OPTIONS).skipped) == 3
+    assert len(extract(study, TORCH)["skipped"]) == 3
 
 
 def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):
     """The shares are of the whole time; the largest is called the limit."""
     caplog.set_level("INFO")
-    extract(load_study(study_file), OPTIONS)
+    extract(load_study(study_file), TORCH)
     (line,) = [text for text in caplog.messages if "waiting for" in text]
     shares = {name: int(n) for name, n in re.findall(r"(\w+) (\d+)%", line)}
     assert list(shares) == ["starting", "decoding", "network", "writing"]
@@ -224,20 +224,20 @@ def test_an_image_that_changes_under_way_is_never_filed_under_the_old_key(study_
         return result
 
     monkeypatch.setattr(extract_module, "load_samples", then_change)
-    report = extract(study, OPTIONS)
+    report = extract(study, TORCH)
     assert counts(report) == (60, 59, 0, 1)
-    assert "changed while the run was under way" in report.skipped[0].reason
+    assert "changed while the run was under way" in report["skipped"][0]["reason"]
 
 
 def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypatch):
     """The canaries catch what the recipe cannot see."""
     study = load_study(study_file)
-    extract(study, OPTIONS)
+    extract(study, TORCH)
     write_images(study_file.parent / "there", 4, seed=9)
     real = extract_module.canary_features
     monkeypatch.setattr(extract_module, "canary_features", lambda *a: real(*a) * np.float32(1.001))
     with pytest.raises(CanaryError, match="relative L2, allowed 1e-04") as error:
-        extract(study, OPTIONS)
+        extract(study, TORCH)
     assert error.value.exit_code == 3
 
 
@@ -256,8 +256,8 @@ def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(extract_module, "write_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            extract(study, OPTIONS)
-    assert counts(extract(study, OPTIONS)) == (60, 36, 24, 0)
+            extract(study, TORCH)
+    assert counts(extract(study, TORCH)) == (60, 36, 24, 0)
 
 
 def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
@@ -281,8 +281,8 @@ def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
         "    if len(sys.argv) > 2 and len(parts) == 2: print('half', flush=True); time.sleep(60)\n"
         "    real(a, b)\n"
         "m.setattr(d, 'replace', replace)\n"
-        "e.extract(load_study(folder / 'study.toml'), e.ExtractOptions("
-        "engine=EngineChoice(engine='torch', device='cpu', batch_size=4)))"
+        "e.extract(load_study(folder / 'study.toml'), EngineChoice("
+        "engine='torch', device='cpu', batch_size=4))"
     )
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", script, str(tmp_path)]

@@ -26,7 +26,7 @@ from pipeline.data.items import FileStat, Item
 from pipeline.errors import EngineError
 from pipeline.features import backbones, ray_extract
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.features.load import store_for
 from pipeline.study import load_study
 from tests.image_files import grey16
@@ -34,8 +34,6 @@ from tests.tiny import table_with_tiny, tiny_network
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray uses what it has deprecated itself
 ENGINE = EngineChoice(engine="torch", device="cpu", batch_size=4)
-ALONE = ExtractOptions(engine=ENGINE)
-SPREAD = replace(ALONE, ray="")
 NO_RAY = "Ray is not installed: pip install 'headrace[ray]'"
 
 
@@ -104,7 +102,7 @@ def test_without_ray_or_a_cluster_the_message_says_what_to_do(monkeypatch, there
     """One line, before any work; Ray itself would try for minutes."""
     monkeypatch.setattr(ray_extract.importlib.util, "find_spec", lambda _: there)
     with pytest.raises(EngineError, match=message):
-        extract(None, replace(ALONE, ray=address))
+        extract(None, ENGINE, ray=address)
 
 
 # With Ray. Its workers are processes of their own and get the backbone by a hook.
@@ -200,7 +198,7 @@ def assert_same_store(study, alone: Path) -> None:
 
 def extract_alone(study) -> tuple[object, Path]:
     """The report of one machine, and where its store is now."""
-    report = extract(study, ALONE)
+    report = extract(study, ENGINE)
     return report, Path(shutil.move(study.store_root, study.store_root.with_name("alone")))
 
 
@@ -212,11 +210,10 @@ def test_the_store_is_that_of_one_machine(study_file, start_ray, capsys, gpus):
     study = load_study(study_file)
     expected, alone = extract_alone(study)
     start_ray(gpus=gpus)
-    options = replace(SPREAD, engine=replace(ENGINE, device="auto")) if gpus else SPREAD
-    report = extract(study, options)
+    report = extract(study, replace(ENGINE, device="auto") if gpus else ENGINE, ray="")
     assert_same_store(study, alone)
-    assert report.skipped == expected.skipped
-    assert report.backbones[0].computed == expected.backbones[0].computed == 60
+    assert report["skipped"] == expected["skipped"]
+    assert report["backbones"][0]["computed"] == expected["backbones"][0]["computed"] == 60
     assert "tiny: 61/61" in capsys.readouterr().err
 
 
@@ -287,9 +284,9 @@ def test_a_worker_and_a_machine_may_die(study_file, start_ray, meanwhile, victim
         killed.append(victim)
 
     meanwhile(kill)
-    report = extract(study, SPREAD)
+    report = extract(study, ENGINE, ray="")
     assert killed
-    assert report.backbones[0].computed == 60
+    assert report["backbones"][0]["computed"] == 60
     assert_same_store(study, alone)
 
 
@@ -320,10 +317,10 @@ def test_a_worker_of_four_cores_stays_below_two_gigabytes(study_file, start_ray,
 
     meanwhile(watch)
     try:
-        report = extract(load_study(Path("large.toml")), ExtractOptions(ray=""))
+        report = extract(load_study(Path("large.toml")), ray="")
     finally:
         done.set()
-    assert report.backbones[0].computed == 16
+    assert report["backbones"][0]["computed"] == 16
     assert 0.1 < max(peaks.values()) < 2, peaks
     print(f"peak {max(peaks.values()):.2f} GB")
 
@@ -367,7 +364,7 @@ def test_ctrl_c_stops_all_processes_and_keeps_whole_parts(study_file, tmp_path, 
     store = store_for(study, study.backbones[0])
     assert 0 < len(store) < 60
     assert not store.damaged
-    assert extract(study, ALONE).backbones[0].reused == len(store)
+    assert extract(study, ENGINE)["backbones"][0]["reused"] == len(store)
     assert not [n for n in disk.listdir(store.path) if n.startswith(disk.TEMPORARY)]
 
 

@@ -14,7 +14,7 @@ import pytest
 import tests
 from pipeline.compare import CompareOptions, compare
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
@@ -95,7 +95,7 @@ def shared(monkeypatch):
         python = python_for_all(folder / "colleague")
         install_tiny_backbone(monkeypatch, folder)
         study = load_study(write_tiny_study(folder))
-        extract(study, ExtractOptions(engine=EngineChoice(engine="torch", device="cpu")))
+        extract(study, EngineChoice(engine="torch", device="cpu"))
         compare(study, CompareOptions(heads=("prior", "linear"), repeats=0, draws=20))
         write_images(folder / "new", 4, seed=9)
         yield folder, python

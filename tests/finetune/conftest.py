@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.study import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.tiny import write_tiny_study
@@ -42,5 +42,5 @@ def study(tmp_path, monkeypatch):
 @pytest.fixture
 def stored(study):
     """The same with its features stored."""
-    extract(study, ExtractOptions(engine=TORCH))
+    extract(study, TORCH)
     return study

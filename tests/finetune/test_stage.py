@@ -22,7 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predictions import read_predictions
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.runs import ALPHAS
 from pipeline.finetune.stage import finetune, trend
@@ -242,7 +242,7 @@ def test_new_target_images_cost_no_training_and_select_nothing(stored, tmp_path,
     folders = [stored.results / "finetune" / name for name in names]
     before = [(folder / "model.safetensors").read_bytes() for folder in folders]
     write_images(tmp_path / "there", 10, seed=9, shift=-60)
-    extract(stored, ExtractOptions(engine=TORCH))
+    extract(stored, TORCH)
     record = finetune(stored, **only("lp", "scratch_mlp"))
     assert list(models(record)) == ["lp", "scratch_mlp"]
     assert "run --method last_block again" in caplog.text

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.study import load_study
 from tests.finetune.command import install_repeatable_tiny
 from tests.finetune.conftest import TORCH, torchrun
@@ -25,7 +25,7 @@ def alone(tmp_path, monkeypatch):
     install_repeatable_tiny(monkeypatch, tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
     study = write_tiny_study(tmp_path)
-    extract(load_study(study), ExtractOptions(engine=TORCH))
+    extract(load_study(study), TORCH)
     done = CliRunner().invoke(main, ["finetune", str(study), *OPTIONS])
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)

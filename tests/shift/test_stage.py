@@ -13,7 +13,7 @@ import pipeline.features.load as load_module
 from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.shift import stage
 from pipeline.shift.adapt import ADAPTERS
@@ -51,7 +51,7 @@ def study(tmp_path_factory):
         file.write_text(text.replace("[store]", asked))
         loaded = load_study(file)
         engine = EngineChoice(engine="torch", device="cpu", batch_size=8)
-        extract(loaded, ExtractOptions(engine=engine))
+        extract(loaded, engine)
         yield loaded
 
 
