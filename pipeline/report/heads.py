@@ -81,10 +81,12 @@ def _backbone(record: Record, results: Record) -> Iterator[Part]:
     if results["reused"]:
         reused = counted(results["reused"], "head")
         yield f"{reused} reused from an earlier run, {results['fitted']} fitted."
-    legend = (
-        f"Points are differences of accuracy from the baseline {record['baseline']}; p is adjusted "
-        "for the number of heads (Holm). Intervals are 95 %, by patient. * best by validation."
-    )
+    legend = "Intervals are 95 %, by patient. * best by validation."
+    if any(row["differences"] for domain in results["domains"] for row in domain["rows"]):
+        legend = (
+            f"Points are differences of accuracy from the baseline {record['baseline']}; p is "
+            f"adjusted for the number of heads (Holm). {legend}"
+        )
     for domain in results["domains"]:
         yield _scores(backbone, results["best"], domain, legend)
         yield from _clinical(backbone, domain)
@@ -175,10 +177,10 @@ def _selection_corrected(by_metric: Mapping[str, Record]) -> Iterator[str]:
     ]
     if values:
         among = next(iter(by_metric.values()))["among"]
-        yield (
-            f"The best of {among} heads on new patients of the source, corrected for "
-            f"the selection: {', '.join(values)}."
-        )
+        which, how = "The head", ""
+        if among > 1:
+            which, how = f"The best of {among} heads", ", corrected for the selection"
+        yield f"{which} on new patients of the source{how}: {', '.join(values)}."
 
 
 # Of ``--thorough``.

@@ -125,7 +125,8 @@ def error_sheet(study: Study, heads: Mapping[str, Any], file: bytes) -> dict[str
         heads: The record of ``headrace heads``.
         file: Its probabilities.
     """
-    if (head := page_head(heads)) is None:
+    head = page_head(heads)
+    if head is None or head.name == "prior":  # it is as sure of every image
         return {}
     stored = predictions_in(file)[head.backbone]
     entries = [

@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from pipeline.evaluation.clinical import THRESHOLDS, net_benefit
 from pipeline.evaluation.compare_heads import head_of_entry
@@ -41,6 +40,8 @@ _Curve = tuple[NDArray[np.float64], NDArray[np.float64], str, Sequence[tuple[flo
 def _of_best(results: Results) -> tuple[str, dict[str, Scored]]:
     """The head that is best on validation, and its probabilities in each domain."""
     best = head_of_entry(results.of_backbone)
+    if best == "prior":
+        raise NothingToDrawError("the prior looks at no image")
     stored = results.predictions
     if stored is None:
         raise NothingToDrawError(f"no probabilities of {results.backbone} are stored")
@@ -101,6 +102,8 @@ def _reliability(scored: Scored, name: str) -> _Curve:
 
     The event is the second of two classes, else that the prediction is right.
     """
+    from scipy.optimize import isotonic_regression  # late: a third of a second to import
+
     label, proba = scored
     binary = proba.shape[1] == 2
     event, p = (label == 1, proba[:, 1]) if binary else (proba.argmax(1) == label, proba.max(1))
