@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.facts import facts_of_picture, jpeg_quality
-from pipeline.data.images import picture_of
+from pipeline.data.images import Content
+from pipeline.data.index import facts_of
 from pipeline.data.items import Listing
 from pipeline.data.sources import scan
 from pipeline.study import ABSENT, SEALED, TargetDomain
@@ -206,9 +206,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
 
 def facts_of_file(data: bytes):
     """Facts of an image file, as they are measured of one on the disk."""
-    facts = facts_of_picture(picture_of(data))
-    facts["file_bytes"], facts["jpeg_quality"] = len(data), jpeg_quality(data)
-    return facts
+    return facts_of(Content(data))
 
 
 def with_files(root: Path, *paths: str) -> Path:

@@ -8,7 +8,6 @@ Rows of stacks are read, not mapped: of a mapped file that gets shorter, or whos
 the system kills the process instead of raising an error.
 """
 
-import hashlib
 import math
 import os
 import zipfile
@@ -25,22 +24,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.data.facts import facts_of_picture
-from pipeline.data.grey_levels import NO_RANGE, Depth, Reading, scaled
-from pipeline.data.images import PixelPolicy, Pixels, fitted
-from pipeline.data.items import (
-    NO_CLASS,
-    FileContent,
-    FileStat,
-    Item,
-    Listing,
-    RememberedFile,
-    files_in,
-    is_folder,
-    read_file,
-)
+from pipeline.data.grey_levels import Reading
+from pipeline.data.items import NO_CLASS, FileStat, Item, Listing, files_in, is_folder, read_file
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import ARCHIVE, Domain, classes_of
 from pipeline.words import composed, printable
@@ -54,66 +40,6 @@ _ALLOWED = "allowed are (n, H, W) and (n, H, W, 3 or 1), numbers of up to 64 bit
 _HEADERS: Mapping[tuple[int, int], Callable[..., Any]] = MappingProxyType(
     {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 )
-
-
-@dataclass(frozen=True)
-class _RowContent:
-    """An image of a stack in memory; see :class:`pipeline.data.items.FileContent`.
-
-    Attributes:
-        row: Shape ``(H, W)`` or ``(H, W, 3)``, any numbers, C order.
-        reading: Of its domain.
-    """
-
-    row: NDArray[Any]
-    reading: Reading
-
-    @property
-    def key(self) -> bytes:
-        """SHA-256 over dtype, shape and bytes, and of what is declared for other than uint8."""
-        digest = self._digest()
-        return digest if self.row.dtype == np.uint8 else self.reading.key(digest)
-
-    def remembered(self, salt: bytes | None = None) -> RememberedFile:  # noqa: ARG002 - rows have no header
-        return RememberedFile(self._digest(), self._depth())
-
-    def picture(self, at_least: int | None = None) -> Image.Image:  # noqa: ARG002 - as it is
-        return Image.fromarray(self._levels())
-
-    def pixels(self, policy: PixelPolicy) -> Pixels:
-        return fitted(self.picture(), policy)
-
-    def facts(self) -> NDArray[Any]:
-        """Its bytes are those of 8 bits."""
-        facts = facts_of_picture(self.picture())
-        facts["file_bytes"], facts["jpeg_quality"] = self.row.size, np.nan
-        return facts
-
-    def _digest(self) -> bytes:
-        """Moving a row to another file keeps it."""
-        digest = hashlib.sha256(f"{self.row.dtype.str}|{self.row.shape}|".encode())
-        digest.update(self.row.data)
-        return digest.digest()
-
-    def _depth(self) -> Depth:
-        if self.row.dtype == np.uint8:
-            return None
-        return int(self.row.max()) if self.row.dtype == np.uint16 else NO_RANGE
-
-    def _levels(self) -> Pixels:
-        if self.row.dtype == np.uint8:
-            return self.row
-        whole = (0.0, 65535.0) if self.row.dtype == np.uint16 else None
-        window = self.reading.window or whole
-        if window is None:
-            raise ImageError(
-                f"values of {self.row.dtype} have no range; write window = [BLACK, WHITE]"
-            )
-        return scaled(self.row, window)
-
-
-#: An image in memory.
-Content = FileContent | _RowContent
 
 
 @dataclass(frozen=True)
@@ -150,9 +76,9 @@ def _check_images(name: str, header: _Header) -> None:
         raise StudyError(f"{name} has shape {shape}: its images are {cause}; {_ALLOWED}") from cause
 
 
-def read(item: Item) -> _RowContent:
+def read_row(item: Item) -> NDArray[Any]:
     """Read one image; an ImageError where the file has changed since it was listed."""
-    return _RowContent(read_file(item.file, lambda stream: _row(stream, item)), item.reading)
+    return read_file(item.file, lambda stream: _row(stream, item))
 
 
 def _row(stream: FileIO, item: Item) -> NDArray[Any]:

@@ -8,16 +8,13 @@ OpenJPEG), run lengths by pydicom.
 import hashlib
 import io
 import re
-import secrets
 import struct
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache import disk
 from pipeline.data.grey_levels import (
     BITS_STORED,
     EIGHT_BITS,
@@ -26,7 +23,7 @@ from pipeline.data.grey_levels import (
     Reading,
     scaled,
 )
-from pipeline.errors import ImageError, StudyError
+from pipeline.errors import ImageError
 
 _PREAMBLE = 128
 _PIXELS = "PixelData"
@@ -41,7 +38,6 @@ _TAGS = [
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth",
     "VOILUTFunction", "VOILUTSequence",
 ]  # fmt: skip
-_SALT_BYTES = 32
 #: Codecs of imagecodecs by transfer syntax; all others are pydicom's.
 _CODECS = {
     **dict.fromkeys((f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70)), "jpeg8"),
@@ -92,23 +88,6 @@ def patient_in(data: bytes, salt: bytes) -> str:
     if not patient:
         return ""
     return hashlib.blake2b(patient.encode(), key=salt, digest_size=12).hexdigest()
-
-
-def salt_of(store_root: Path) -> bytes:
-    """The secret by which the patients of a store are hashed; made when first asked for.
-
-    It decides who is held out for validation, so it lies beside the stores and is kept.
-    """
-    file = store_root / "patients.salt"
-    if not file.exists():
-        disk.publish(file, secrets.token_hex(_SALT_BYTES).encode())
-    try:
-        return bytes.fromhex(disk.read_all(file).decode())
-    except (OSError, ValueError) as cause:
-        raise StudyError(
-            f"{file} cannot be read ({cause}); patients of DICOM files are hashed with it. Bring "
-            "it back, or remove it: then validation is drawn anew"
-        ) from cause
 
 
 def _read(data: bytes, tags: list[str]) -> Any:

@@ -6,27 +6,18 @@ or is guessed from all images of a domain together and said.
 """
 
 import hashlib
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError, StudyError
-from pipeline.study import Domain
-from pipeline.words import counted
+from pipeline.errors import ImageError
 
-_LOG = logging.getLogger(__name__)
 #: Of an image, unless a study allows more.
 MAX_PIXELS = 50_000_000
 _MIN_SIDE = 16
 _MAX_ASPECT = 50
-#: Bits that detectors have; of 16, the whole range is used without a word.
-_USUAL_BITS = (10, 12, 14)
-_ALL_BITS = 16
-_LEAST_TOP = 0.75  # share of the range that the largest value must reach for a guess
 
 #: What a file holds, so far as the rule depends on it: None for a file of 8 bits, else the
 #: largest value, or one of these.
@@ -84,45 +75,3 @@ def scaled(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint
     if not np.isfinite(levels).all():
         raise ImageError("some pixels are NaN or infinite")
     return np.asarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
-
-
-def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | None:
-    """The window for all images of a domain: as declared, or guessed from their largest values.
-
-    None where formats say themselves what is white; a StudyError says what to declare.
-    """
-    deep = {depth for depth in depths if depth is not None and depth != EIGHT_BITS}
-    if domain.window is not None or not deep:
-        return domain.window
-    tops = {depth for depth in deep if depth > 0}
-    count = sum(depth in deep for depth in depths)
-    if not tops:
-        if NO_RANGE in deep or len(deep) > 1:
-            what = "of real or signed numbers, or of DICOM without one window, do not say"
-            _refuse(domain, f"{counted(count, 'image')} {what} what is black and what")
-        return None
-    top = max(tops)
-    if tops != deep:
-        _refuse(domain, "DICOM and other files of 16 bits lie together, and it is unclear what")
-    bits = top.bit_length()
-    if bits == _ALL_BITS:
-        return None
-    if bits not in _USUAL_BITS or top < _LEAST_TOP * 2**bits:
-        _refuse(
-            domain,
-            f"the largest value of {counted(count, 'image')} of 16 bits is {top}, which does not "
-            "tell what",
-        )
-    _LOG.warning(
-        "%s: %s of 16 bits: the largest value is %d, so %d bits are taken for all. Write bits = %d "
-        "to keep it when images are added",
-        *(domain.name, counted(count, "image"), top, bits, bits),
-    )
-    return 0.0, 2.0**bits - 1
-
-
-def _refuse(domain: Domain, what: str) -> None:
-    raise StudyError(
-        f"{domain.name}: {what} is white. Write for this domain bits = 12 (or 14, 16), or "
-        "window = [BLACK, WHITE] with the two values, such as [0, 1]"
-    )

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels, by a declared policy.
+"""From an image in memory, a file's bytes or a row of a stack, to pixels by a declared policy.
 
 Only JPEG, PNG, TIFF and DICOM are opened, whatever the file is called, and whatever is wrong with
 one is an ``ImageError``, whose message is the reason to list. Decoding runs in many threads, so no
@@ -9,6 +9,7 @@ The scan of an ordinary JPEG file is decoded by simplejpeg: the same pixels as P
 both are libjpeg-turbo, in 0.4 of the time at 224 x 224, and without Python's lock.
 """
 
+import hashlib
 import io
 import math
 import re
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from struct import unpack_from
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -27,7 +29,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pipeline.data.dicom import dicom_depth, dicom_picture, is_dicom
+from pipeline.data.dicom import dicom_depth, dicom_picture, is_dicom, patient_in
 from pipeline.data.grey_levels import EIGHT_BITS, NO_RANGE, Depth, Reading, scaled
 from pipeline.errors import ImageError
 from pipeline.randomness import stream
@@ -116,46 +118,98 @@ class PixelPolicy:
         }
 
 
+class RememberedFile(NamedTuple):
+    """What is remembered of an image, so that its file need not be read again.
+
+    Attributes:
+        digest: Of its content, 32 bytes.
+        depth: See :mod:`pipeline.data.grey_levels`.
+        patient: Of its header, hashed; empty where it was not asked for or is not there.
+    """
+
+    digest: bytes
+    depth: Depth = None
+    patient: str = ""
+
+    def key(self, reading: Reading) -> bytes:
+        """Content key, 32 bytes, under the rule of its domain."""
+        return self.digest if self.depth is None else reading.key(self.digest)
+
+
+@dataclass(frozen=True)
+class Content:
+    """An image in memory: the bytes that are hashed are the bytes that are decoded.
+
+    Whatever is asked of it raises ImageError, with the reason, where the image cannot be used.
+    Damage in a PNG file is always found; damage inside the scan of a JPEG file cannot be told from
+    image content, because the format has no checksum.
+
+    Attributes:
+        data: The bytes of a file; or a row of a stack, ``(H, W)`` or ``(H, W, 3)``, any numbers.
+        reading: Of its domain.
+    """
+
+    data: bytes | NDArray[Any]
+    reading: Reading = _DEFAULT
+
+    @property
+    def key(self) -> bytes:
+        """SHA-256 of the content, and of what is declared where it may have more than 8 bits."""
+        digest = self._digest()
+        return self.reading.key(digest) if self._may_be_deep() else digest
+
+    def remembered(self, salt: bytes | None = None) -> RememberedFile:
+        """What is remembered of it; the patient of its header only where there is a salt."""
+        patient = ""
+        if salt and isinstance(self.data, bytes) and is_dicom(self.data):
+            patient = patient_in(self.data, salt)
+        return RememberedFile(self._digest(), self._depth(), patient)
+
+    def picture(self, at_least: int | None = None) -> Image.Image:
+        """As it is before it is resized: upright, of mode L or RGB.
+
+        A JPEG file may be decoded smaller, to sides of ``at_least`` so many pixels.
+        """
+        if not isinstance(self.data, bytes):
+            return Image.fromarray(_levels_of_row(self.data, self.reading))
+        with _reasons(self.data):
+            image = _picture(self.data, self.reading, at_least)
+            image.load()
+        return image
+
+    def pixels(self, policy: PixelPolicy) -> Pixels:
+        """Shape ``(size, size, 3)``, 0 to 255, red first, read-only."""
+        return fitted(self.picture(policy.at_least), policy)
+
+    def _digest(self) -> bytes:
+        if isinstance(self.data, bytes):
+            return hashlib.sha256(self.data).digest()
+        # Moving a row to another file keeps it.
+        digest = hashlib.sha256(f"{self.data.dtype.str}|{self.data.shape}|".encode())
+        digest.update(self.data.data)
+        return digest.digest()
+
+    def _may_be_deep(self) -> bool:
+        """Whether it is of a format with more than 8 bits, to which a window applies."""
+        if not isinstance(self.data, bytes):
+            return self.data.dtype != np.uint8
+        grey_of_16_bits = self.data.startswith(_PNG) and self.data[24:26] == b"\x10\x00"
+        return grey_of_16_bits or self.data.startswith(_TIFF) or is_dicom(self.data)
+
+    def _depth(self) -> Depth:
+        if not self._may_be_deep():
+            return None
+        if not isinstance(self.data, bytes):
+            return int(self.data.max()) if self.data.dtype == np.uint16 else NO_RANGE
+        with _reasons(self.data):
+            if is_dicom(self.data):
+                return dicom_depth(self.data)
+            return _depth_of(open_image(self.data, self.reading)[0])
+
+
 def decode(data: bytes, policy: PixelPolicy, reading: Reading = _DEFAULT) -> Pixels:
-    """Turn the content of an image file into pixels.
-
-    Damage in a PNG file is always found. Damage inside the scan of a JPEG file cannot be
-    told from image content, because the format has no checksum.
-
-    Returns:
-        Shape ``(size, size, 3)``, 0 to 255, red first, read-only.
-
-    Raises:
-        ImageError: With the reason, such as truncated, too large, or 12 bits stored in 16.
-    """
-    return fitted(picture_of(data, reading, at_least=policy.at_least), policy)
-
-
-def picture_of(
-    data: bytes, reading: Reading = _DEFAULT, *, at_least: int | None = None
-) -> Image.Image:
-    """Decode a file, see :func:`decode`, to the picture before it is resized: upright, L or RGB.
-
-    A JPEG file may be decoded smaller, to sides of ``at_least`` so many pixels.
-    """
-    with _reasons(data):
-        image = _picture(data, reading, at_least)
-        image.load()
-    return image
-
-
-def depth_of(data: bytes, reading: Reading) -> Depth:
-    """What a file holds beyond 8 bits; see :mod:`pipeline.data.grey_levels`."""
-    if not may_be_deep(data):
-        return None
-    with _reasons(data):
-        return dicom_depth(data) if is_dicom(data) else _depth(open_image(data, reading)[0])
-
-
-def may_be_deep(data: bytes) -> bool:
-    """Whether a file is of a format with more than 8 bits, to which a window applies."""
-    grey_of_16_bits = data.startswith(_PNG) and data[24:26] == b"\x10\x00"
-    return grey_of_16_bits or data.startswith(_TIFF) or is_dicom(data)
+    """The pixels of an image file; see :class:`Content`."""
+    return Content(data, reading).pixels(policy)
 
 
 def is_image(head: bytes) -> bool:
@@ -436,7 +490,7 @@ def _from_deep(image: Image.Image, window: tuple[float, float] | None) -> Image.
     """By the window; else by 257, so that 65535 is white: Pillow's own conversion clips at 255."""
     values = np.asarray(image)
     if window is None:
-        if (top := _depth(image)) == NO_RANGE:
+        if (top := _depth_of(image)) == NO_RANGE:
             raise ImageError("its values have no range; write window = [BLACK, WHITE] in the study")
         if 0 < top < _TWELVE_BITS:
             raise ImageError(
@@ -453,7 +507,7 @@ def _from_deep(image: Image.Image, window: tuple[float, float] | None) -> Image.
     return Image.fromarray(levels)
 
 
-def _depth(image: Image.Image) -> int:
+def _depth_of(image: Image.Image) -> int:
     """The largest value of a grey image of more than 8 bits, and what else there may be."""
     if not image.mode.startswith(_DEEP_MODES):
         return EIGHT_BITS
@@ -463,14 +517,20 @@ def _depth(image: Image.Image) -> int:
     return int(values.max())
 
 
+def _levels_of_row(row: NDArray[Any], reading: Reading) -> Pixels:
+    if row.dtype == np.uint8:
+        return row
+    window = reading.window or ((0.0, 65535.0) if row.dtype == np.uint16 else None)
+    if window is None:
+        raise ImageError(f"values of {row.dtype} have no range; write window = [BLACK, WHITE]")
+    return scaled(row, window)
+
+
 # From a picture to the square that the network sees.
 
 
 def fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
-    """Bring a picture of mode L or RGB to the square that a network sees, as :func:`decode`.
-
-    Grey is resized as one channel and replicated afterwards.
-    """
+    """The square that a network sees of a picture; grey is one channel until it is resized."""
     masked = _masked(image, policy.mask)
     if policy.resize == "crop":
         square = _crop(masked, policy)

@@ -1,36 +1,42 @@
-"""What is remembered of images between runs: keys of files, facts of contents, near copies.
+"""What is remembered of images between runs: keys of files, and facts of contents.
 
 All of it lies in ``index/`` below the feature stores and is disposable: what is damaged,
 or of another version, counts as not there, and a disk that is full costs only time.
+
+The facts say nothing of an image's class: size, greys, file, and how it looks. The audit tests
+whether they predict the label all the same, and shift how hospitals differ in them. The measures of
+appearance are what a technician would name (exposure, contrast, noise, sharpness, marks in the
+corners); each is made to ignore what the others measure.
 """
 
 import hashlib
 import io
 import json
 import logging
+import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cache import disk
 from cache.errors import WriteFailedError
-from pipeline.data.facts import FACTS
-from pipeline.data.items import Each, Item, RememberedFile, in_threads
-from pipeline.data.near_copies import NearPair, find_near_copies
+from pipeline.data.images import Content, Pixels, RememberedFile, open_image
+from pipeline.data.items import Each, Item, in_threads
 from pipeline.data.sources import read_image
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, StudyError
 from pipeline.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 #: In the names of files and folders: whoever writes otherwise writes into another one.
-_KEYS_VERSION, _FACTS_VERSION, _NEAR_VERSION = 4, 3, 1
+_KEYS_VERSION, _FACTS_VERSION = 4, 3
 _DIGEST_BYTES = 32
 #: Measured images that a killed run may lose.
 _SAVE_EVERY_S = 30.0
@@ -106,12 +112,252 @@ class KeyIndex:
         # Read again: another run may have saved its own meanwhile.
         others = {k: v for k, v in self._load().items() if k not in new}
         with suppress(WriteFailedError):
-            _write_checked(self._file, json.dumps(self._entries | others | safe).encode())
+            write_checked(self._file, json.dumps(self._entries | others | safe).encode())
 
     def _load(self) -> dict[str, Any]:
         with suppress(OSError, ValueError):
-            return dict(json.loads(_read_checked(self._file)))
+            return dict(json.loads(read_checked(self._file)))
         return {}
+
+
+def salt_of(store_root: Path) -> bytes:
+    """The secret by which the patients of a store are hashed; made when first asked for.
+
+    It decides who is held out for validation, so it lies beside the stores and is kept.
+    """
+    file = store_root / "patients.salt"
+    if not file.exists():
+        disk.publish(file, secrets.token_hex(_DIGEST_BYTES).encode())
+    try:
+        return bytes.fromhex(disk.read_all(file).decode())
+    except (OSError, ValueError) as cause:
+        raise StudyError(
+            f"{file} cannot be read ({cause}); patients of DICOM files are hashed with it. Bring "
+            "it back, or remove it: then validation is drawn anew"
+        ) from cause
+
+
+def _content_or_reason(item: Item, *, salt: bytes | None) -> RememberedFile | str:
+    try:
+        return read_image(item).remembered(salt)
+    except ImageError as reason:
+        return str(reason)
+
+
+def _entry(item: Item, content: RememberedFile) -> list[Any]:
+    values = [content.digest.hex(), content.depth, content.patient]
+    while values[-1] in (None, ""):  # most files have neither; a depth may be 0
+        values.pop()
+    return [*_stat_values(item), *values]
+
+
+def _stat_values(item: Item) -> list[int]:
+    """Ctime stands in for an editor that sets the old mtime again."""
+    stat = item.stat
+    return [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode]
+
+
+def _short_hash(path: str) -> str:
+    data = path.encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def write_checked(file: Path, body: bytes) -> None:
+    """Write a file with its digest at the end."""
+    disk.publish(file, body + hashlib.sha256(body).digest())
+
+
+def read_checked(file: Path) -> bytes:
+    """What was written before its digest; a ValueError where any byte of it is damaged."""
+    data = disk.read_all(file)
+    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
+        raise ValueError(f"{file} is damaged")
+    return body
+
+
+# Facts of one image.
+
+
+_Grey = NDArray[np.float64]
+#: _Grey values between which no pixel is near the ends of the scale.
+_MIDTONES = (0.15, 0.85)
+#: The second difference of the second difference: zero on planes (Immerkaer 1996).
+_GRAIN = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], float)
+_NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z
+#: Pictures are averaged down by whole numbers until the longer side is below twice this.
+_LONG_SIDE = 256
+#: How much brighter than its surroundings a stroke is.
+_STROKE = 0.3
+_FLOOR = 1e-3  # logarithms of shares and of noise start here
+#: Share of each side that counts as border, on each end.
+_BORDER = 0.05
+#: Side of the small picture by which near copies are found.
+SMALL = 48
+#: Luminance table of ITU-T T.81, annex K.1, row by row: what libjpeg scales by quality.
+_ANNEX_K = np.array(
+    [
+        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+    ]
+)
+
+
+# Measures of appearance; the grey values of a picture are 0 to 1.
+
+
+def _exposure(grey: _Grey) -> float:
+    """Mean grey of the middle two thirds, 0 to 1."""
+    return float(_middle(grey).mean())
+
+
+def _contrast(grey: _Grey) -> float:
+    """Standard deviation of grey in the middle two thirds, 0 to 0.5."""
+    return float(_middle(grey).std())
+
+
+def _noise(grey: _Grey) -> float:
+    """Log of the grain's standard deviation plus 0.001, from mid-grey pixels.
+
+    The median of the response to Immerkaer's mask (Computer Vision and Image
+    Understanding 64, 1996), which edges hardly move. NaN where no pixel is mid-grey.
+    """
+    from scipy import ndimage
+
+    response = ndimage.convolve(grey, _GRAIN)[1:-1, 1:-1]
+    inside = grey[1:-1, 1:-1]
+    flat = np.abs(response[(inside > _MIDTONES[0]) & (inside < _MIDTONES[1])])
+    if not flat.size:
+        return float("nan")
+    sigma = np.median(flat) / _NORMAL_MEDIAN / np.linalg.norm(_GRAIN)
+    return float(np.log(sigma + _FLOOR))
+
+
+def _sharpness(grey: _Grey) -> float:
+    """Log of the mean absolute Laplacian at a scale of one pixel."""
+    from scipy import ndimage
+
+    edges = ndimage.gaussian_laplace(grey, 1.0)
+    return float(np.log(np.abs(edges).mean() + 1e-6))
+
+
+def _corner_marks(grey: _Grey) -> float:
+    """Log of the share (plus 0.001) of thin bright strokes in the corner that has most.
+
+    A stroke is thinner than a 25th of the picture and brighter by 0.3 than what
+    surrounds it (white top-hat): letters that are burnt in, no anatomy.
+    """
+    from scipy import ndimage
+
+    size = max(3, round(min(grey.shape) / 25))
+    down, across = (max(1, length // 4) for length in grey.shape)
+    rows, columns = (slice(down), slice(-down, None)), (slice(across), slice(-across, None))
+    strokes = (ndimage.white_tophat(grey[r, c], size=size) for r in rows for c in columns)
+    return float(np.log(max((s > _STROKE).mean() for s in strokes) + _FLOOR))
+
+
+def _middle(grey: _Grey) -> _Grey:
+    down, across = (length // 6 for length in grey.shape)
+    return grey[down : grey.shape[0] - down, across : grey.shape[1] - across]
+
+
+#: To add a measure: a function above and one line here.
+APPEARANCE: Mapping[str, Callable[[_Grey], float]] = MappingProxyType(
+    {
+        "exposure": _exposure,
+        "contrast": _contrast,
+        "noise": _noise,
+        "sharpness": _sharpness,
+        "corner_marks": _corner_marks,
+    }
+)
+
+#: The facts of one image. Greys are 0 to 255; ``jpeg_quality`` is 1 to 100, NaN where the
+#: file is no JPEG; ``small`` is the picture at a small size, by which near copies are found;
+#: ``pixels`` the digest of the pixels. The last are those of :data:`APPEARANCE`.
+FACTS = np.dtype(
+    [
+        ("key", np.uint8, (32,)),
+        ("pixels", np.uint8, (32,)),
+        ("small", np.uint8, (SMALL, SMALL)),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("mean", np.float32),
+        ("std", np.float32),
+        ("border", np.float32),
+        ("file_bytes", np.int64),
+        ("jpeg_quality", np.float32),
+        *((name, np.float32) for name in APPEARANCE),
+    ]
+)
+
+
+def facts_of(content: Content) -> NDArray[Any]:
+    """One record of ``FACTS``, whose key stays 0; an ImageError where the image cannot be used.
+
+    For the measures of appearance, what is twice as large as a network's input, or larger, is
+    averaged down first: finer grain does not count.
+    """
+    facts, picture = np.zeros((), FACTS), content.picture()
+    greys = picture.convert("L")
+    values = np.asarray(greys)
+    facts["pixels"] = np.frombuffer(_digest(picture), np.uint8)
+    facts["small"] = greys.resize((SMALL, SMALL), Image.Resampling.BOX)
+    facts["height"], facts["width"] = values.shape
+    facts["mean"], facts["std"] = values.mean(), values.std()
+    facts["border"] = _border_mean(values)
+    data = content.data
+    facts["file_bytes"] = len(data) if isinstance(data, bytes) else data.size  # in 8 bits
+    facts["jpeg_quality"] = _jpeg_quality(content)
+    reduced = np.asarray(greys.reduce(max(1, max(values.shape) // _LONG_SIDE))) / 255
+    for name, measure in APPEARANCE.items():
+        facts[name] = measure(reduced)
+    return facts
+
+
+def _digest(picture: Image.Image) -> bytes:
+    """SHA-256 of the pixels; grey stored as three equal channels is grey."""
+    values = np.asarray(picture)
+    if values.ndim > 2 and (values == values[..., :1]).all():
+        values = np.ascontiguousarray(values[..., 0])
+    digest = hashlib.sha256(f"{values.shape}|".encode())
+    digest.update(values.data)
+    return digest.digest()
+
+
+def _border_mean(values: Pixels) -> float:
+    """Mean grey of the outer frame."""
+    rows, columns = (max(1, round(_BORDER * side)) for side in values.shape)
+    inside = values[rows:-rows, columns:-columns]
+    total = values.sum(dtype=np.int64) - inside.sum(dtype=np.int64)
+    return float(total / (values.size - inside.size))
+
+
+def _jpeg_quality(content: Content) -> float:
+    """The libjpeg quality, 1 to 100, whose luminance table is nearest to the file's.
+
+    Exact for files of libjpeg; NaN for what is no JPEG.
+    """
+    if not isinstance(content.data, bytes) or not content.data.startswith(b"\xff\xd8"):
+        return float("nan")
+    image, _ = open_image(content.data, content.reading)
+    tables: Mapping[int, Any] = getattr(image, "quantization", {})
+    table = np.array(tables.get(0, ()))
+    if table.size != _ANNEX_K.size:
+        raise ImageError("damaged (no quantisation table)")
+    return float(1 + np.abs(_LIBJPEG - table).sum(axis=1).argmin())
+
+
+def _libjpeg_tables() -> NDArray[np.int64]:
+    """Tables of qualities 1 to 100, as libjpeg scales them, shape ``(100, 64)``."""
+    quality = np.arange(1, 101)[:, None]
+    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    return np.asarray(np.clip((_ANNEX_K * scale + 50) // 100, 1, 255), np.int64)
+
+
+_LIBJPEG = _libjpeg_tables()
 
 
 class FactsIndex:
@@ -145,7 +391,7 @@ class FactsIndex:
         np.save(stream, self._records[-len(new) :], allow_pickle=False)
         name = hashlib.sha256(stream.getvalue()).hexdigest()[:24]
         try:
-            _write_checked(self._folder / f"{name}.npy", stream.getvalue())
+            write_checked(self._folder / f"{name}.npy", stream.getvalue())
         except WriteFailedError as cause:
             _LOG.warning("the facts of the images cannot be kept: %s", cause)
 
@@ -184,29 +430,10 @@ def stored_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None
     return index.facts(keys) if all(key in index for key in keys) else None
 
 
-def near_copies(
-    store_root: Path, small: NDArray[np.uint8], roles: NDArray[np.str_], group: NDArray[np.str_]
-) -> tuple[NearPair, ...]:
-    """See :func:`find_near_copies`; every stage asks, and the same images are compared once."""
-    content = hashlib.sha256(small.tobytes())
-    for names in (roles, group):
-        content.update(json.dumps(names.tolist()).encode())
-    file = store_root / "index" / f"near-v{_NEAR_VERSION}" / f"{content.hexdigest()[:24]}.json"
-    with suppress(OSError, ValueError):
-        return tuple(
-            NearPair(rows=(a, b), likeness=likeness, how=how)
-            for (a, b), likeness, how in json.loads(_read_checked(file))
-        )
-    pairs = find_near_copies(small, roles, group)
-    with suppress(WriteFailedError):
-        _write_checked(file, json.dumps([astuple(pair) for pair in pairs]).encode())
-    return pairs
-
-
 def _facts_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:
     key, item = entry
     try:
-        facts = read_image(item, key).facts()
+        facts = facts_of(read_image(item, key))
     except ImageError as reason:
         return str(reason)
     facts["key"] = np.frombuffer(key, np.uint8)
@@ -216,45 +443,7 @@ def _facts_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:
 def _read_facts(file: Path) -> NDArray[Any]:
     """What was kept; none of a file that is damaged or of another version."""
     with suppress(OSError, ValueError):
-        records = np.load(io.BytesIO(_read_checked(file)), allow_pickle=False)
+        records = np.load(io.BytesIO(read_checked(file)), allow_pickle=False)
         if records.dtype == FACTS:
             return np.asarray(records)
     return np.empty(0, FACTS)
-
-
-def _write_checked(file: Path, body: bytes) -> None:
-    disk.publish(file, body + hashlib.sha256(body).digest())
-
-
-def _read_checked(file: Path) -> bytes:
-    """What was written before its digest; a ValueError where any byte of it is damaged."""
-    data = disk.read_all(file)
-    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
-        raise ValueError(f"{file} is damaged")
-    return body
-
-
-def _content_or_reason(item: Item, *, salt: bytes | None) -> RememberedFile | str:
-    try:
-        return read_image(item).remembered(salt)
-    except ImageError as reason:
-        return str(reason)
-
-
-def _entry(item: Item, content: RememberedFile) -> list[Any]:
-    values = [content.digest.hex(), content.depth, content.patient]
-    while values[-1] in (None, ""):  # most files have neither; a depth may be 0
-        values.pop()
-    return [*_stat_values(item), *values]
-
-
-def _stat_values(item: Item) -> list[int]:
-    """Ctime stands in for an editor that sets the old mtime again."""
-    stat = item.stat
-    return [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode]
-
-
-def _short_hash(path: str) -> str:
-    data = path.encode("utf-8", "surrogateescape")
-    return hashlib.blake2b(data, digest_size=12).hexdigest()

@@ -1,11 +1,9 @@
-"""Image files: which ones a folder holds, and each in memory, read once and decoded.
+"""Image files: which ones a folder holds, and the one way in which a file is read.
 
-A walk opens only what is regular, visible and inside the folder. :func:`read_file` is the one
-way in which a file is read; key, picture and facts come from the same bytes.
+A walk opens only what is regular, visible and inside the folder.
 """
 
 import errno
-import hashlib
 import os
 import time
 from collections import Counter
@@ -16,24 +14,10 @@ from fnmatch import fnmatchcase
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-from numpy.typing import NDArray
-from PIL import Image
-
-from pipeline.data.dicom import is_dicom, patient_in
-from pipeline.data.facts import facts_of_picture, jpeg_quality
-from pipeline.data.grey_levels import Depth, Reading
-from pipeline.data.images import (
-    HEAD_BYTES,
-    PixelPolicy,
-    Pixels,
-    depth_of,
-    fitted,
-    is_image,
-    may_be_deep,
-    picture_of,
-)
+from pipeline.data.grey_levels import Reading
+from pipeline.data.images import HEAD_BYTES, is_image
 from pipeline.errors import ImageError, StudyError
 from pipeline.words import are, composed, counted, printable
 
@@ -142,68 +126,12 @@ class Listing:
         return f"{images} such as {first} {are(len(self.unread))} not read: convert to .png"
 
 
-class RememberedFile(NamedTuple):
-    """What is remembered of an image, so that its file need not be read again.
-
-    Attributes:
-        digest: Of its content, 32 bytes.
-        depth: See :mod:`pipeline.data.grey_levels`.
-        patient: Of its header, hashed; empty where it was not asked for or is not there.
-    """
-
-    digest: bytes
-    depth: Depth = None
-    patient: str = ""
-
-    def key(self, reading: Reading) -> bytes:
-        """Content key, 32 bytes, under the rule of its domain."""
-        return self.digest if self.depth is None else reading.key(self.digest)
-
-
-@dataclass(frozen=True)
-class FileContent:
-    """An image file in memory: the bytes that are hashed are the bytes that are decoded.
-
-    Whatever is asked of it raises ImageError where the image cannot be used.
-    """
-
-    data: bytes
-    reading: Reading
-
-    @property
-    def key(self) -> bytes:
-        """SHA-256 of the file's bytes, and of what is declared for files of more than 8 bits."""
-        digest = hashlib.sha256(self.data).digest()
-        return self.reading.key(digest) if may_be_deep(self.data) else digest
-
-    def remembered(self, salt: bytes | None = None) -> RememberedFile:
-        """What is remembered of it; the patient of its header only where there is a salt."""
-        depth = depth_of(self.data, self.reading)
-        patient = patient_in(self.data, salt) if salt and is_dicom(self.data) else ""
-        return RememberedFile(hashlib.sha256(self.data).digest(), depth, patient)
-
-    def picture(self, at_least: int | None = None) -> Image.Image:
-        """As it is before resizing; see :func:`pipeline.data.images.picture_of`."""
-        return picture_of(self.data, self.reading, at_least=at_least)
-
-    def pixels(self, policy: PixelPolicy) -> Pixels:
-        """Shape ``(size, size, 3)``, uint8; see :func:`pipeline.data.images.decode`."""
-        return fitted(self.picture(policy.at_least), policy)
-
-    def facts(self) -> NDArray[Any]:
-        """A record of :data:`pipeline.data.facts.FACTS`, but for its key."""
-        facts = facts_of_picture(self.picture())
-        facts["file_bytes"] = len(self.data)
-        facts["jpeg_quality"] = jpeg_quality(self.data, self.reading)
-        return facts
-
-
-def read_image_file(item: Item) -> FileContent:
+def read_image_file(item: Item) -> bytes:
     """Read an image file, once; an ImageError where it cannot be read or is too large."""
     limit = _MAX_BYTES_PER_PIXEL * item.reading.max_pixels
     if item.stat.size > limit:
         raise ImageError(f"too large ({item.stat.size} bytes, limit {limit})")
-    return FileContent(read_file(item.file, lambda stream: stream.read()), item.reading)
+    return read_file(item.file, lambda stream: stream.read())
 
 
 class Each(Protocol):

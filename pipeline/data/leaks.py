@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.index import near_copies, stored_facts
-from pipeline.data.near_copies import NearPair
+from pipeline.data.index import stored_facts
+from pipeline.data.near_copies import NearPair, stored_near_copies
 from pipeline.data.patients import TARGET
 from pipeline.data.samples import Samples
 from pipeline.errors import CheckFailedError
@@ -176,7 +176,7 @@ def overlaps(study: Study, samples: Samples, facts: NDArray[Any] | None) -> tupl
     roles, ids = roles_of(samples), picture_ids(samples, facts)
     near: tuple[NearPair, ...] = ()
     if facts is not None:
-        pairs = near_copies(study.store_root, facts["small"], roles, patients_of(samples))
+        pairs = stored_near_copies(study.store_root, facts["small"], roles, patients_of(samples))
         near = tuple(pair for pair in pairs if ids[pair.rows[0]] != ids[pair.rows[1]])
     rows_of = _rows_by_role(roles)
     tests = {target.name for target in study.targets if target.of_source}

@@ -1,6 +1,6 @@
 """Near copies: images of two roles that show one picture, scaled, stored again or brightened.
 
-Each image is kept small (:mod:`pipeline.data.facts`). Two are compared twice:
+Each image is kept small (:mod:`pipeline.data.index`). Two are compared twice:
 
 - By their textures, what is brighter and darker than its surroundings. Their correlation is
   taken after what the images of their roles have in common (the anatomy, the fan of an
@@ -12,17 +12,24 @@ What reaches the limit of either is a copy. The limits are above what strangers 
 role reach.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 from itertools import combinations
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.facts import SMALL
+from cache.errors import WriteFailedError
+from pipeline.data.index import SMALL, read_checked, write_checked
 from pipeline.progress import Progress
 
+#: In the names of folders: whoever writes otherwise writes into another one.
+_VERSION = 1
 #: Side of the pictures that are compared, and the scale in their pixels below which detail counts.
 _SIDE = 32
 _DETAIL = 2.7
@@ -106,6 +113,25 @@ def find_near_copies(
                     how = view if other_view == "copy" else other_view
                     best[rows] = NearPair(rows=rows, likeness=likeness, how=how)
     return tuple(sorted(best.values(), key=lambda pair: (-pair.likeness, pair.rows)))
+
+
+def stored_near_copies(
+    store_root: Path, small: NDArray[np.uint8], roles: NDArray[np.str_], group: NDArray[np.str_]
+) -> tuple[NearPair, ...]:
+    """See :func:`find_near_copies`; every stage asks, and the same images are compared once."""
+    content = hashlib.sha256(small.tobytes())
+    for names in (roles, group):
+        content.update(json.dumps(names.tolist()).encode())
+    file = store_root / "index" / f"near-v{_VERSION}" / f"{content.hexdigest()[:24]}.json"
+    with suppress(OSError, ValueError):
+        return tuple(
+            NearPair(rows=(a, b), likeness=likeness, how=how)
+            for (a, b), likeness, how in json.loads(read_checked(file))
+        )
+    pairs = find_near_copies(small, roles, group)
+    with suppress(WriteFailedError):
+        write_checked(file, json.dumps([astuple(pair) for pair in pairs]).encode())
+    return pairs
 
 
 def _both(how: str) -> list[tuple[str, str]]:

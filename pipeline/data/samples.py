@@ -16,10 +16,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dicom import salt_of
-from pipeline.data.grey_levels import MAX_PIXELS, Reading, window_of
-from pipeline.data.index import KeyIndex
-from pipeline.data.items import Each, Item, RememberedFile, in_threads
+from pipeline.data.grey_levels import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Reading
+from pipeline.data.images import RememberedFile
+from pipeline.data.index import KeyIndex, salt_of
+from pipeline.data.items import Each, Item, in_threads
 from pipeline.data.patients import (
     FIT,
     TARGET,
@@ -40,6 +40,10 @@ _LOG = logging.getLogger(__name__)
 #: what counts right and wrong refuses it, and stages leave such domains out where they begin.
 UNLABELLED = -1
 _ARRAYS = ("label", "group", "domain", "split")
+#: Bits that detectors have; of 16, the whole range is used without a word.
+_USUAL_BITS = (10, 12, 14)
+_ALL_BITS = 16
+_LEAST_TOP = 0.75  # share of the range that the largest value must reach for a guess
 #: Pairs of images that a message names.
 _SHOWN = 5
 #: Warn where validation has less than this share of what was asked for, or more than its inverse.
@@ -265,6 +269,48 @@ def _key_images(
         key=tuple(file.key(reading) for _, file in used),
         skipped=skipped,
         unused=tuple(_name(domain.name, path) for path in unused),
+    )
+
+
+def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | None:
+    """The window for all images of a domain: as declared, or guessed from their largest values.
+
+    None where formats say themselves what is white; a StudyError says what to declare.
+    """
+    deep = {depth for depth in depths if depth is not None and depth != EIGHT_BITS}
+    if domain.window is not None or not deep:
+        return domain.window
+    tops = {depth for depth in deep if depth > 0}
+    count = sum(depth in deep for depth in depths)
+    if not tops:
+        if NO_RANGE in deep or len(deep) > 1:
+            what = "of real or signed numbers, or of DICOM without one window, do not say"
+            _refuse(domain, f"{counted(count, 'image')} {what} what is black and what")
+        return None
+    top = max(tops)
+    if tops != deep:
+        _refuse(domain, "DICOM and other files of 16 bits lie together, and it is unclear what")
+    bits = top.bit_length()
+    if bits == _ALL_BITS:
+        return None
+    if bits not in _USUAL_BITS or top < _LEAST_TOP * 2**bits:
+        _refuse(
+            domain,
+            f"the largest value of {counted(count, 'image')} of 16 bits is {top}, which does not "
+            "tell what",
+        )
+    _LOG.warning(
+        "%s: %s of 16 bits: the largest value is %d, so %d bits are taken for all. Write bits = %d "
+        "to keep it when images are added",
+        *(domain.name, counted(count, "image"), top, bits, bits),
+    )
+    return 0.0, 2.0**bits - 1
+
+
+def _refuse(domain: Domain, what: str) -> None:
+    raise StudyError(
+        f"{domain.name}: {what} is white. Write for this domain bits = 12 (or 14, 16), or "
+        "window = [BLACK, WHITE] with the two values, such as [0, 1]"
     )
 
 

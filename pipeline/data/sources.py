@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.data import arrays, tables
+from pipeline.data.images import Content
 from pipeline.data.items import (
     NO_CLASS,
     SUFFIXES,
@@ -444,13 +445,14 @@ def _named_in_list(domain: Domain, listing: Listing) -> list[Item]:
     return items
 
 
-def read_image(item: Item, key: bytes | None = None) -> arrays.Content:
+def read_image(item: Item, key: bytes | None = None) -> Content:
     """Read an image, once: its key and its pixels come from the same bytes.
 
     Raises:
         ImageError: It cannot be read, or has another content key than the one given.
     """
-    content: arrays.Content = read_image_file(item) if item.row is None else arrays.read(item)
+    data = read_image_file(item) if item.row is None else arrays.read_row(item)
+    content = Content(data, item.reading)
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
     return content

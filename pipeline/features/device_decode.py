@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pipeline.data.arrays import Content
-from pipeline.data.images import PixelPolicy, Pixels, plain_jpeg
+from pipeline.data.images import Content, PixelPolicy, Pixels, plain_jpeg
 from pipeline.data.items import Item
 from pipeline.data.sources import read_image
 from pipeline.errors import EngineError, ImageError
@@ -94,9 +93,8 @@ def _read(key: bytes, item: Item, policy: PixelPolicy) -> _Picture | Pixels | st
     """A JPEG file, or the pixels of what is none, or why it cannot be used."""
     try:
         content = read_image(item, key)
-        # Only files of images have it; rows of stacks are pixels already.
-        data = getattr(content, "data", b"")
-        if plain := plain_jpeg(data, item.reading):
+        # Rows of stacks are pixels already.
+        if isinstance(content.data, bytes) and (plain := plain_jpeg(content.data, item.reading)):
             jpeg, *rest = plain
             # numpy copies without Python's lock, under which a large file would hold up all.
             return _Picture(content, torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy()), *rest)

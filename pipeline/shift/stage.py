@@ -19,8 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.data.attributes import Grouping, groupings
 from pipeline.data.domain import DomainData
-from pipeline.data.facts import APPEARANCE
-from pipeline.data.index import stored_facts
+from pipeline.data.index import APPEARANCE, stored_facts
 from pipeline.data.leaks import check_leaks, overlaps, refuse_leaks
 from pipeline.data.patients import single_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples

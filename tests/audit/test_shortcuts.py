@@ -18,8 +18,8 @@ from pipeline.audit.shortcuts import (
     with_draws,
 )
 from pipeline.audit.stage import audit, masked_study
-from pipeline.data.facts import FACTS
 from pipeline.data.images import PixelPolicy
+from pipeline.data.index import FACTS
 from pipeline.data.leaks import NOTE, OK, WARNING
 from pipeline.data.samples import load_samples
 from pipeline.demo import Hospital, expose

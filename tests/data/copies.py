@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.facts import facts_of_picture
+from pipeline.data.images import Content
+from pipeline.data.index import facts_of
 from pipeline.data.near_copies import find_near_copies
 from pipeline.data.patients import patient_of
 from pipeline.demo import Hospital, expose
@@ -36,7 +37,7 @@ def of_folder(folder: Path, pattern: str | None) -> list[Image.Image]:
 
 def small(pictures):
     """Small pictures, ``(n, SMALL, SMALL)``."""
-    return np.stack([facts_of_picture(one.convert("L"))["small"] for one in pictures])
+    return np.stack([facts_of(Content(np.asarray(one.convert("L"))))["small"] for one in pictures])
 
 
 def main(pictures: list[Image.Image]) -> None:

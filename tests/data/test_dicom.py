@@ -13,9 +13,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pipeline.data.dicom import patient_in, salt_of
+from pipeline.data.dicom import patient_in
 from pipeline.data.grey_levels import EIGHT_BITS, FILE_WINDOW, Reading
-from pipeline.data.images import PixelPolicy, decode, depth_of
+from pipeline.data.images import Content, PixelPolicy, decode
+from pipeline.data.index import salt_of
 from pipeline.data.items import Item
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, StudyError
@@ -78,7 +79,7 @@ def test_a_lookup_table_of_values_is_followed():
         setattr(table, name, value)
     data = dicom(RAMP, VOILUTSequence=[table])
     assert np.abs(shown(data) - (255 - RAMP / 4095 * 255)).max() <= 1
-    assert depth_of(data, Reading()) == FILE_WINDOW
+    assert Content(data).remembered().depth == FILE_WINDOW
 
 
 def compressed(codec: str, syntax: str, values: np.ndarray, **tags) -> bytes:
@@ -140,7 +141,7 @@ def test_colour_is_taken_as_it_is():
     """Ultrasound and dermatoscopes: 8 bits each of red, green, blue."""
     data = dicom(picture(), bits=8)
     assert (decode(data, PixelPolicy(size=64)) == picture()).all()
-    assert depth_of(data, Reading()) == EIGHT_BITS
+    assert Content(data).remembered().depth == EIGHT_BITS
 
 
 def test_several_frames_are_refused_or_one_is_chosen():

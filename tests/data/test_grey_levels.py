@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from pipeline.compare import CompareOptions, compare
-from pipeline.data.grey_levels import NO_RANGE, Reading, scaled, window_of
+from pipeline.data.grey_levels import NO_RANGE, Reading, scaled
 from pipeline.data.images import PixelPolicy, decode
-from pipeline.data.samples import load_samples
+from pipeline.data.samples import load_samples, window_of
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, StudyError
 from pipeline.features.engines import EngineChoice

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data import near_copies
-from pipeline.data.near_copies import find_near_copies
+from pipeline.data.index import SMALL
+from pipeline.data.near_copies import find_near_copies, stored_near_copies
 from tests.audit_worlds import COPIES, smooth_picture
 from tests.data.copies import small
 
@@ -75,4 +76,27 @@ def test_a_far_role_hides_no_copies(pictures):
 def test_pictures_without_any_detail_are_no_copies():
     """Black pictures are equal, not alike."""
     role = np.array(["fit", "target"])
-    assert found(np.zeros((2, 48, 48), np.uint8), role, np.array(["a", "b"])) == []
+    assert found(np.zeros((2, SMALL, SMALL), np.uint8), role, np.array(["a", "b"])) == []
+
+
+def test_near_copies_are_looked_for_once(tmp_path, monkeypatch):
+    """Of the same images in the same roles; what is damaged is not believed."""
+    small = np.random.default_rng(0).integers(0, 255, (40, SMALL, SMALL), np.uint8)
+    small[21] = small[3]
+    roles, group = np.repeat(["fit", "far"], 20), np.arange(40).astype(str)
+    (pair,) = stored_near_copies(tmp_path, small, roles, group)
+    assert pair.rows == (3, 21)
+    (file,) = (tmp_path / "index").glob("near-*/*")
+    with monkeypatch.context() as patch:
+        patch.setattr(near_copies, "find_near_copies", None)
+        assert stored_near_copies(tmp_path, small, roles, group) == (pair,)
+        with pytest.raises(TypeError):
+            stored_near_copies(tmp_path, small, roles[::-1], group)
+    data = bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(data)
+    assert stored_near_copies(tmp_path, small, roles, group) == (pair,)
+    file.unlink()
+    file.parent.rmdir()
+    file.parent.write_text("in the way")  # what cannot be kept is only found again
+    assert stored_near_copies(tmp_path, small, roles, group) == (pair,)
