@@ -35,7 +35,6 @@ _NAMES: Mapping[str, str] = MappingProxyType(
         "variance": "variance: new patients less training images",
         "mismatch": "domain mismatch: target less new patients of the source",
         "target_hardness": "target hardness: heads trained on it less those of as few patients",
-        "transfer_gap": "transfer gap: the rest of the mismatch",
         "atc": "share of sure images (ATC)",
         "doc": "mean confidence (DoC)",
         "label_shift": "class frequencies (label shift)",

@@ -13,7 +13,7 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 
 from pipeline.heads.logistic import fit_weighted, softmax_or_sigmoid
-from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
+from pipeline.shift.head import INVERSE_PENALTY, SourceModel
 from pipeline.shift.label_free import Calibration, estimate_prior, fit_calibration, reweighted
 
 _Rows = NDArray[np.floating]

@@ -25,7 +25,7 @@ from pipeline.evaluation.paired_tests import ALPHA, holm, sign_flip, verdict
 from pipeline.heads.logistic import fit_weighted
 from pipeline.parallel import run_parallel
 from pipeline.shift.adapt import ADAPTERS, SETTINGS
-from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
+from pipeline.shift.head import INVERSE_PENALTY, SourceModel
 
 _BASELINE = "source_only"
 _Record = dict[str, Any]

@@ -7,13 +7,13 @@ large data sets everything differs a little.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import DRAWS, Weights, draw_patients
+from pipeline.data.patients import DRAWS, PatientDraws, draw_patients
 from pipeline.evaluation.bootstrap import percentile_interval
 from pipeline.evaluation.intervals import LEVEL
 
@@ -59,24 +59,16 @@ def acquisition_differences(
     """
     domains = (source, target)
     drawn = [draw_patients(data.group, rng, draws=draws) for data, _ in domains]
-    blocks = list(max(drawn, key=lambda draws: len(draws.member)).blocks())
-    whole = [np.ones((1, len(data))) for data, _ in domains]
     few = min(data.patients for data, _ in domains) < _FEWEST
     level = 1 - (1 - LEVEL) / len(source[1])
-    labels = (source[0].labelled(), target[0].labelled())
     covariates = []
     for name in source[1]:
-        statistic = partial(_within_classes, labels, (source[1][name], target[1][name]))
-        values = [statistic([draws.weights(which) for draws in drawn]) for which in blocks]
-        low, high = percentile_interval(np.concatenate(values), level=level)
+        of_measure = [(data, measures[name]) for data, measures in domains]
+        values = _within_classes(of_measure, drawn)
+        low, high = percentile_interval(values[1:], level=level)
+        named = not few and (low > _MEDIUM or high < -_MEDIUM)
         covariates.append(
-            Covariate(
-                name=name,
-                estimate=float(statistic(whole)[0]),
-                low=low,
-                high=high,
-                named=not few and (low > _MEDIUM or high < -_MEDIUM),
-            )
+            Covariate(name=name, estimate=float(values[0]), low=low, high=high, named=named)
         )
     return sorted(covariates, key=lambda row: (not row.named, -np.nan_to_num(abs(row.estimate))))
 
@@ -101,21 +93,18 @@ def _phrase(covariate: Covariate) -> str:
 
 
 def _within_classes(
-    labels: tuple[NDArray[np.int64], ...],
-    values: tuple[NDArray[np.float64], ...],
-    weights: Sequence[Weights],
+    both: Sequence[tuple[DomainData, NDArray[np.float64]]], drawn: Sequence[PatientDraws]
 ) -> NDArray[np.float64]:
-    """Cohen's d of a measure, mean over the classes that both domains have, shape (B,)."""
+    """Cohen's d, mean over the classes that both domains have, of all rows, then of each draw."""
     steps = []
-    for k in np.intersect1d(labels[0], labels[1]):
+    label_s, label_t = (data.labelled() for data, _ in both)
+    for k in np.intersect1d(label_s, label_t):
         (mean_s, var_s), (mean_t, var_t) = (
-            _moments(x, (label == k) & np.isfinite(x), w)
-            for label, x, w in zip(labels, values, weights, strict=True)
+            _moments(data.group, values, (data.label == k) & np.isfinite(values), draws)
+            for (data, values), draws in zip(both, drawn, strict=True)
         )
-        with np.errstate(invalid="ignore", divide="ignore"):
-            # The floor lets a mark that all films of one hospital have, and none of the
-            # other, count.
-            step = (mean_t - mean_s) / np.sqrt((var_s + var_t) / 2 + 1e-12)
+        # The floor lets a mark that all films of one hospital have, and none of the other, count.
+        step = (mean_t - mean_s) / np.sqrt((var_s + var_t) / 2 + 1e-12)
         steps.append(np.clip(step, -_MOST, _MOST))
     # A draw without one of the classes is measured by the others.
     defined = np.isfinite(steps)
@@ -124,13 +113,13 @@ def _within_classes(
 
 
 def _moments(
-    values: NDArray[np.float64], rows: NDArray[np.bool_], weights: Weights
+    group: NDArray[Any], values: NDArray[np.float64], rows: NDArray[np.bool_], draws: PatientDraws
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weighted mean and variance of some rows, each of shape ``(B,)``."""
-    w, x = weights[:, rows], values[rows]
-    shift = x.mean() if len(x) else np.nan
-    x = x - shift  # variances as differences of squares need this
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = w @ x / w.sum(axis=1)
-        variance = w @ x**2 / w.sum(axis=1) - mean**2
-    return mean + shift, variance
+    """Mean and variance of some rows, then in each draw, each of shape ``(1 + B,)``."""
+    if not rows.any():
+        nothing = np.full(1 + len(draws), np.nan)
+        return nothing, nothing
+    centre, of_rows = values[rows].mean(), draws.of(group[rows])
+    x = values[rows] - centre  # variances as differences of squares need this
+    mean, square = (np.append(v.mean(), of_rows.mean(v)) for v in (x, x**2))
+    return mean + centre, square - mean**2

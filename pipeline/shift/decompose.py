@@ -1,21 +1,26 @@
-"""Take the loss of accuracy between two domains apart: by group, by score, by threshold.
+"""Take the loss of accuracy between two domains apart: by group, by score, by threshold, by head.
 
 The loss is error(target) - error(source). Each division splits it into two terms that add
 up to it; divisions are views of one loss and do not add to each other. Patients of source and
 target are drawn independently. Within a domain all statistics share one set of draws, so that
 terms of one division stay paired.
+
+The error table after Ng says who errs how often on which images. The error of heads that are
+trained on the target separates "the target is harder" from "the head does not transfer" (A. Ng,
+Machine Learning Yearning, ch. 40-43). A head of few patients errs more, so they are compared
+with heads of as many patients of the source.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from pipeline.data.attributes import Grouping
-from pipeline.data.domain import DomainData
+from pipeline.data.domain import DomainData, mean_and_scale
 from pipeline.data.patients import (
     DRAWS,
     PatientDraws,
@@ -25,9 +30,19 @@ from pipeline.data.patients import (
     patient_folds,
 )
 from pipeline.evaluation.bootstrap import percentile_interval
-from pipeline.evaluation.intervals import Share, difference_bounds, share_of, wilson
+from pipeline.evaluation.intervals import (
+    Interval,
+    Share,
+    difference_bounds,
+    rate_interval,
+    share_of,
+    wilson,
+)
 from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
+from pipeline.heads.logistic import fit_weighted
 from pipeline.randomness import stream
+from pipeline.shift.head import INVERSE_PENALTY
+from pipeline.words import counted
 
 #: A term is called the cause only if it is the largest in this share of the draws.
 _DOMINANT = 0.9
@@ -37,9 +52,16 @@ _THRESHOLD = 0.5
 #: Patients of a group that show how well the head does in it; share of a target that a group may
 #: have of which the source has fewer.
 _FEW_PATIENTS, _FEW_IMAGES = 10, 0.05
+#: Heads that are fitted to few patients, in each domain.
+_HEADS = 20
+#: Share of a domain's patients that such a head is fitted to, at most, as in five folds.
+_FITTED = 0.8
+#: Patients of each class that the target needs, so that heads can be trained on it.
+_FEWEST = 5
 
-Rate = tuple[float, int]
+_Rate = tuple[float, int]
 """An error rate and in how many patients it was seen."""
+_Edges = Mapping[str, tuple[_Rate | None, _Rate | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,28 +105,26 @@ def decompose(
     Raises:
         StudyError: Labels are absent.
     """
-    both = (
-        _Outcome(source, source.wrong(), domain_draws(source, seed, draws)),
-        _Outcome(target, target.wrong(), domain_draws(target, seed, draws)),
-    )
+    both = [
+        _Outcome(data, data.wrong(), _domain_draws(data, seed, draws)) for data in (source, target)
+    ]
     labels = (source.labelled(), target.labelled())
     effects = {
-        "accuracy_loss": accuracy_loss(source, target),
-        **_by_group(both, labels, division="class", terms=("class_mix", "within_class")),
+        "accuracy_loss": _accuracy_loss(source, target),
+        **_by_group(both, labels, "class", ("class_mix", "within_class")),
         **_by_score(*both),
     }
     for first, second in groupings:
         if _comparable(source, first, second):
             name, members = first.attribute, (first.member, second.member)
             terms = (f"{name}_mix", f"within_{name}")
-            effects |= _by_group(both, members, division=f"by {name}", terms=terms)
+            effects |= _by_group(both, members, f"by {name}", terms)
     if source.scored().shape[1] == 2 and all(np.unique(label).size == 2 for label in labels):
         effects |= {**_by_threshold(*both, seed=seed), "auroc_loss": _auroc_loss(source, target)}
     return effects
 
 
-def accuracy_loss(source: DomainData, target: DomainData) -> Effect:
-    """The error on the target minus that on the source, of labelled and scored rows."""
+def _accuracy_loss(source: DomainData, target: DomainData) -> Effect:
     errors = [share_of(weighted_mean(data.wrong()), data.group) for data in (target, source)]
     return _difference("accuracy_loss", "all", *errors)
 
@@ -136,16 +156,13 @@ def dominant(effects: Iterable[Effect], division: str) -> str | None:
     return None
 
 
-def domain_draws(data: DomainData, seed: int, draws: int = DRAWS) -> PatientDraws:
+def _domain_draws(data: DomainData, seed: int, draws: int = DRAWS) -> PatientDraws:
     """The draws of a domain's patients; every division and table of one seed shares them."""
     return draw_patients(data.group, stream(data.role, seed), draws=draws)
 
 
-def divide(
-    division: str,
-    terms: Mapping[str, NDArray[np.float64]],
-    *,
-    edges: Mapping[str, tuple[Rate | None, Rate | None]],
+def _divide(
+    division: str, terms: Mapping[str, NDArray[np.float64]], edges: _Edges
 ) -> dict[str, Effect]:
     """Terms of one division, with how surely each is the largest of them.
 
@@ -155,33 +172,23 @@ def divide(
         edges: By term, the rates that it starts from and leads to. Where one is 0 or 1 all
             draws agree on it, and the interval is lengthened by what was not seen.
     """
-    shares = _shares_of_largest(np.stack([values[1:] for values in terms.values()]))
+    table = np.stack([values[1:] for values in terms.values()])
+    defined = table[:, np.isfinite(table).all(axis=0)]
+    largest = defined == defined.max(axis=0, initial=-np.inf)
+    # Terms that are equal share a draw: of nothing but zeros none is the largest.
+    wins = (largest / largest.sum(axis=0)).sum(axis=1) / max(1, defined.shape[1])
     effects = {}
-    for (name, values), share in zip(terms.items(), shares, strict=True):
-        rates = edges.get(name, (None, None))
-        low, high = _lengthened(float(values[0]), percentile_interval(values[1:]), *rates)
+    for (name, values), share in zip(terms.items(), wins.tolist(), strict=True):
+        estimate, ends = float(values[0]), percentile_interval(values[1:])
+        low, high = _lengthened(estimate, ends, *edges.get(name, (None, None)))
         effects[name] = Effect(
-            name=name,
-            division=division,
-            estimate=float(values[0]),
-            low=low,
-            high=high,
-            largest=float(share),
+            name=name, division=division, estimate=estimate, low=low, high=high, largest=share
         )
     return effects
 
 
-def _shares_of_largest(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """In which share of the draws each of (terms, B) is the largest, shape (terms,)."""
-    defined = table[:, np.isfinite(table).all(axis=0)]
-    largest = defined == defined.max(axis=0, initial=-np.inf)
-    # Terms that are equal share a draw: of nothing but zeros none is the largest.
-    wins = (largest / largest.sum(axis=0)).sum(axis=1)
-    return np.asarray(wins / max(1, defined.shape[1]), dtype=np.float64)
-
-
 def _lengthened(
-    estimate: float, interval: tuple[float, float], start: Rate | None, end: Rate | None
+    estimate: float, interval: tuple[float, float], start: _Rate | None, end: _Rate | None
 ) -> tuple[float, float]:
     """An interval of end - start, where a rate of 0 or 1 may yet be another.
 
@@ -210,7 +217,7 @@ class _Outcome(NamedTuple):
     draws: PatientDraws
 
     @property
-    def rate(self) -> Rate:
+    def rate(self) -> _Rate:
         return float(self.wrong.mean()), self.data.patients
 
     def means(self, hit: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -228,9 +235,8 @@ def _comparable(source: DomainData, of_source: Grouping, of_target: Grouping) ->
 
 
 def _by_group(
-    both: tuple[_Outcome, _Outcome],
-    members: tuple[NDArray[np.integer], NDArray[np.integer]],
-    *,
+    both: Sequence[_Outcome],
+    members: Sequence[NDArray[np.integer]],
     division: str,
     terms: tuple[str, str],
 ) -> dict[str, Effect]:
@@ -252,11 +258,11 @@ def _by_group(
     e_p, e_q = wrong_p / np.maximum(p, _TINY), wrong_q / np.maximum(q, _TINY)
     e_p, e_q = np.where(p > 0, e_p, e_q), np.where(q > 0, e_q, e_p)
     mix, within = ((q - p) * (e_p + e_q) / 2).sum(axis=0), ((e_q - e_p) * (p + q) / 2).sum(axis=0)
-    return divide(
+    return _divide(
         division,
         {terms[0]: mix, terms[1]: within},
         # What a group without an error may yet hold is within it; the mix weighs errors seen.
-        edges={terms[1]: (both[0].rate, both[1].rate)},
+        {terms[1]: (both[0].rate, both[1].rate)},
     )
 
 
@@ -283,10 +289,10 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
         drawn = zip(source.draws.weights(which), target.draws.weights(which), strict=True)
         expected += [expected_error(*weights) for weights in drawn]
     e_s, e_t = source.means(source.wrong), target.means(target.wrong)
-    return divide(
+    return _divide(
         "score",
         {"confidence_shift": np.subtract(expected, e_s), "y_given_score": e_t - expected},
-        edges={"confidence_shift": (source.rate, None), "y_given_score": (None, target.rate)},
+        {"confidence_shift": (source.rate, None), "y_given_score": (None, target.rate)},
     )
 
 
@@ -304,10 +310,10 @@ def _by_threshold(source: _Outcome, target: _Outcome, *, seed: int) -> dict[str,
         for outcome in (source, target)
     )
     ends = (e_s[0], source.data.patients), (best[0], target.data.patients)
-    return divide(
+    return _divide(
         "threshold",
         {"threshold": e_t - best, "discrimination": best - e_s},
-        edges={"discrimination": ends},
+        {"discrimination": ends},
     )
 
 
@@ -347,3 +353,173 @@ def _errors_by_cut(weights: Weights, positive: NDArray[np.bool_]) -> Weights:
         for rows in (positive, ~positive)
     )
     return np.asarray(missed + cleared[:, -1:] - cleared)
+
+
+# The error table.
+
+#: Its rows, in its order.
+_ERRORS = (
+    "human",  # a person on the source, where the study says how often one errs
+    "source_training",  # the head on the source images that it was fitted to
+    "source_new_patients",  # the head on source patients that it was not fitted to
+    "source_few_patients",  # heads of as few source patients as the target has, on others
+    "target",  # the head on the target
+    "target_trained",  # heads trained on the target, on patients that they were not fitted to
+)
+#: Step: (from, to). These lead from a person's error to that on the target.
+_STEPS = {
+    "avoidable_bias": ("human", "source_training"),
+    "variance": ("source_training", "source_new_patients"),
+    "mismatch": ("source_new_patients", "target"),
+}
+
+
+def error_table(
+    whole: DomainData,
+    target: DomainData,
+    *,
+    source: DomainData,
+    training: DomainData,
+    human: float | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, Effect]]:
+    """Fill the table for one target whose labels are open.
+
+    Args:
+        whole: The source: features and labels.
+        target: Features, labels, and probabilities of the head in question.
+        source: Labels and probabilities of source images that the head was not fitted to.
+        training: The same of those that it was fitted to.
+        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
+        seed: Of the draws.
+
+    Returns:
+        The table, as ``shift.json`` has it: ``errors``, ``steps`` from a person's to that on the
+        target, and why one is ``not_identifiable``. And by name the effects ``target_hardness``
+        and ``transfer_gap``, where the target has patients enough.
+
+    Raises:
+        StudyError: The target has no labels.
+    """
+    # All patients of the source are drawn: the head may have been tested on some of them.
+    of_source, of_target = (_domain_draws(data, seed) for data in (whole, target))
+    outcomes = {
+        "source_training": _Outcome(training, training.wrong(), of_source.of(training.group)),
+        "source_new_patients": _Outcome(source, source.wrong(), of_source.of(source.group)),
+        "target": _Outcome(target, target.wrong(), of_target),
+    }
+    errors = {name: rate_interval(of.wrong, of.data.group) for name, of in outcomes.items()}
+    levels = {name: of.means(of.wrong) for name, of in outcomes.items()}
+    # A person's error is given: it has no patients, and no interval.
+    rates: dict[str, _Rate | None] = {"human": None}
+    rates |= {name: of.rate for name, of in outcomes.items()}
+    reasons = {}
+    if human is None:
+        reasons["avoidable_bias"] = "no human error is given"
+    else:
+        errors["human"] = Interval(
+            estimate=human, low=np.nan, high=np.nan, images=0, patients=0, method="given"
+        )
+        levels["human"] = np.full(1 + DRAWS, human)
+    chain = {step: ends for step, ends in _STEPS.items() if set(ends) <= set(errors)}
+    steps = _divide(
+        "error table",
+        {step: levels[end] - levels[start] for step, (start, end) in chain.items()},
+        {step: (rates[start], rates[end]) for step, (start, end) in chain.items()},
+    )
+    # The same number as the loss of accuracy, so the same interval.
+    loss = _accuracy_loss(source, target)
+    steps["mismatch"] = replace(steps["mismatch"], low=loss.low, high=loss.high)
+    of_class = [target.group[target.labelled() == k] for k in range(source.scored().shape[1])]
+    least, transfer = min(np.unique(group).size for group in of_class), {}
+    if least < _FEWEST:
+        reasons["target_hardness"] = (
+            f"a class has {counted(least, 'patient')} on the target, and {_FEWEST} are needed to "
+            "train a head"
+        )
+    else:
+        (easy, levels_s), (hard, levels_t) = _heads_of_few_patients(
+            (whole, target), (of_source, of_target), seed
+        )
+        errors |= {"source_few_patients": easy, "target_trained": hard}
+        start, middle = ((error.estimate, error.patients) for error in (easy, hard))
+        hardness, mismatch = levels_t - levels_s, levels["target"] - levels["source_new_patients"]
+        transfer = _divide(
+            "transfer",
+            {"target_hardness": hardness, "transfer_gap": mismatch - hardness},
+            {"target_hardness": (start, middle), "transfer_gap": (middle, rates["target"])},
+        )
+    rows = [{"name": name, **errors[name].ends()} for name in _ERRORS if name in errors]
+    table = {"errors": rows, "steps": list(steps.values()), "not_identifiable": reasons}
+    return table, transfer
+
+
+def _heads_of_few_patients(
+    both: tuple[DomainData, DomainData], draws: tuple[PatientDraws, PatientDraws], seed: int
+) -> list[tuple[Interval, NDArray[np.float64]]]:
+    """Errors of heads that are fitted to as few patients of each domain, with their draws."""
+    patients = round(_FITTED * min(data.patients for data in both))
+    images = min(len(data) / data.patients for data in both)
+    results, spreads = [], []
+    for data, drawn in zip(both, draws, strict=True):
+        rng = stream(f"few patients of the {data.role}", seed)
+        tested, error, spread = fit_few_patients(data, patients, rng, images=images)
+        group = data.group[tested]
+        interval = share_of(weighted_mean(error), group).interval()
+        levels = np.append(interval.estimate, drawn.of(group).mean(error))
+        results.append((interval, levels))
+        spreads.append(spread)
+    # Other patients to learn from move the errors too: of the target's heads, which share
+    # theirs, as much as of one head; of the source's, which do not, the mean of many is taken.
+    moved = stream("patients to learn from", seed).standard_normal(DRAWS)
+    results[1][1][1:] += max(spreads) * np.sqrt(1 + 1 / _HEADS) * moved
+    return results
+
+
+def fit_few_patients(
+    data: DomainData,
+    patients: int,
+    rng: np.random.Generator,
+    *,
+    images: float = np.inf,
+    heads: int = _HEADS,
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], float]:
+    """Fit heads to some patients each, and test them on the others.
+
+    Args:
+        data: Features and labels.
+        patients: How many each head is fitted to.
+        rng: Chooses them, again where a class is missing.
+        images: So many images of each, on average; all where there are fewer.
+        heads: How many heads.
+
+    Returns:
+        A mask of the images that some head was not fitted to; of these the share of such heads
+        that err on each; and the standard deviation of a head's error over the patients that it
+        is fitted to.
+    """
+    label = data.labelled()
+    names, member = np.unique(data.group, return_inverse=True)
+    classes = np.unique(label).size
+    chosen: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
+    while len(chosen) < heads:
+        seen = np.isin(member, rng.permutation(names.size)[:patients])
+        fitted = seen & (rng.random(len(data)) < images * names.size / len(data))
+        if np.unique(label[fitted]).size == classes:
+            chosen.append((fitted, seen))
+    fitted_to, seen_by = (np.stack(masks) for masks in zip(*chosen, strict=True))
+    features = data.embedded()
+    mean, scale = mean_and_scale(features)
+    rows = np.asarray((features - mean) / scale, np.float32)
+    fits = fit_weighted(rows, label, C=INVERSE_PENALTY, weights=fitted_to.astype(np.float64))
+    tested = np.asarray(~seen_by.all(axis=0))
+    wrong = np.where(seen_by, np.nan, fits.proba(rows).argmax(axis=2) != label)[:, tested]
+    by_image = np.nanmean(wrong, axis=0)
+    # Heads are compared on the same images, because some images are harder than others. What
+    # varies from image to image is no property of a head. Heads that share their patients
+    # differ less than heads of other patients would; more than half makes too rough a guess.
+    rest = wrong - by_image
+    noise = np.nanvar(rest, axis=1) / np.isfinite(rest).sum(axis=1)
+    variance = max(0.0, np.nanmean(rest, axis=1).var(ddof=1) - noise.mean())
+    spread = np.sqrt(variance / (1 - min(0.5, patients / names.size)))
+    return tested, by_image, float(spread)

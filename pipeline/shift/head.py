@@ -1,32 +1,114 @@
-"""Which head a shift is analysed of: the best of the comparison, unless another is asked for.
+"""Which head a shift is analysed of, and the linear one that the adaptation methods start from.
 
-Its probabilities are those that ``headrace heads`` has stored, of the images that it was fitted
-to out of fold: the numbers of a shift are those of the comparison. Where there is none, a linear
-head is fitted, and the record says so.
+The first is the best of the comparison, unless another is asked for. Its probabilities are
+those that ``headrace heads`` has stored, of the images that it was fitted to out of fold: the
+numbers of a shift are those of the comparison. Where there is none, the linear head is analysed,
+and the record says so.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 
-from pipeline.data.domain import DomainData
-from pipeline.data.patients import FIT
+from pipeline.data.domain import DomainData, mean_and_scale
+from pipeline.data.patients import FIT, patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import MissingResultsError, ModelError, ResultsError
 from pipeline.evaluation.compare_heads import compared_heads, head_of_entry
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, Trained, predictions_in
 from pipeline.features.load import FeatureTable
+from pipeline.heads.logistic import make_logistic
 from pipeline.heads.save import head_folder, load_head
-from pipeline.results import ResultSet
-from pipeline.shift.domains import SourceModel
-from pipeline.study import SOURCE, Study
+from pipeline.study import SOURCE
 from pipeline.words import counted
 
+#: C of the logistic head on standardised features. It is fixed, so that no row selects it.
+INVERSE_PENALTY = 0.01
 #: The head that is fitted where none was compared.
 _LINEAR = "linear"
 #: Patients of a class that the head was tested on, at least.
 _FEWEST_PATIENTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceModel:
+    """A logistic head of the source, with everything that was fitted on the source.
+
+    Attributes:
+        data: The source: raw features, labels, and ``proba`` out of fold by patient.
+        mean: Of the raw features, shape (d,).
+        scale: See :func:`mean_and_scale`.
+        head: Fitted to all rows of the source, standardised.
+    """
+
+    data: DomainData
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    head: LogisticRegression
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, K."""
+        return int(self.data.scored().shape[1])
+
+    @cached_property
+    def prior(self) -> NDArray[np.float64]:
+        """Share of each class in the source, shape (K,)."""
+        label = self.data.labelled()
+        return np.asarray(np.bincount(label, minlength=self.classes) / len(label))
+
+    @cached_property
+    def standard(self) -> NDArray[np.float32]:
+        """The source's own rows, standardised, shape (n, d): for fits of many heads."""
+        return self.standardise(self.data.embedded()).astype(np.float32)
+
+    def standardise(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Scale raw features (m, d) by the source's mean and standard deviation."""
+        return np.asarray((features - self.mean) / self.scale, dtype=np.float64)
+
+    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Class probabilities, shape (m, K), of raw features (m, d) of any domain."""
+        proba: NDArray[np.float64] = self.head.predict_proba(self.standardise(features))
+        return proba
+
+    def scored(self, data: DomainData) -> DomainData:
+        """A domain with this head's probabilities."""
+        return data.with_(proba=self.predict_proba(data.embedded()))
+
+    def fit(self, rows: NDArray[np.floating], label: NDArray[np.integer]) -> LogisticRegression:
+        """A head of the same penalty on rows (m, e) of about unit variance.
+
+        It is in float32, which takes a third of the time.
+        """
+        return make_logistic(INVERSE_PENALTY).fit(rows.astype(np.float32), label)
+
+
+def fit_source(data: DomainData) -> SourceModel:
+    """Fit the head to a labelled domain, and once for each fold of its patients.
+
+    Args:
+        data: Features and labels; every class from 0 to K - 1 is there.
+
+    Raises:
+        StudyError: A class has too few patients for folds.
+    """
+    features, label = data.embedded(), data.labelled()
+    mean, scale = mean_and_scale(features)
+    rows = (features - mean) / scale
+    proba = np.zeros((len(label), label.max() + 1))
+    for fit, held in patient_folds(label, data.group, seed=0):
+        head = make_logistic(INVERSE_PENALTY, tol=1e-6).fit(rows[fit], label[fit])
+        proba[held] = head.predict_proba(rows[held])
+    return SourceModel(
+        data=data.with_(proba=proba),
+        mean=mean,
+        scale=scale,
+        head=make_logistic(INVERSE_PENALTY, tol=1e-6).fit(rows, label),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +132,18 @@ class AnalysedHead:
     training: DomainData
     linear: SourceModel
 
-    @property
-    def name(self) -> str:
-        """Of the head."""
-        return self.trained[0]
-
     def scored(self, target: DomainData) -> DomainData:
         """A target of the study with this head's probabilities."""
         return target.with_(proba=self.proba[target.row])
 
 
 def analysed_head(
-    study: Study, table: FeatureTable, linear: SourceModel, wanted: str | None
+    results: Path, table: FeatureTable, linear: SourceModel, wanted: str | None
 ) -> AnalysedHead:
     """The head that was asked for, else the best of the comparison, else the linear one.
 
     Args:
-        study: With its results.
+        results: Of the study.
         table: Features of all its images on one backbone.
         linear: A head of the source.
         wanted: Name of a compared head; None: the best one on validation.
@@ -75,18 +152,19 @@ def analysed_head(
         MissingResultsError: A head is asked for, and cannot be taken from the comparison.
     """
     try:
-        compared = compared_heads(study.results)
-        return _compared(study, table, linear, compared, wanted)
+        return _compared(results, table, linear, wanted)
     except (MissingResultsError, ModelError, ResultsError) as cause:
         if wanted not in (None, _LINEAR):
             raise MissingResultsError(f"the head {wanted} cannot be analysed: {cause}") from cause
+        proba = linear.predict_proba(table.X)
+        proba[linear.data.row] = linear.data.scored()
         return AnalysedHead(
             trained=(_LINEAR, 0),
             about=(
                 f"On {table.backbone} the head is a linear one, fitted for this analysis, because "
                 f"{cause}."
             ),
-            proba=linear.predict_all(table.X),
+            proba=proba,
             source=linear.data,
             training=linear.scored(linear.data),
             linear=linear,
@@ -94,13 +172,10 @@ def analysed_head(
 
 
 def _compared(
-    study: Study,
-    table: FeatureTable,
-    linear: SourceModel,
-    compared: ResultSet,
-    wanted: str | None,
+    results: Path, table: FeatureTable, linear: SourceModel, wanted: str | None
 ) -> AnalysedHead:
     """See :func:`analysed_head`; refuses a comparison of other images or features."""
+    compared = compared_heads(results)
     again = f"run headrace {compared.stage} STUDY again"
     entries = [e for e in compared.record["backbones"] if e["backbone"] == table.backbone]
     if not entries:
@@ -112,16 +187,15 @@ def _compared(
             f"{name} is not among the heads compared on {table.backbone}: {', '.join(names)}"
         )
     stored = predictions_in(compared.read(PROBABILITIES))[table.backbone]
-    head = load_head(head_folder(study.results, table.backbone, name))
+    head = load_head(head_folder(results, table.backbone, name))
     recipes, rows = [network.recipe for network in head.networks], _rows(stored, table.samples)
     if not rows or recipes != [store.recipe for store in table.stores]:
         raise MissingResultsError(f"heads were compared on other images or features; {again}")
     trained = name, head.seeds[0]
-    source, fit = table.domain(SOURCE), table.domain(SOURCE, FIT)
     proba = stored.proba[trained][rows]
-    held_out = np.asarray(np.isfinite(proba).all(axis=1))
-    tested = source.take(held_out[source.row])
-    for k in range(len(stored.classes)):
+    source, fit = linear.data, table.domain(SOURCE, FIT)
+    tested = source.take(np.flatnonzero(np.isfinite(proba[source.row]).all(axis=1)))
+    for k in range(linear.classes):
         if np.unique(tested.group[tested.label == k]).size < _FEWEST_PATIENTS:
             raise MissingResultsError(
                 f"{name} was tested on too few patients of the source; run headrace "

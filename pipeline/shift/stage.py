@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
 from pipeline.data.attributes import Grouping, groupings
@@ -27,7 +28,7 @@ from pipeline.errors import PipelineError, StudyError, go_on
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
 from pipeline.features.load import FeatureTable, feature_tables
-from pipeline.parallel import run_parallel
+from pipeline.parallel import run_each
 from pipeline.results import prepare, write_set
 from pipeline.shift.adapt_eval import (
     AdaptationPlan,
@@ -38,18 +39,16 @@ from pipeline.shift.adapt_eval import (
 )
 from pipeline.shift.calibrate import calibration, choose_threshold, transferred_thresholds
 from pipeline.shift.covariates import Measures, acquisition_differences, summary
-from pipeline.shift.decompose import decompose
+from pipeline.shift.decompose import decompose, error_table
 from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, detect, images_differ
-from pipeline.shift.domains import feature_maps, fit_source
-from pipeline.shift.error_table import error_table
-from pipeline.shift.head import AnalysedHead, analysed_head
+from pipeline.shift.head import AnalysedHead, SourceModel, analysed_head, fit_source
 from pipeline.shift.label_free import NO_OVERLAP, estimate_accuracy
 from pipeline.shift.subgroups import subgroups
 from pipeline.shift.verdict import caveats, verdict, verdict_without_labels
-from pipeline.study import Study
+from pipeline.study import SOURCE, Study
 from pipeline.words import to_jsonable
 
-SCHEMA = 10
+SCHEMA = 11
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
 #: Numbers of features below which products have one thread: two that wait for each other in
@@ -61,9 +60,10 @@ _NEED_LABELS: Mapping[str, Any] = {
     **dict.fromkeys(("causes", "effects", "adaptation", "calibration"), ()),
     **dict.fromkeys(("thresholds", "subgroups", "covariates"), ()),
 }
+#: Of the map of the features: images of each domain, as more points would hide one another; and
+#: standard deviations at most, as one odd image would else be a component of its own.
+_POINTS, _CLIP = 500, 5.0
 _Record = dict[str, Any]
-_Description = tuple[Sequence[Grouping], Measures | None]
-"""Groupings of a domain's images, and measures of its pictures where an audit made them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +96,9 @@ THOROUGH = ShiftOptions(draws=4999, seeds=30)
 
 
 class _Analysis(NamedTuple):
-    """Entries of targets on one backbone, why others have none, and what the HDF5 file gets."""
+    """By target its entry, or why it has none, on one backbone; and what the HDF5 file gets."""
 
-    entries: list[_Record]
-    reasons: dict[str, object]
+    targets: Mapping[str, _Record | Exception]
     predictions: Predictions | None = None
     maps: Mapping[str, NDArray[Any]] = {}
 
@@ -133,13 +132,18 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     if not analyses:
         raise next(iter(failures.values()))
     names = [target.name for target in study.targets]
-    reasons = {backbone: dict.fromkeys(names, why) for backbone, why in failures.items()}
-    skipped = [
-        {"backbone": backbone, "target": target, "reason": str(why)}
-        for backbone, by_target in (reasons | {b: a.reasons for b, a in analyses.items()}).items()
-        for target, why in by_target.items()
+    lost = {backbone: _Analysis(dict.fromkeys(names, why)) for backbone, why in failures.items()}
+    outcomes = [
+        (backbone, target, outcome)
+        for backbone, analysis in (lost | analyses).items()
+        for target, outcome in analysis.targets.items()
     ]
-    entries = [entry for analysis in analyses.values() for entry in analysis.entries]
+    entries = [outcome for *_, outcome in outcomes if not isinstance(outcome, Exception)]
+    skipped = [
+        {"backbone": backbone, "target": target, "reason": str(outcome)}
+        for backbone, target, outcome in outcomes
+        if isinstance(outcome, Exception)
+    ]
     if not entries:
         lines = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
         raise StudyError(" ".join(["no target can be compared.", *lines]))
@@ -167,104 +171,110 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
 
 def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) -> _Analysis:
     """Check the domains, fit the head to the source, and look at all targets side by side."""
-    facts = stored_facts(study.store_root, table.samples.key)
-    findings = check_leaks(study, table.samples, overlaps(study, table.samples, facts), facts)
+    samples = table.samples
+    facts = stored_facts(study.store_root, samples.key)
+    findings = check_leaks(study, samples, overlaps(study, samples, facts), facts)
     if not options.samples.allow_leaks:
         refuse_leaks(findings)
-    failures = dict(table.samples.failures)
-    groups = groupings(study, table.samples, failures)  # it may refuse a user's file
-    source, *targets = (table.domain(d.name) for d in study.domains if d.name not in failures)
-    reasons: dict[str, object] = {**failures}
+    reasons = dict(samples.failures)
+    groups = dict(groupings(study, samples, reasons))  # it may refuse a user's file
+    source, *targets = (table.domain(d.name) for d in study.domains if d.name not in reasons)
     for target in targets:
         if target.patients == 1:
-            reasons[target.name] = (
+            reasons[target.name] = StudyError(
                 f"Images: {len(target)}, all of one patient; a comparison by patient needs two, "
                 "better 20 or more. Add images of others; "
                 f"{single_patient_hint(f'target.{target.name}')}."
             )
-    compared = [target for target in targets if target.patients > 1]
-    if not compared:
-        return _Analysis([], reasons)
+    targets = [target for target in targets if target.patients > 1]
+    if not targets:
+        return _Analysis(reasons)
     with threadpool_limits(1 if table.X.size < LARGE else None):
         model = fit_source(source)
-        head = analysed_head(study, table, model, options.head)
-        of_source = _describe(source, head.source, groups, facts)
+        head = analysed_head(study.results, table, model, options.head)
+        tested = np.isfinite(head.proba[source.row]).all(axis=1)
+        groups[SOURCE] = tuple(
+            replace(grouping, member=grouping.member[tested]) for grouping in groups.get(SOURCE, ())
+        )
         jobs = [
             partial(
-                _entry_or_reason,
+                analyse_target,
                 head,
                 target,
-                classes=table.samples.classes,
-                descriptions=(of_source, _describe(target, target, groups, facts)),
-                human=study.human_error,
+                study=study,
+                classes=samples.classes,
+                groups=(groups[SOURCE], groups.get(target.name, ())),
+                facts=facts,
                 options=options,
-                seed=study.seed,
             )
-            for target in compared
+            for target in targets
         ]
-        outcomes = run_parallel(jobs)
-    entries = []
+        outcomes = run_each(jobs)
+    entries: dict[str, _Record] = {}
     names = {target.name for target in study.targets}
-    for entry, target in zip(outcomes, compared, strict=True):
-        if isinstance(entry, str):
+    for target, entry in zip(targets, outcomes, strict=True):
+        if isinstance(entry, dict):
+            others = names - {target.name}
+            about = [f for f in findings if not others & set(f.where.split(" and "))]
+            entry |= {"backbone": table.backbone, "head": head.trained[0], "about_head": head.about}
+            entry["caveats"] = caveats(head.source, target, about)
+            entry["provenance"]["recipes"] = [store.recipe.fingerprint for store in table.stores]
+            entries[target.name] = entry
+        elif isinstance(entry, PipelineError):  # the other targets are compared all the same
             reasons[target.name] = entry
-            continue
-        entries.append(entry)
-        others = names - {target.name}
-        about = [f for f in findings if not others & set(f.where.split(" and "))]
-        entry |= {"backbone": table.backbone, "head": head.name, "about_head": head.about}
-        entry["caveats"] = caveats(head.source, target, about)
-        entry["provenance"]["recipes"] = [store.recipe.fingerprint for store in table.stores]
+        elif isinstance(entry, BaseException):
+            raise entry
     if not entries:
-        return _Analysis([], reasons)
-    maps = feature_maps(model, [target for target in compared if target.label is not None])
-    return _Analysis(
-        entries, reasons, predictions_of(table.samples, {head.trained: head.proba}), maps
-    )
+        return _Analysis(reasons)
+    maps = {
+        f"{target.name}/{name}": values
+        for target in targets
+        if target.label is not None
+        for name, values in feature_map(model, target).items()
+    }
+    predictions = predictions_of(samples, {head.trained: head.proba})
+    return _Analysis({**reasons, **entries}, predictions, maps)
 
 
-def _entry_or_reason(*arguments: Any, **named: Any) -> _Record | str:
-    """The entry of a target, or why it has none: the other targets are compared all the same."""
-    try:
-        return analyse_target(*arguments, **named)
-    except PipelineError as reason:
-        return str(reason)
+def feature_map(model: SourceModel, target: DomainData) -> dict[str, NDArray[Any]]:
+    """Project a sample of both labelled domains, of equal weight, on two principal components.
 
-
-def _describe(
-    domain: DomainData,
-    data: DomainData,
-    groups: Mapping[str, Sequence[Grouping]],
-    facts: NDArray[Any] | None,
-) -> _Description:
-    """Of some rows of a domain."""
-    rows = np.isin(np.asarray(domain.row), np.asarray(data.row))
-    of_rows = [replace(g, member=g.member[rows]) for g in groups.get(data.name, ())]
-    if facts is None:
-        return of_rows, None
-    return of_rows, {name: facts[name][data.row].astype(np.float64) for name in APPEARANCE}
+    Returns:
+        ``embedding`` (n, 2), ``embedding_target`` (n,) bool, ``embedding_label`` (n,).
+    """
+    rng = np.random.default_rng(0)
+    parts = [
+        data.take(np.sort(rng.permutation(len(data))[:_POINTS])) for data in (model.data, target)
+    ]
+    rows = np.vstack([model.standardise(part.embedded()) for part in parts])
+    pca = PCA(2, svd_solver="randomized", random_state=0)
+    return {
+        "embedding": pca.fit_transform(rows.clip(-_CLIP, _CLIP)),
+        "embedding_target": np.repeat([False, True], [len(part) for part in parts]),
+        "embedding_label": np.concatenate([part.labelled() for part in parts]),
+    }
 
 
 def analyse_target(
     head: AnalysedHead,
     target: DomainData,
     *,
+    study: Study,
     classes: Sequence[str],
-    descriptions: tuple[_Description, _Description],
-    human: float | None,
+    groups: tuple[Sequence[Grouping], Sequence[Grouping]],
+    facts: NDArray[Any] | None,
     options: ShiftOptions,
-    seed: int,
 ) -> _Record:
     """The entry of one target in the record.
 
     Args:
         head: The head in question.
         target: Features; and labels, which stay sealed until every method has predicted.
+        study: With the error of a person on the source, where one measured it, and the seed.
         classes: Their names.
-        descriptions: Of the images of source and target.
-        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
+        groups: The images of source and target by attribute, where a file has any.
+        facts: Of all images of the study, where an audit has measured them.
         options: How the stage runs.
-        seed: Of the study.
 
     Raises:
         StudyError: The domains have too few patients for any test.
@@ -274,7 +284,7 @@ def analyse_target(
     sealed = SealedLabels(target.label, plan.digest())
     blind = head.scored(target.sealed())
     tests, domain_auc = detect(source, blind, draws=options.draws)
-    estimate = estimate_accuracy(source, blind, np.random.default_rng([seed, 11]))
+    estimate = estimate_accuracy(source, blind, np.random.default_rng([study.seed, 11]))
     # An interval wholly above it: then no image of the source says how right the head is.
     accuracy_range = estimate.record(classes, withheld=domain_auc.low > NO_OVERLAP)
     if not labelled:
@@ -283,15 +293,15 @@ def analyse_target(
     else:
         rows, best = score(predict_target(model, blind, plan), sealed, model, blind, plan)
         # From here on the labels are open: no prediction that is scored comes after.
+        opened = blind.with_(label=sealed.unseal(plan.digest()))
         details = _with_labels(
-            head,
-            blind.with_(label=sealed.unseal(plan.digest())),
-            descriptions,
-            best=best,
-            differ=images_differ(tests),
+            head, opened, study, groups, facts, best=best, differ=images_differ(tests)
+        )
+        details["thresholds"] = transferred_thresholds(
+            source,
+            opened,
             prevalence=estimate.prevalence[1].estimate,
-            human=human,
-            seed=seed,
+            score_changed=details["labels_needed"],
         )
         details["adaptation"] = rows
     return {
@@ -326,28 +336,29 @@ def _without_labels(
 def _with_labels(
     head: AnalysedHead,
     target: DomainData,
-    descriptions: tuple[_Description, _Description],
+    study: Study,
+    groups: tuple[Sequence[Grouping], Sequence[Grouping]],
+    facts: NDArray[Any] | None,
     *,
     best: BestMethod | None,
     differ: bool | None,
-    prevalence: float,
-    human: float | None,
-    seed: int,
 ) -> _Record:
-    """What the labels of the target show, which are open now.
-
-    The prevalence of the second class is estimated without them.
-    """
-    source, ((groups_s, measures_s), (groups_t, measures_t)) = head.source, descriptions
-    both = zip(groups_s, groups_t, strict=False)
-    effects = decompose(source, target, groupings=both, seed=seed)
-    errors = error_table(
-        head.linear.data, target, source=source, training=head.training, human=human, seed=seed
+    """What the labels of the target show, which are open now."""
+    source, seed = head.source, study.seed
+    effects = decompose(source, target, groupings=zip(*groups, strict=False), seed=seed)
+    errors, transfer = error_table(
+        head.linear.data,
+        target,
+        source=source,
+        training=head.training,
+        human=study.human_error,
+        seed=seed,
     )
-    effects |= {n: step for n, step in errors.steps.items() if step.division == "transfer"}
+    effects |= transfer
     covariates = None
-    if measures_s is not None and measures_t is not None:
+    if facts is not None:
         rng = np.random.default_rng([seed, 17])
+        measures_s, measures_t = (_measures(facts, data) for data in (source, target))
         covariates = acquisition_differences((source, measures_s), (target, measures_t), rng)
     scores = _scores(source, target)
     conclusion = verdict(
@@ -365,17 +376,16 @@ def _with_labels(
         "causes": conclusion.causes,
         "labels_needed": conclusion.labels_needed,
         "effects": list(effects.values()),
-        "error_table": errors.record(),
+        "error_table": errors,
         "calibration": [calibration(data) for data in (source, target)],
-        "thresholds": transferred_thresholds(
-            source, target, prevalence=prevalence, score_changed=conclusion.labels_needed
-        ),
-        "subgroups": subgroups(
-            source, target, (groups_s, groups_t), threshold=threshold, seed=seed
-        ),
+        "subgroups": subgroups(source, target, groups, threshold=threshold, seed=seed),
         "covariates": covariates or [],
         "covariates_summary": summary(covariates),
     }
+
+
+def _measures(facts: NDArray[Any], data: DomainData) -> Measures:
+    return {name: facts[name][data.row].astype(np.float64) for name in APPEARANCE}
 
 
 def _scores(source: DomainData, target: DomainData | None) -> dict[str, _Record]:

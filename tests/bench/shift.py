@@ -17,10 +17,9 @@ from threadpoolctl import threadpool_limits
 from pipeline.data.domain import DomainData
 from pipeline.report.table import Column, Table, terminal_text
 from pipeline.shift.adapt_eval import AdaptationPlan, SealedLabels, predict_target, score
-from pipeline.shift.decompose import decompose
+from pipeline.shift.decompose import decompose, error_table
 from pipeline.shift.detect import detect
-from pipeline.shift.domains import fit_source
-from pipeline.shift.error_table import error_table
+from pipeline.shift.head import fit_source
 from pipeline.shift.label_free import estimate_accuracy
 from pipeline.shift.stage import LARGE, ShiftOptions
 

@@ -19,10 +19,9 @@ from pipeline.data.attributes import Grouping
 from pipeline.data.domain import DomainData
 from pipeline.parallel import run_parallel
 from pipeline.shift.adapt_eval import AdaptationPlan, SealedLabels, predict_target, score
-from pipeline.shift.decompose import decompose
+from pipeline.shift.decompose import decompose, error_table
 from pipeline.shift.detect import detect, images_differ
-from pipeline.shift.domains import fit_source
-from pipeline.shift.error_table import error_table
+from pipeline.shift.head import fit_source
 from pipeline.shift.label_free import estimate_accuracy
 from pipeline.shift.verdict import causes_of
 from tests.simulations import in_processes, parser
@@ -145,7 +144,7 @@ def named(seed: int, change: Change, *, attribute: bool = True, patients: int = 
     _, best = score(predict_target(model, blind, plan), sealed, model, blind, plan)
     effects = decompose(model.data, target, groupings=[ages] if attribute else [], draws=500)
     training = model.scored(model.data)
-    effects |= error_table(model.data, target, source=model.data, training=training).steps
+    effects |= error_table(model.data, target, source=model.data, training=training)[1]
     differ = images_differ(detect(model.data, blind, draws=199)[0])
     adaptable = best is not None and best.shown
     return list(causes_of(effects, images_differ=differ, adaptable=adaptable))[:2]

@@ -11,7 +11,7 @@ from pipeline.shift.adapt import (
     coral_map,
     transport_map,
 )
-from pipeline.shift.domains import INVERSE_PENALTY, fit_source
+from pipeline.shift.head import INVERSE_PENALTY, fit_source
 from tests import shifted_worlds as worlds
 from tests.shift.worlds import embedded
 

@@ -16,7 +16,7 @@ from pipeline.heads.logistic import fit_weighted
 from pipeline.shift import adapt_eval
 from pipeline.shift.adapt import ADAPTERS
 from pipeline.shift.adapt_eval import AdaptationPlan, SealedLabels, predict_target, score
-from pipeline.shift.domains import fit_source
+from pipeline.shift.head import fit_source
 from tests import shifted_worlds as worlds
 from tests.shift.worlds import embedded
 

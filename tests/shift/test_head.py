@@ -5,14 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from pipeline import report
 from pipeline.compare import QUICK, CompareOptions, compare
+from pipeline.data.patients import patient_folds
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import read_predictions
-from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.shift.head import fit_source
+from pipeline.shift.stage import ShiftOptions, analyse, feature_map
 from pipeline.study import Concatenation, load_study
 from tests.result_files import rewrite
+from tests.shift.worlds import embedded
 from tests.tiny import stored_tiny_study
 
 SHORT = ShiftOptions(draws=19, seeds=1)
@@ -126,3 +130,39 @@ def test_a_head_that_one_backbone_lacks_does_not_cost_the_others(study):
     assert "no heads were compared on tiny+tiny" in left["reason"]
     with pytest.raises(MissingResultsError, match="mlp is not among the heads compared on tiny"):
         shift(both, head="mlp")
+
+
+def rows(n, *, role="source", seed=0, shift=0.0):
+    """Two classes apart in the first of 6 features; a feature that never varies."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(n) // 2 % 2
+    features = rng.normal(size=(n, 6)) + 1.5 * label[:, None] * (np.arange(6) == 0) + shift
+    features[:, 5] = 3.0
+    return embedded(features, role=role, images=2)
+
+
+def test_the_head_is_that_of_scikit_learn_on_standardised_rows():
+    """For all rows, and out of fold by patient; a target is scored without its labels."""
+    data = rows(120)
+    model = fit_source(data)
+    spread = np.where(data.features.std(0) > 0, data.features.std(0), 1)
+    scaled = (data.features - data.features.mean(0)) / spread
+    alone = LogisticRegression(C=0.01, tol=1e-9).fit(scaled, data.label)
+    target = model.scored(data.sealed())
+    assert target.label is None
+    np.testing.assert_allclose(target.proba, alone.predict_proba(scaled), atol=1e-4)
+    for fit, held in patient_folds(data.label, data.group, seed=0):
+        assert not set(data.group[fit]) & set(data.group[held])
+        fold = LogisticRegression(C=0.01, tol=1e-9).fit(scaled[fit], data.label[fit])
+        expected = fold.predict_proba(scaled[held])
+        np.testing.assert_allclose(model.data.proba[held], expected, atol=1e-4)
+    assert model.prior == pytest.approx([0.5, 0.5])
+
+
+def test_the_map_shows_a_sample_of_both_domains():
+    """At most 500 of each; a shift is its first component."""
+    arrays = feature_map(fit_source(rows(1200)), rows(80, role="target", seed=1, shift=4.0))
+    target, embedding = arrays["embedding_target"], arrays["embedding"]
+    assert ((~target).sum(), target.sum(), embedding.shape) == (500, 80, (580, 2))
+    assert abs(embedding[target, 0].mean() - embedding[~target, 0].mean()) > 2
+    assert set(arrays["embedding_label"]) == {0, 1}

@@ -17,7 +17,7 @@ from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.shift import stage
 from pipeline.shift.adapt import ADAPTERS
-from pipeline.shift.domains import fit_source
+from pipeline.shift.head import fit_source
 from pipeline.shift.stage import SCHEMA, ShiftOptions, analyse
 from pipeline.study import load_study
 from pipeline.words import to_jsonable
