@@ -709,7 +709,7 @@ def predict(images: tuple[Path, ...], **flags: Any) -> dict[str, Any]:
     if not records:
         raise next(iter(failures.values()))
     if table is not None:
-        from pipeline.report.predict import predictions
+        from pipeline.report.stages import predictions
         from pipeline.report.table import to_csv
         from pipeline.results import write_file
 
@@ -738,7 +738,7 @@ def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str
     Example: headrace export study.toml model.onnx --head linear
     """
     from pipeline.export import export_model
-    from pipeline.report.predict import exported
+    from pipeline.report.stages import exported
 
     card = export_model(_load_finding(study, flags), head, file, **flags)
     size = f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)"
@@ -788,7 +788,7 @@ def list_stores(store: Path) -> dict[str, Any]:
     Example: headrace cache ls
     """
     from pipeline.features.maintain import describe
-    from pipeline.report.features import stores
+    from pipeline.report.stages import stores
     from pipeline.report.table import terminal_text
 
     rows = describe(store)
@@ -833,7 +833,7 @@ def compact_stores(store: Path) -> dict[str, Any]:
     """
     from cache.errors import CacheError
     from cache.store import compact, gc, stores_in
-    from pipeline.report import features as report
+    from pipeline.report.stages import compacted
 
     done: dict[str, dict[str, Any]] = {}
     for name, each in stores_in(store).items():
@@ -841,7 +841,7 @@ def compact_stores(store: Path) -> dict[str, Any]:
             done[name] = {"error": str(each)}
         else:
             done[name] = {"removed": gc(each), "parts_fewer": compact(each)}
-    click.echo("\n".join(report.compacted(done) or [f"no stores in {store}"]))
+    click.echo("\n".join(compacted(done) or [f"no stores in {store}"]))
     return {"root": str(store), "stores": done}
 
 

@@ -1,6 +1,6 @@
 """What people are shown of a stage: its JSON record as text, tables, figures and a page.
 
-A stage is named by its command. ``pipeline.report.<stage>`` turns its record into parts.
+A stage is named by its command, and so is the function that turns its record into parts.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,14 @@ from typing import Any
 
 from pipeline.report.table import Part, Table, terminal_text, to_csv
 
+#: Where the function of a stage stands; those of the others are in ``stages``.
+_MODULES = {"heads": "heads", "finetune": "heads", "shift": "shift"}
+
 
 def parts_of(stage: str, record: Mapping[str, Any]) -> list[Part]:
     """Tables and sentences of a stage's record."""
-    parts: list[Part] = import_module(f"pipeline.report.{stage}").tables(record)
-    return parts
+    module = import_module(f"pipeline.report.{_MODULES.get(stage, 'stages')}")
+    return list(getattr(module, stage)(record))
 
 
 def show(stage: str, record: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:

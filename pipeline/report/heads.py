@@ -1,7 +1,6 @@
-"""What stage 2 found: one table for each domain, then what the best head is worth."""
+"""What heads and fine-tuning have to show: a table for each domain, then what the best is worth."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from pipeline.evaluation.intervals import TOO_FEW
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, format_value
@@ -14,8 +13,8 @@ _CLINICAL_NOTES = (
 )
 _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
 _AUROC = "How often an ill patient's image scores above a healthy one's: 1 always, 0.5 by chance."
-#: Of :func:`scored` rows.
-SCORES = (
+#: Of :func:`_scored` rows.
+_SCORES = (
     Column("accuracy", "share", interval=True, field="accuracy"),
     Column("AUROC", "share", _AUROC, interval=True, field="auroc"),
     Column("points", "points", interval=True, field="points"),
@@ -23,59 +22,38 @@ SCORES = (
 )
 
 
-def tables(record: Record) -> list[Part]:
-    """The parts of a report on ``heads.json``."""
-    parts: list[Part] = []
-    if leaks := record["leaks"]:
-        seen = "; ".join(f"{leak['where']}: {leak['text']}" for leak in leaks)
-        advice = ". ".join(dict.fromkeys(leak["advice"] for leak in leaks))
-        parts.append(f"Do not trust these numbers. {seen}. {advice}.")
-    for results in record["backbones"]:
-        parts += _backbone(record, results)
-    parts += not_scored(record)
-    parts += [f"{f['head']} on {f['backbone']} failed: {f['reason']}" for f in record["failures"]]
-    parts += [
-        Detail(f"{head['head']} on {head['backbone']} has no model file: {head['reason']}")
-        for head in record["not_saved"]
-    ]
-    return parts
-
-
-def not_scored(record: Record) -> list[str]:
-    """Why tables have no row for targets without labels, and for those that cannot be used."""
-    return [
-        f"{target}: {counted(images, 'image')} without labels. The probabilities are stored, "
-        "but no score can be computed."
-        for target, images in record["unlabelled"].items()
-    ] + [f"{target} has no scores: {why}" for target, why in record["failed_targets"].items()]
-
-
 def name_of_domain(domain: Record) -> str:
     """``validation`` for those rows of the source, else the name of the domain."""
     return "validation" if domain["role"] == "validation" else str(domain["domain"])
 
 
-def scored(row: Record, difference: Record) -> Record:
-    """A row of a head or a method for :data:`SCORES`.
-
-    Args:
-        row: With ``scores``.
-        difference: Of its accuracy from the baseline's; empty for the baseline.
-    """
-    return {**row, **row["scores"], "points": difference, "p": difference.get("p_adjusted")}
-
-
-def domain_table(
-    backbone: str, domain: Record, columns: Sequence[Column], rows: Sequence[Record], **more: Any
-) -> Table:
-    """The table of one domain, headed by how many images and patients it has."""
-    images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
-    about = {"backbone": backbone, "domain": domain["domain"], "role": domain["role"]}
-    title = f"{name_of_domain(domain)}: {images} of {patients}"
-    return Table(title, columns, rows, about=about, **more)
+def heads(record: Record) -> Iterator[Part]:
+    """The parts of a report on ``heads.json``."""
+    if leaks := record["leaks"]:
+        seen = "; ".join(f"{leak['where']}: {leak['text']}" for leak in leaks)
+        advice = ". ".join(dict.fromkeys(leak["advice"] for leak in leaks))
+        yield f"Do not trust these numbers. {seen}. {advice}."
+    for results in record["backbones"]:
+        yield from _of_backbone(record, results)
+    yield from _not_scored(record)
+    for failure in record["failures"]:
+        yield f"{failure['head']} on {failure['backbone']} failed: {failure['reason']}"
+    for head in record["not_saved"]:
+        yield Detail(f"{head['head']} on {head['backbone']} has no model file: {head['reason']}")
 
 
-def _backbone(record: Record, results: Record) -> Iterator[Part]:
+def _not_scored(record: Record) -> Iterator[str]:
+    """Why tables have no row for targets without labels, and for those that cannot be used."""
+    for target, images in record["unlabelled"].items():
+        yield (
+            f"{target}: {counted(images, 'image')} without labels. The probabilities are stored, "
+            "but no score can be computed."
+        )
+    for target, reason in record["failed_targets"].items():
+        yield f"{target} has no scores: {reason}"
+
+
+def _of_backbone(record: Record, results: Record) -> Iterator[Part]:
     backbone, classes = results["backbone"], ", ".join(record["classes"])
     yield Heading(f"{record['study']} on {backbone}, classes {classes}")
     if results["reused"]:
@@ -94,62 +72,87 @@ def _backbone(record: Record, results: Record) -> Iterator[Part]:
     yield from _selection_corrected(results["selection_corrected"])
     yield from _seeds(backbone, results["seed_spread"])
     yield from _algorithms(backbone, record["baseline"], results["algorithms"])
-    yield from _may_be_best(results["confidence_sets"])
+    for candidates in results["confidence_sets"]:
+        yield (
+            f"{name_of_domain(candidates)}: the best head is one of these "
+            f"({100 * (1 - candidates['alpha']):.0f} % confidence): "
+            f"{', '.join(candidates['members'])}."
+        )
+
+
+def _scored(row: Record, difference: Record) -> Record:
+    """A row for :data:`_SCORES`; the difference from the baseline's accuracy may be empty."""
+    return {**row, **row["scores"], "points": difference, "p": difference.get("p_adjusted")}
+
+
+def _domain_table(
+    backbone: str,
+    domain: Record,
+    columns: Sequence[Column],
+    rows: Sequence[Record],
+    *notes: str,
+    key: str,
+) -> Table:
+    """The table of one domain, headed by how many images and patients it has."""
+    images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
+    about = {"backbone": backbone, "domain": domain["domain"], "role": domain["role"]}
+    title = f"{name_of_domain(domain)}: {images} of {patients}"
+    return Table(title, columns, rows, about=about, notes=tuple(filter(None, notes)), key=key)
 
 
 def _scores(backbone: str, best: str | None, domain: Record, legend: str) -> Table:
     rows = [
-        {**scored(row, row["differences"].get("accuracy", {})), "best": row["head"] == best}
+        {**_scored(row, row["differences"].get("accuracy", {})), "best": row["head"] == best}
         for row in domain["rows"]
     ]
     others = dict.fromkeys(m for row in domain["rows"] for m in row["scores"] if m not in _NAMES)
     columns = (
         Column("head"),
         Column("best", "mark"),
-        *SCORES,
+        *_SCORES,
         Column("fit s", "seconds", field="fit_seconds"),
         *(Column(m, "number", interval=True, field=m, csv_only=True) for m in others),
     )
-    notes = tuple(
-        note for note in (_too_few(domain["rows"]), _open(domain["rows"]), legend) if note
-    )
-    return domain_table(backbone, domain, columns, rows, key="heads", notes=notes)
+    notes = *_too_few(domain["rows"]), *_open(domain["rows"]), legend
+    return _domain_table(backbone, domain, columns, rows, *notes, key="heads")
 
 
-def _too_few(rows: Sequence[Record]) -> str:
+def _too_few(rows: Sequence[Record]) -> Iterator[str]:
     """Which shown scores have no interval, and how many patients would give one."""
-    without = {
-        name: None
-        for row in rows
+    without = [
+        name
         for m, name in _NAMES.items()
-        if row["scores"].get(m, {}).get("method") == TOO_FEW
-    }
-    needed = "2 of each class are needed for any, about 100 for one of 10 points to either side"
-    names = " and ".join(without)
-    return f"Too few patients for an interval of {names}: {needed}." if without else ""
+        if any(row["scores"].get(m, {}).get("method") == TOO_FEW for row in rows)
+    ]
+    if without:
+        yield (
+            f"Too few patients for an interval of {' and '.join(without)}: 2 of each class are "
+            "needed for any, about 100 for one of 10 points to either side."
+        )
 
 
-def _open(rows: Sequence[Record]) -> str:
+def _open(rows: Sequence[Record]) -> Iterator[str]:
     """How many patients would decide the differences in accuracy that these do not."""
-    needed = {
-        row["head"]: patients
+    needed = [
+        f"{row['head']} {patients:,}"
         for row in rows
         if (patients := row["differences"].get("accuracy", {}).get("patients_to_settle"))
-    }
-    heads = ", ".join(f"{head} {patients:,}" for head, patients in needed.items())
-    text = f"Patients that would decide the differences left open: {heads}."
-    return text if needed else ""
+    ]
+    if needed:
+        yield f"Patients that would decide the differences left open: {', '.join(needed)}."
 
 
 def _clinical(backbone: str, domain: Record) -> Iterator[Table]:
     """Net benefit, likelihood ratios and calibration in the large, one row for each head."""
-    rows = [{"head": row["head"], **row["clinical"]} for row in domain["rows"] if row["clinical"]]
-    if not rows:
+    clinical = {row["head"]: row["clinical"] for row in domain["rows"] if row["clinical"]}
+    if not clinical:
         return
-    treat_all = {f"at {p['threshold']}": p["treat_all"] for p in rows[0]["net_benefit"]}
-    rows = [
-        {**row, **{f"at {p['threshold']}": p["head"] for p in row["net_benefit"]}} for row in rows
-    ]
+    rows: list[Record] = []
+    for head, values in clinical.items():
+        treat = {f"at {point['threshold']}": point["head"] for point in values["net_benefit"]}
+        rows.append({"head": head, **values, **treat})
+    points = next(iter(clinical.values()))["net_benefit"]
+    treat_all = {f"at {point['threshold']}": point["treat_all"] for point in points}
     yield Table(
         f"{name_of_domain(domain)}: net benefit by the probability from which one treats, and "
         "what a result says",
@@ -223,10 +226,109 @@ def _algorithms(backbone: str, baseline: str, compared: Sequence[Record]) -> Ite
         )
 
 
-def _may_be_best(sets: Sequence[Record]) -> Iterator[str]:
-    for candidates in sets:
-        sure = f"{100 * (1 - candidates['alpha']):.0f} % confidence"
+# Fine-tuning.
+
+
+def finetune(record: Record) -> Iterator[Part]:
+    """The parts of a report on ``finetune.json``: by domain, then what each method cost."""
+    if not record["backbones"]:
+        yield "No method has been trained yet."
+        return
+    for results in record["backbones"]:
+        backbone, classes = results["backbone"], ", ".join(record["classes"])
+        yield Heading(f"{record['study']} on {backbone}, fine-tuned, classes {classes}")
+        yield from _methods(results)
+    yield from _not_scored(record)
+    yield from (f"{part} failed: {reason}" for part, reason in record["failures"].items())
+
+
+def _methods(results: Record) -> Iterator[Part]:
+    backbone = results["backbone"]
+    seconds = {(model["method"], model["seed"]): model["seconds"] for model in results["models"]}
+    several = len({seed for _, seed in seconds}) > 1
+    columns = (
+        Column("method"),
+        Column("seed", "count", csv_only=not several),
+        *_SCORES,
+        Column("train s", "seconds"),
+    )
+    legend = (
+        "Points are differences of accuracy from lp, the head on frozen features; p is adjusted "
+        "for the number of methods (Holm). Intervals are 95 %, by patient."
+    )
+    for domain in results["domains"]:
+        rows = [
+            {
+                **_scored(row, row["differences"].get("lp", {})),
+                "train s": seconds[row["method"], row["seed"]],
+            }
+            for row in domain["rows"]
+        ]
+        yield _domain_table(backbone, domain, columns, rows, legend, key="finetune")
+        legend = ""
+    yield from _against_heads(results["domains"], backbone)
+    yield _costs(results["models"], backbone)
+    if not several:
+        yield Detail("One seed was trained: a difference between methods may be one of seeds.")
+    for model in results["models"]:
+        if line := model["interpolated"]:
+            yield (
+                f"{model['method']}: alpha {line['alpha']:.1f} was chosen on validation, between "
+                f"{line['from']} and {line['to']}."
+            )
+    if results["heads_fitted_to_others"]:
         yield (
-            f"{name_of_domain(candidates)}: the best head is one of these ({sure}): "
-            f"{', '.join(candidates['members'])}."
+            f"The heads of {backbone} were fitted to other images than these methods, so they are "
+            "not compared."
         )
+
+
+def _against_heads(domains: Sequence[Record], backbone: str) -> Iterator[Table]:
+    """Methods against the best head of stage 2, on the same images."""
+    rows = [
+        {
+            **difference,
+            "method": row["method"],  # of training, not of the interval
+            "head": name.removeprefix("heads/"),
+            "where": name_of_domain(domain),
+        }
+        for domain in domains
+        for row in domain["rows"]
+        for name, difference in row["differences"].items()
+        if name.startswith("heads/")
+    ]
+    if rows:
+        yield Table(
+            "Accuracy against the best head on stored features",
+            (
+                Column("method"),
+                Column("head"),
+                Column("where"),
+                Column("points", "points", interval=True),
+                Column("p", "p", field="p_adjusted"),
+            ),
+            rows,
+            key="finetune_heads",
+            about={"backbone": backbone},
+        )
+
+
+def _costs(models: Sequence[Record], backbone: str) -> Table:
+    rows = [{**m, "trend": m["trend"] or ("too few epochs" if m["epochs"] else "")} for m in models]
+    in_the_same_time = "Heads that could be fitted on stored features in the same time."
+    return Table(
+        "What was trained, and what it cost",
+        (
+            Column("method"),
+            Column("trained part", field="moved"),
+            Column("parameters", "count", field="trainable_parameters"),
+            Column("epochs", "count"),
+            Column("train s", "seconds", field="seconds"),
+            Column("images/s", "seconds", field="images_per_second"),
+            Column("heads", "count", in_the_same_time, field="heads_in_the_same_time"),
+            Column("loss at the end", field="trend"),
+        ),
+        rows,
+        key="finetune_costs",
+        about={"backbone": backbone},
+    )

@@ -19,9 +19,9 @@ from jinja2 import Environment, PackageLoader
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.predictions import predictions_in
 from pipeline.report import parts_of
-from pipeline.report.explain import better_head
 from pipeline.report.figures import FIGURES, backbones_of, drawn, stored_arrays
 from pipeline.report.heads import name_of_domain
+from pipeline.report.stages import better_head
 from pipeline.report.summary import (
     PageHead,
     aurocs_of_findings,

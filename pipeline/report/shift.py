@@ -1,6 +1,7 @@
 """What stage 4 found: for each target the verdict, the effects, the adaptation methods."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -104,38 +105,25 @@ _DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
 )
 
 
-def tables(record: Record) -> list[Part]:
+def shift(record: Record) -> Iterator[Part]:
     """The parts of a report on ``shift.json``; a terminal is shown the first ones of a target."""
     parts: list[Part] = []
     for target in record["targets"]:
         if target["about_head"] not in parts:  # of several targets, once
             parts.append(target["about_head"])
         parts += _target(target)
-    parts += [
-        f"{pair['target']} on {pair['backbone']} was not compared: {pair['reason']}"
-        for pair in record["not_compared"]
-    ]
-    return parts
+    yield from parts
+    for pair in record["not_compared"]:
+        yield f"{pair['target']} on {pair['backbone']} was not compared: {pair['reason']}"
 
 
 def _target(target: Record) -> Iterator[Part]:
-    labelled = target["labelled"]
-    about = {"backbone": target["backbone"], "target": target["target"]}
     name = f"{target['target']} on {target['backbone']}"
-    yield Heading(name if labelled else f"{name}, without labels")
+    yield Heading(name if target["labelled"] else f"{name}, without labels")
     yield " ".join(target["verdict"])
-    if labelled:
-        yield _effects(target, about)
-        yield _adaptation(target, about)
-        yield _error_table(target, about)
-    yield _estimates(target, about)
-    for key, (title, columns) in _DETAILS.items():
-        if labelled or key == "detection":
-            notes = (target["covariates_summary"],) if key == "covariates" else ()
-            more: dict[str, Any] = {"key": f"shift_{key}", "about": about, "notes": notes}
-            rows = _named(target[key]) if key == "detection" else target[key]
-            yield Table(title, columns, rows, detail=True, **more)
-    yield from _subgroups(target, about)
+    about = {"backbone": target["backbone"], "target": target["target"]}
+    for table in _tables(target):
+        yield replace(table, about={**about, **table.about})
     yield Detail(
         f"The source has {counted(target['source_images'], 'image')} of "
         f"{counted(target['source_patients'], 'patient')}, {target['target']} has "
@@ -144,28 +132,38 @@ def _target(target: Record) -> Iterator[Part]:
     yield from map(Detail, target["caveats"])
 
 
+def _tables(target: Record) -> Iterator[Table]:
+    labelled = target["labelled"]
+    if labelled:
+        yield _effects(target["effects"])
+        yield _adaptation(target["adaptation"])
+        yield _error_table(target["error_table"])
+    yield _estimates(target["accuracy_range"], detail=labelled)
+    for key, (title, columns) in _DETAILS.items():
+        if labelled or key == "detection":
+            notes = (target["covariates_summary"],) if key == "covariates" else ()
+            rows = _named(target[key]) if key == "detection" else target[key]
+            yield Table(title, columns, rows, notes=notes, key=f"shift_{key}", detail=True)
+    for attribute in dict.fromkeys(row["attribute"] for row in target["subgroups"]):
+        yield _subgroups(attribute, target["subgroups"])
+
+
 def _named(rows: Sequence[Record], names: Mapping[str, str] = _NAMES, **more: Any) -> list[Record]:
     """Rows with names for people."""
     return [{**row, "name": names[row["name"]], **more} for row in rows]
 
 
-def _effects(target: Record, about: Record) -> Table:
-    names = dict(_EFFECTS)
-    for row in target["effects"]:
-        if row["division"].startswith("by "):
-            attribute = row["division"].removeprefix("by ")
+def _effects(effects: Sequence[Record]) -> Table:
+    names, unshown = dict(_EFFECTS), list[str]()
+    for row in effects:
+        attribute = row["division"].removeprefix("by ")
+        if row["name"] == f"{attribute}_mix" and attribute != row["division"]:
             names[f"{attribute}_mix"] = f"other shares of {attribute} groups"
             names[f"within_{attribute}"] = f"more errors inside the {attribute} groups"
-    # Attributes whose other mix of groups is not shown to cost anything are one sentence.
-    unshown = [
-        row["division"]
-        for row in target["effects"]
-        if row["division"] == f"by {row['name'].removesuffix('_mix')}"
-        if row["low"] <= 0 <= row["high"]
-    ]
-    rows = [row for row in target["effects"] if row["division"] not in unshown]
-    attributes = " or ".join(division.removeprefix("by ") for division in unshown)
-    note = f"Other shares of patients by {attributes} are not shown to cost accuracy."
+            # Groups whose other mix is not shown to cost anything are one sentence.
+            unshown += [attribute] if row["low"] <= 0 <= row["high"] else []
+    rows = [row for row in effects if row["division"].removeprefix("by ") not in unshown]
+    note = f"Other shares of patients by {' or '.join(unshown)} are not shown to cost accuracy."
     return Table(
         "Why accuracy is lost. Each division splits the same loss in another way",
         (
@@ -182,12 +180,10 @@ def _effects(target: Record, about: Record) -> Table:
         sorted(_named(rows, names), key=lambda row: row["division"] == "AUROC"),
         notes=(note,) if unshown else (),
         key="shift_effects",
-        about=about,
     )
 
 
-def _adaptation(target: Record, about: Record) -> Table:
-    rows = target["adaptation"]
+def _adaptation(methods: Sequence[Record]) -> Table:
     return Table(
         "What adaptation gains: fitted on one half of the target, scored on the other",
         (
@@ -198,15 +194,13 @@ def _adaptation(target: Record, about: Record) -> Table:
             Column("points gained", "points", interval=True, field="difference"),
             Column("p", "p", "Adjusted for the number of methods (Holm)."),
         ),
-        [{**row, "p": row["difference"] and row["difference"]["p_adjusted"]} for row in rows],
+        [{**row, "p": row["difference"] and row["difference"]["p_adjusted"]} for row in methods],
         notes=("All methods start from a linear head; source_only is that head, not adapted.",),
         key="shift_adaptation",
-        about=about,
     )
 
 
-def _error_table(target: Record, about: Record) -> Table:
-    errors = target["error_table"]
+def _error_table(errors: Record) -> Table:
     unknown = errors["not_identifiable"].items()
     return Table(
         "Error table (after Ng)",
@@ -221,13 +215,11 @@ def _error_table(target: Record, about: Record) -> Table:
             *(f"{_NAMES[step]}: not computed, {why}." for step, why in unknown),
         ),
         key="shift_errors",
-        about=about,
         detail=True,
     )
 
 
-def _estimates(target: Record, about: Record) -> Table:
-    estimates = target["accuracy_range"]
+def _estimates(estimates: Record, *, detail: bool) -> Table:
     rows = [{**row, "of": "accuracy"} for row in estimates["estimates"]]
     rows += [{**row, "of": f"share of {row['name']}"} for row in estimates["prevalence"]]
     return Table(
@@ -236,31 +228,29 @@ def _estimates(target: Record, about: Record) -> Table:
         [{**row, "method": _NAMES[row["method"]]} for row in rows],
         notes=(estimates["warning"],),
         key="shift_estimates",
-        about=about,
-        detail=target["labelled"],
+        detail=detail,
     )
 
 
-def _subgroups(target: Record, about: Record) -> Iterator[Table]:
-    for attribute in dict.fromkeys(row["attribute"] for row in target["subgroups"]):
-        groups = [row for row in target["subgroups"] if row["attribute"] == attribute]
-        on_source = [{f"{m}_source": v["source"] for m, v in g["metrics"].items()} for g in groups]
-        yield Table(
-            f"Subgroups by {attribute}, intervals for all groups at once",
-            (
-                Column("group"),
-                Column("images", "count"),
-                Column("patients", "count"),
-                *(Column(n, "share", interval=True, field=m) for m, n in METRICS.items()),
-                *(Column(f"{n}, source", "share", field=f"{m}_source") for m, n in METRICS.items()),
-                Column("no numbers because", field="reason"),
-            ),
-            [{**g, **g["metrics"], **more} for g, more in zip(groups, on_source, strict=True)],
-            notes=tuple(_lowest(groups)),
-            key="shift_subgroups",
-            about={**about, "attribute": attribute},
-            detail=True,
-        )
+def _subgroups(attribute: str, subgroups: Sequence[Record]) -> Table:
+    groups = [row for row in subgroups if row["attribute"] == attribute]
+    on_source = [{f"{m}_source": v["source"] for m, v in g["metrics"].items()} for g in groups]
+    return Table(
+        f"Subgroups by {attribute}, intervals for all groups at once",
+        (
+            Column("group"),
+            Column("images", "count"),
+            Column("patients", "count"),
+            *(Column(n, "share", interval=True, field=m) for m, n in METRICS.items()),
+            *(Column(f"{n}, source", "share", field=f"{m}_source") for m, n in METRICS.items()),
+            Column("no numbers because", field="reason"),
+        ),
+        [{**g, **g["metrics"], **more} for g, more in zip(groups, on_source, strict=True)],
+        notes=tuple(_lowest(groups)),
+        key="shift_subgroups",
+        about={"attribute": attribute},
+        detail=True,
+    )
 
 
 def _lowest(groups: Sequence[Record]) -> Iterator[str]:
