@@ -481,7 +481,7 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
 
     Example: headrace heads study.toml --only linear,mlp --quick
     """
-    from pipeline.data.processes import Processes
+    from pipeline.parallel import Processes
 
     shown: list[dict[str, Any]] = []
     drawing: list[Any] = []

@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_info
 
 from pipeline import parallel
-from pipeline.parallel import run_each, run_parallel
+from pipeline.data.items import list_folder
+from pipeline.errors import EngineError, StudyError
+from pipeline.parallel import Processes, in_threads, run_each, run_parallel
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +156,51 @@ def test_without_forks_a_job_is_given_up_too(monkeypatch):
     late, two = run_each([lambda: time.sleep(2), lambda: 2], limit=0.1)
     assert str(late) == "it did not end within 0.1 s"
     assert two == 2
+
+
+# --- processes that are no forks
+
+
+def test_answers_come_in_order_as_from_threads():
+    """Whatever process did which block."""
+    values = [str(i) for i in range(1000)]
+    with Processes(2) as processes:
+        assert list(processes.each(int, values)) == list(in_threads(int, values)) == [*range(1000)]
+
+
+def test_what_a_function_refuses_is_raised_here(tmp_path):
+    """A folder that cannot be listed, for example; the process serves on."""
+    with Processes(1) as processes:
+        with pytest.raises(StudyError, match="cannot be listed: No such file"):
+            list(processes.each(list_folder, [tmp_path / "none"]))
+        assert list(processes.each(len, ["abc"])) == [3]
+
+
+def test_a_mistake_in_a_function_is_an_error_here_with_its_text():
+    """The process serves on, and nothing of it reaches the terminal."""
+    with Processes(1) as processes:
+        with pytest.raises(EngineError, match="ValueError: invalid literal for int"):
+            processes.submit(int, "x").result()
+        assert processes.submit(print, "text").result() is None
+
+
+def test_ctrl_c_of_a_terminal_does_not_reach_the_processes():
+    """From their first moment on: else each would print a traceback."""
+    with Processes(1) as processes:
+        child = processes._running[0]._child.pid
+        assert os.getpgid(child) not in (0, os.getpgid(0))
+
+
+def test_a_process_that_ends_stops_the_run(monkeypatch):
+    """For want of memory, perhaps; nothing waits for it for ever."""
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with pytest.raises(EngineError, match=r"has ended .* enough memory"), Processes(1) as processes:
+        list(processes.each(len, ["abc"]))
+
+
+def test_no_process_is_left_when_it_is_over():
+    """Of those that were idle too."""
+    with Processes(2) as processes:
+        children = [Path(f"/proc/{p._child.pid}") for p in processes._running]
+        assert all(child.exists() for child in children)
+    assert not any(child.exists() for child in children)

@@ -29,9 +29,10 @@ from PIL import Image
 from cache import disk
 from cache.errors import WriteFailedError
 from pipeline.data.images import Content, Pixels, RememberedFile, open_image
-from pipeline.data.items import Each, Item, in_threads
+from pipeline.data.items import Item
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, StudyError
+from pipeline.parallel import Each, in_threads
 from pipeline.progress import Progress
 
 _LOG = logging.getLogger(__name__)

@@ -7,18 +7,18 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from pipeline.data.grey_levels import Reading
 from pipeline.data.images import HEAD_BYTES, is_image
 from pipeline.errors import ImageError, StudyError
+from pipeline.parallel import Each, in_turn
 from pipeline.words import are, composed, counted, printable
 
 #: Label of an image that has no class.
@@ -27,7 +27,6 @@ NO_CLASS = ""
 _TRANSIENT = (errno.EIO, errno.ESTALE)
 _RETRIES = 3
 _PAUSE_SECONDS = 0.1
-_LARGEST_BLOCK = 64
 #: Endings of the files that are opened; what is in them decides how.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".jpe", ".jfif", ".tif", ".tiff", ".dcm", ".dicom")
 #: An uncompressed image has 8 bytes a pixel at most.
@@ -41,7 +40,6 @@ _OTHER_IMAGES = (
 _OF_PROGRAMS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "dicomdir"}
 _DEFAULT = Reading()
 _T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 class FileStat(NamedTuple):
@@ -132,37 +130,6 @@ def read_image_file(item: Item) -> bytes:
     if item.stat.size > limit:
         raise ImageError(f"too large ({item.stat.size} bytes, limit {limit})")
     return read_file(item.file, lambda stream: stream.read())
-
-
-class Each(Protocol):
-    """How one function is applied to many values: in turn, in threads, or on many machines."""
-
-    def __call__(self, function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
-        """What the function returns, in the order of the values."""
-
-
-def in_turn(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
-    """See :class:`Each`: one after the other."""
-    return map(function, values)
-
-
-def in_threads(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
-    """See :class:`Each`: with a thread for each core of this machine."""
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        for answers in pool.map(partial(each_of, function), blocks_of(values, threads)):
-            yield from answers
-
-
-def each_of(function: Callable[[_T], _R], block: Sequence[_T]) -> list[_R]:
-    """What the function returns for each value of a block."""
-    return [function(value) for value in block]
-
-
-def blocks_of(values: Sequence[_T], workers: int) -> list[Sequence[_T]]:
-    """Blocks of values: to hand out each alone would take longer than to read a small file."""
-    size = max(1, min(_LARGEST_BLOCK, len(values) // (4 * workers)))
-    return [values[at : at + size] for at in range(0, len(values), size)]
 
 
 def read_file(file: str, action: Callable[[FileIO], _T]) -> _T:

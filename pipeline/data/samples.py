@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.data.grey_levels import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Reading
 from pipeline.data.images import RememberedFile
 from pipeline.data.index import KeyIndex, salt_of
-from pipeline.data.items import Each, Item, in_threads
+from pipeline.data.items import Item
 from pipeline.data.patients import (
     FIT,
     TARGET,
@@ -31,6 +31,7 @@ from pipeline.data.patients import (
 from pipeline.data.sources import check_layout, layout_hint, scan
 from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError, go_on
+from pipeline.parallel import Each, in_threads
 from pipeline.progress import Progress
 from pipeline.study import HEADER, SOURCE, Domain, Study
 from pipeline.words import are, composed, counted, have, printable

@@ -20,11 +20,9 @@ from pipeline.data.images import Content
 from pipeline.data.items import (
     NO_CLASS,
     SUFFIXES,
-    Each,
     Item,
     Listing,
     images_below,
-    in_turn,
     is_folder,
     is_hidden,
     is_output,
@@ -34,6 +32,7 @@ from pipeline.data.items import (
 from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION
 from pipeline.data.tables import read_lines, scan_table
 from pipeline.errors import ImageError, StudyError
+from pipeline.parallel import Each, in_turn
 from pipeline.study import GIVEN, LIST, Domain, SourceDomain, Study
 from pipeline.words import are, composed, counted, printable
 

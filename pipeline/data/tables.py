@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from cache import disk
-from pipeline.data.items import NO_CLASS, Each, Item, Listing, images_below, in_turn, system_reason
+from pipeline.data.items import NO_CLASS, Item, Listing, images_below, system_reason
 from pipeline.data.items import SUFFIXES as IMAGES
 from pipeline.errors import StudyError
+from pipeline.parallel import Each, in_turn
 from pipeline.study import COLUMNS, Domain, ImageTable, classes_of
 from pipeline.words import are, composed, counted, printable
 

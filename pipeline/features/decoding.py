@@ -17,9 +17,9 @@ import numpy as np
 from pipeline.data.arrays import is_archive
 from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.data.items import Item
-from pipeline.data.processes import Processes, can_share_memory, shared_memory
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
+from pipeline.parallel import Processes, can_share_memory, shared_memory
 
 #: The pixels of a batch, and for each of its rows the key; None where there is no image.
 Batch = tuple[list[bytes | None], Any]

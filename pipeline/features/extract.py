@@ -26,8 +26,7 @@ from cache import disk
 from cache.recipe import canonical, check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
 from pipeline.data.images import PixelPolicy, Pixels, decode
-from pipeline.data.items import Each, Item, in_threads
-from pipeline.data.processes import Processes, can_share_memory
+from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, Samples, SkippedImage, load_samples
 from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
 from pipeline.errors import (
@@ -54,6 +53,7 @@ from pipeline.features.engines import (
     start_engine,
 )
 from pipeline.features.load import FEATURES_REPORT, frozen_network, store_for
+from pipeline.parallel import Each, Processes, can_share_memory, in_threads
 from pipeline.progress import Progress
 from pipeline.results import prepare, write_set
 from pipeline.study import SOURCE, BackboneChoice, Study

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 from cache.errors import CacheError
 from cache.recipe import Recipe
 from cache.store import ROWS_PER_COMMIT, FeatureStore, compact, gc
-from pipeline.data.items import Item, each_of
+from pipeline.data.items import Item
 from pipeline.errors import EngineError, PipelineError
 from pipeline.features.backbones import policy_of
 from pipeline.features.engines import Engine, EngineChoice, resolve_engine
@@ -33,6 +33,7 @@ from pipeline.features.extract import (
     write_rows,
 )
 from pipeline.features.load import frozen_network
+from pipeline.parallel import each_of
 from pipeline.progress import Progress
 from pipeline.study import BackboneChoice
 from pipeline.words import counted, first_line

@@ -24,12 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.items import Each, FileStat, Item, in_threads
+from pipeline.data.items import FileStat, Item
 from pipeline.data.samples import load_samples
 from pipeline.data.sources import scan
 from pipeline.features import backbones, ray_extract
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
+from pipeline.parallel import Each, in_threads
 from pipeline.study import Study, load_study
 from tests.image_files import raw_png, rows_of
 from tests.tiny import install_tiny_backbone, table_with_tiny
