@@ -36,12 +36,12 @@ from pipeline.evaluation.bootstrap import (
     bootstrap_interval,
     confidence_set,
 )
-from pipeline.evaluation.clinical import clinical
 from pipeline.evaluation.compare_heads import (
     COMPARED_BY,
     HEADS_SCHEMA,
     bases,
     best_by_validation,
+    clinical,
     compare_heads,
     eval_sets,
     score_heads,

@@ -1,10 +1,14 @@
-"""Heads on the images of one domain: metrics with intervals, and paired comparisons.
+"""Heads on the images of one domain: metrics with intervals, paired comparisons, clinical use.
 
 A comparison says which *trained* head is better on this population. Which algorithm is
 better for data like this is another question: ``pipeline.compare`` asks it over folds.
+
+What a clinician asks of a head with two classes: net benefit at stated thresholds (decision
+curves: Vickers and Elkin 2006), likelihood ratios (Deeks and Altman 2004), and whether as many
+are ill as the head says (calibration in the large: Van Calster et al. 2019).
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,18 +22,20 @@ from pipeline.data.patients import (
     DRAWS,
     FIT,
     VALIDATION,
+    PatientDraws,
     WeightedStatistic,
     draw_patients,
 )
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.errors import MissingResultsError
-from pipeline.evaluation.bootstrap import bootstrap_values, interval_of_draws
+from pipeline.evaluation.bootstrap import interval_of_draws, mean_bounds
 from pipeline.evaluation.intervals import (
     Interval,
     Patients,
     Share,
     difference_bounds,
     mean_interval,
+    share_of,
     shares_of,
 )
 from pipeline.evaluation.metrics import (
@@ -37,7 +43,6 @@ from pipeline.evaluation.metrics import (
     Labels,
     Proba,
     is_right,
-    on_all_rows,
     score,
     weighted_ratio,
 )
@@ -59,14 +64,17 @@ COMPARED_BY = ("accuracy", "auroc")
 #: Metrics of the images of one class.
 _OF_CLASS = {"sensitivity": 1, "specificity": 0, "average_precision": 1}
 #: Metrics that are no share of images.
-_NO_SHARES = ("brier", "log_loss", "ece")
+_NO_SHARES = ("brier", "log_loss")
 #: Patients of each class that a test by AUROC needs: of fewer the normal law of DeLong's
 #: test is not to be believed, and p may be 1e-25 for three patients.
 AUROC_PATIENTS = 10
+#: Probability from which on one would treat: one missed patient then weighs as much as
+#: 19, 9, 4, 2.3 or 1 treated in vain.
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 _Key = TypeVar("_Key", bound=Hashable)
-#: A statistic and the patients that it rests on.
-_Part = tuple[WeightedStatistic, Patients]
+_Ends = tuple[float, float, float]
+"""Estimate, lower and upper end."""
 
 
 def eval_sets(samples: Samples) -> list[DomainData]:
@@ -102,7 +110,64 @@ def bases(metric: str, label: Labels, group: NDArray[Any]) -> Patients:
     return tuple(group[label == k] for k in np.unique(label))
 
 
-def _parts(metric: str, label: Labels, proba: Proba, group: NDArray[Any]) -> list[_Part]:
+def score_heads(
+    data: DomainData,
+    proba: Mapping[_Key, Proba],
+    *,
+    seed: int,
+    draws: int = DRAWS,
+    metrics: Sequence[str] = tuple(METRICS),
+) -> dict[_Key, dict[str, Interval]]:
+    """Every metric that the labels define, for each head, with its interval.
+
+    Shares have the interval of :class:`Share`, and means of them that of
+    :func:`mean_interval`. Brier score and log loss, which are no shares, have percentiles of
+    draws of patients, the same draws for all heads, and no interval where all draws are equal.
+
+    Args:
+        data: Rows with labels.
+        proba: Of its rows, shape ``(n, K)``, for each head.
+        seed: Of the study.
+        draws: Bootstrap draws of patients.
+        metrics: Entries of ``METRICS``.
+    """
+    drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
+    return {key: dict(_scores(data, p, metrics, drawn)) for key, p in proba.items()}
+
+
+def _scores(
+    data: DomainData, proba: Proba, metrics: Sequence[str], drawn: PatientDraws
+) -> Iterator[tuple[str, Interval]]:
+    label = data.labelled()
+    parts = {
+        (metric, number): part
+        for metric in metrics
+        if metric not in _NO_SHARES
+        for number, part in enumerate(_parts(metric, label, proba, data.group))
+    }
+    shares = shares_of(data.group, parts)
+    for metric in metrics:
+        value = score(metric, label, proba)
+        if value is None:
+            continue
+        if metric in _NO_SHARES:
+            values = drawn.apply(METRICS[metric](label, proba))
+            # Where no image differs draws say nothing of others.
+            yield metric, interval_of_draws(value, data, values if np.ptp(values) else values[:0])
+            continue
+        of_metric = [share for (name, _), share in shares.items() if name == metric]
+        if metric == "f1":
+            of_metric = [replace(share, reported=_f1) for share in of_metric]
+        several = len(of_metric) > 1
+        interval = (
+            mean_interval(of_metric, images=len(data)) if several else of_metric[0].interval()
+        )
+        yield metric, replace(interval, estimate=value)
+
+
+def _parts(
+    metric: str, label: Labels, proba: Proba, group: NDArray[Any]
+) -> list[tuple[WeightedStatistic, Patients]]:
     """The shares whose mean is a metric, each with the patients that it rests on."""
     called, classes = proba.argmax(axis=1), range(proba.shape[1])
     if metric in ("balanced_accuracy", "f1"):
@@ -121,57 +186,6 @@ def _parts(metric: str, label: Labels, proba: Proba, group: NDArray[Any]) -> lis
         for k in classes
     ]
     return [(METRICS[metric](is_k, p), bases(metric, is_k, group)) for is_k, p in against_rest]
-
-
-def score_heads(
-    data: DomainData,
-    proba: Mapping[_Key, Proba],
-    *,
-    seed: int,
-    draws: int = DRAWS,
-    metrics: Sequence[str] = tuple(METRICS),
-) -> dict[_Key, dict[str, Interval]]:
-    """Every metric that the labels define, for each head, with its interval.
-
-    Shares have the interval of :class:`Share`, and means of them that of
-    :func:`mean_interval`. Brier score, log loss and calibration error, which are no shares,
-    have percentiles of draws of patients, the same draws for all heads, and no interval where
-    all draws are equal.
-
-    Args:
-        data: Rows with labels.
-        proba: Of its rows, shape ``(n, K)``, for each head.
-        seed: Of the study.
-        draws: Bootstrap draws of patients.
-        metrics: Entries of ``METRICS``.
-    """
-    label = data.labelled()
-    statistics = {(key, m): METRICS[m](label, p) for key, p in proba.items() for m in metrics}
-    values = {at: on_all_rows(statistic, len(data)) for at, statistic in statistics.items()}
-    intervals: dict[tuple[_Key, str], Interval] = {}
-    parts = {
-        (key, metric, number): part
-        for key, metric in statistics
-        if metric not in _NO_SHARES
-        for number, part in enumerate(_parts(metric, label, proba[key], data.group))
-    }
-    by_metric: dict[tuple[_Key, str], list[Share]] = {}
-    for (key, metric, _), share in shares_of(data.group, parts).items():
-        reported = replace(share, reported=_f1) if metric == "f1" else share
-        by_metric.setdefault((key, metric), []).append(reported)
-    for at, shares in by_metric.items():
-        several = len(shares) > 1
-        interval = mean_interval(shares, images=len(data)) if several else shares[0].interval()
-        intervals[at] = replace(interval, estimate=values[at])
-    if others := [at for at in statistics if at[1] in _NO_SHARES]:
-        drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
-        rows = bootstrap_values([statistics[at] for at in others], drawn)
-        for at, row in zip(others, rows, strict=True):
-            # Where no image differs draws say nothing of others.
-            intervals[at] = interval_of_draws(values[at], data, row if np.ptp(row) else row[:0])
-    return {
-        key: {m: intervals[key, m] for m in metrics if np.isfinite(values[key, m])} for key in proba
-    }
 
 
 def _f1(jaccard: float) -> float:
@@ -199,28 +213,21 @@ def compare_heads(
     metrics = _comparable(data, proba[baseline])
     if not others:
         return {metric: {} for metric in metrics}
-    shares = shares_of(
-        data.group,
-        {
-            (head, m): (METRICS[m](label, p), bases(m, label, data.group))
-            for head, p in proba.items()
-            for m in metrics
-        },
-    )
-    differences, heads = {}, [*others, baseline]
+    differences = {}
     for metric in metrics:
-        of_metric = [shares[head, metric] for head in heads]
-        test, p = _p_values(data, of_metric, [proba[head] for head in heads], metric, seed)
-        adjusted = zip(p, holm(p).tolist(), strict=True)
+        of = bases(metric, label, data.group)
+        parts = {head: (METRICS[metric](label, proba[head]), of) for head in (*others, baseline)}
+        shares = list(shares_of(data.group, parts).values())
+        test, p = _p_values(data, shares, [proba[head] for head in parts], metric, seed)
         differences[metric] = {
-            head: _difference(data, share, of_metric[-1], test, both)
-            for head, share, both in zip(others, of_metric[:-1], adjusted, strict=True)
+            head: _difference(data, share, shares[-1], test, both)
+            for head, share, *both in zip(others, shares, p, holm(p).tolist(), strict=False)
         }
     return differences
 
 
 def _difference(
-    data: DomainData, head: Share, baseline: Share, test: str, p: tuple[float, float]
+    data: DomainData, head: Share, baseline: Share, test: str, p: Sequence[float]
 ) -> Difference:
     low, high = difference_bounds(head, baseline)
     interval = Interval(
@@ -332,6 +339,72 @@ def heads_by_validation(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str,
         for row in domain["rows"]
     }
     return sorted(accuracy, key=lambda head: (-accuracy[head], head not in about))
+
+
+# What a clinician asks.
+
+
+def clinical(data: DomainData, drawn: PatientDraws) -> dict[str, Any] | None:
+    """Decision curve, likelihood ratios and calibration in the large; None for several classes.
+
+    Args:
+        data: Rows with labels and probabilities ``(n, 2)``.
+        drawn: Patients of these rows.
+    """
+    label, proba = data.labelled(), data.scored()
+    if proba.shape[1] != 2 or np.unique(label).size < 2:
+        return None
+    positive, everyone = proba[:, 1], np.ones(len(label))
+    curve = [
+        {
+            "threshold": threshold,
+            "head": net_benefit(label, positive, threshold),
+            "treat_all": net_benefit(label, everyone, threshold),
+        }
+        for threshold in THRESHOLDS
+    ]
+    sensitivity, specificity = (
+        share_of(METRICS[metric](label, proba), data.group, *bases(metric, label, data.group))
+        for metric in ("sensitivity", "specificity")
+    )
+    (l1, u1), (l0, u0) = sensitivity.bounds(), specificity.bounds()
+    hit, spared = sensitivity.estimate, specificity.estimate
+    low, high = mean_bounds(label - positive, drawn)
+    off = {"estimate": float((label - positive).mean()), "low": low, "high": high}
+    return {
+        "net_benefit": curve,
+        "lr_positive": _ratio((hit, l1, u1), (1 - spared, 1 - u0, 1 - l0)),
+        "lr_negative": _ratio((1 - hit, 1 - u1, 1 - l1), (spared, l0, u0)),
+        "observed_minus_predicted": off,
+    }
+
+
+def net_benefit(
+    label: NDArray[np.integer], positive: NDArray[np.floating], threshold: float
+) -> float:
+    """True positives less weighted false positives, a share of all images; nobody treated: 0.
+
+    ``positive`` are probabilities of class 1; one treats from the ``threshold`` on, in (0, 1).
+    """
+    treated = positive >= threshold
+    weight = threshold / (1 - threshold)
+    return float(((label == 1) & treated).mean() - weight * ((label == 0) & treated).mean())
+
+
+def _ratio(over: _Ends, under: _Ends) -> dict[str, float]:
+    """A ratio of two independent rates, each with its ends; infinite over a rate of 0.
+
+    The interval is MOVER's of the difference of two logarithms (Zou and Donner 2008).
+    """
+    with np.errstate(all="ignore"):
+        (a, a_low, a_high), (b, b_low, b_high) = np.log([over, under])
+        low = a - b - np.hypot(a - a_low, b_high - b)
+        high = a - b + np.hypot(a_high - a, b - b_low)
+        # Where one of both is 0 its distance to its end has no length: the ends themselves then.
+        low = low if np.isfinite([a, b, a_low]).all() else a_low - b_high
+        high = high if np.isfinite([a, b, b_low]).all() else a_high - b_low
+        ratio = np.exp([a - b, low, high])
+    return dict(zip(("estimate", "low", "high"), ratio.tolist(), strict=True))
 
 
 def _rng(purpose: str, data: DomainData, seed: int) -> np.random.Generator:

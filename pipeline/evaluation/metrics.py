@@ -18,9 +18,6 @@ Labels = NDArray[np.int64]
 Proba = NDArray[np.float64]
 Metric = Callable[[Labels, Proba], WeightedStatistic]
 
-#: Bins of the calibration error, of equal mass.
-_ECE_BINS = 15
-
 
 def score(metric: str, label: Labels, proba: Proba) -> float | None:
     """The value of an entry of ``METRICS`` for labels ``(n,)`` and probabilities ``(n, K)``.
@@ -100,47 +97,6 @@ def _weighted_average_precision(
         return _divided(area, positives, where=(positives > 0) & (positives < called[:, -1]))
 
     return statistic
-
-
-def _weighted_ece(
-    confidence: NDArray[np.floating], hit: NDArray[np.bool_], *, bins: int = _ECE_BINS
-) -> WeightedStatistic:
-    """The statistic "calibration error in bins of equal mass"; weights are whole numbers."""
-    order = np.argsort(confidence, kind="stable")
-    gap = (hit - confidence)[order]
-    steps = confidence[order]
-    # Rows of one confidence stand in a bin with their mean, in whatever order they come.
-    ends = np.r_[0, 1 + np.flatnonzero(np.r_[steps[1:] != steps[:-1], True])]
-
-    def statistic(weights: Weights) -> NDArray[np.float64]:
-        rows, drift = np.zeros((2, len(weights), 1 + gap.size))
-        w = weights[:, order]
-        np.cumsum(w, axis=1, out=rows[:, 1:])
-        np.cumsum(np.multiply(w, gap, out=w), axis=1, out=drift[:, 1:])
-        if ends.size <= gap.size:  # a copy of both that is not needed without ties
-            rows, drift = rows[:, ends], drift[:, ends]
-        # The sum of the gaps over the first t repeated rows is linear in t between two
-        # ends, so a bin that ends among the copies of a row is cut there exactly.
-        cuts = _bin_edges(rows[:, -1], bins)
-        # One search for all draws: each has its own stretch of the axis, whole numbers too.
-        stretch = np.arange(len(rows))[:, None] * (rows.max() + 1)
-        at = np.interp((cuts + stretch).ravel(), (rows + stretch).ravel(), drift.ravel())
-        parts = np.abs(np.diff(at.reshape(cuts.shape), axis=1))
-        error: NDArray[np.float64] = parts.sum(axis=1) / rows[:, -1]
-        return error
-
-    return statistic
-
-
-def _bin_edges(n: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
-    """Where ``numpy.array_split`` cuts ``n`` rows: the first ``n % bins`` hold one more.
-
-    Shape ``(B, bins + 1)`` for ``n`` of shape ``(B,)``.
-    """
-    number = np.arange(bins + 1)
-    size, more = n[:, None] // bins, n[:, None] % bins
-    edges: NDArray[np.float64] = number * size + np.minimum(number, more)
-    return edges
 
 
 # The metrics themselves.
@@ -224,7 +180,6 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "f1": _f1,
         "brier": _brier,
         "log_loss": _log_loss,
-        "ece": lambda y, p: _weighted_ece(p.max(axis=1), is_right(y, p)),
     }
 )
 

@@ -5,8 +5,12 @@ import pytest
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import draw_patients
-from pipeline.evaluation.clinical import THRESHOLDS, clinical, net_benefit
-from pipeline.evaluation.compare_heads import compare_heads
+from pipeline.evaluation.compare_heads import (
+    THRESHOLDS,
+    clinical,
+    compare_heads,
+    net_benefit,
+)
 from pipeline.evaluation.intervals import Interval, wilson
 from pipeline.evaluation.paired_tests import patients_to_settle
 
