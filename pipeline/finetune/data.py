@@ -100,13 +100,7 @@ def _number_keys(samples: Samples) -> tuple[dict[bytes, int], Rows]:
 def load_pixels(
     samples: Samples, policy: PixelPolicy, *, folder: Path, device: str = "cpu"
 ) -> Held:
-    """The pixels of all samples, decoded once.
-
-    Args:
-        samples: Of which each is usable; see :func:`pipeline.features.load.load_features`.
-        policy: From bytes to pixels.
-        folder: Holds what takes more than ``PIXEL_BYTES``, in a file.
-        device: Where they are trained on.
+    """The pixels of all samples, decoded once; more than ``PIXEL_BYTES`` in a file in the folder.
 
     Raises:
         ImageError: An image cannot be used any more.
@@ -156,17 +150,9 @@ def pixel_policy(choice: BackboneChoice, size: int | None) -> PixelPolicy:
 def frozen_store(
     study: Study, choice: BackboneChoice, *, size: int | None = None, at_cut: bool
 ) -> FeatureStore:
-    """The store of the part before the cut, its maps unpooled, or of the whole backbone.
+    """The store of a backbone, or of the part of it before the cut, its maps unpooled.
 
-    Args:
-        study: Where stores are.
-        choice: The backbone.
-        size: Side of the images, pixels; None takes the backbone's.
-        at_cut: Whether it is that of the part.
-
-    Raises:
-        StudyError: The backbone has no cut.
-        WeightsError: The weights are not here and cannot be fetched, or do not fit.
+    Of images of another size than the backbone's, pixels, where one is given.
     """
     recipe = store_for(study, choice).recipe
     recipe = replace(recipe, preprocessing=pixel_policy(choice, size).to_json())
@@ -189,8 +175,7 @@ def stored_rows(
 
     Raises:
         NoImagesError: They need more memory than ``ROW_BYTES``.
-        ImageError: An image cannot be used any more.
-        PipelineError: See ``pipeline.features.extract``.
+        PipelineError: The backbone has no cut, or its weights or an image cannot be used.
     """
     store = frozen_store(study, choice, size=size, at_cut=at_cut)
     policy, weights = pixel_policy(choice, size), weights_file(choice.name, choice.weights)
@@ -301,9 +286,9 @@ def augment_lightly(pixels: Tensor, seed: int, epoch: int, rows: Rows) -> Tensor
 
     Args:
         pixels: Uint8 of shape ``(m, s, s, 3)``.
-        seed: Of the training.
+        seed: With the epoch and the example's row, what its draw depends on.
         epoch: From 0.
-        rows: Which examples they are, shape ``(m,)``; each has a draw of its own.
+        rows: Which examples they are, shape ``(m,)``.
     """
     maps = torch.from_numpy(np.stack([_light_map(seed, epoch, int(row)) for row in rows]))
     images = pixels.permute(0, 3, 1, 2).float()

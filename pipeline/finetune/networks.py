@@ -212,11 +212,8 @@ class _TransformInput(nn.Module):
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        self._step = network._transform_input  # noqa: SLF001 - torchvision has no other name for it
-
-    def forward(self, images: Tensor) -> Tensor:
-        changed: Tensor = self._step(images)
-        return changed
+        # torchvision has no other name for it
+        self.forward = network._transform_input  # noqa: SLF001
 
 
 def _resnet50(network: Any) -> tuple[nn.Module, nn.Module]:
@@ -304,8 +301,8 @@ def assemble(
 
     Args:
         name: Entry of ``METHODS``.
-        backbone: Its name in the table; unused by networks that start from nothing.
-        file: The backbone's weights.
+        backbone: Unused, with its weights, by networks that start from nothing.
+        file: The weights.
         policy: Size, mean and standard deviation of its images.
         classes: How many logits it has.
         seed: Of what is new in it.
