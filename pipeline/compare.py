@@ -56,7 +56,7 @@ from pipeline.evaluation.predictions import (
 )
 from pipeline.features.load import FeatureTable, feature_tables
 from pipeline.heads import HeadSpec, all_heads
-from pipeline.heads.preprocessing import PREPROCESSING, STANDARDISE, make_preprocessing
+from pipeline.heads.base import PREPROCESSING, STANDARDISE, make_preprocessing
 from pipeline.heads.save import (
     Network,
     SavedHead,

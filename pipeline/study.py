@@ -189,7 +189,7 @@ class Concatenation:
 
 @dataclass(frozen=True, kw_only=True)
 class CustomHead:
-    """A head that the study adds to the table of heads; see :mod:`pipeline.heads.custom`.
+    """A head that the study adds to the table of heads; see :func:`pipeline.heads.all_heads`.
 
     Attributes:
         name: How it is called; none of ``HEADS``.

@@ -479,7 +479,7 @@ import numpy as np
 import pipeline.cli
 from pipeline.compare import compare
 from pipeline.heads import HEADS
-from pipeline.heads.preprocessing import make_preprocessing
+from pipeline.heads.base import make_preprocessing
 from pipeline.heads.save import SavedHead, load_head, save_head
 from pipeline.heads.search import Fitting
 from tests.heads.made_up_rows import made_up_rows

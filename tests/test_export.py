@@ -29,9 +29,8 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.features.load import load_features
 from pipeline.finetune.stage import finetune
-from pipeline.heads.base import PreprocessedHead
+from pipeline.heads.base import PREPROCESSING, PreprocessedHead, make_preprocessing
 from pipeline.heads.layers import head_layers
-from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
 from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.study import load_study

@@ -2,16 +2,18 @@
 
 Every head keeps scikit-learn's contract: the constructor stores, ``fit`` learns
 ``name_``, ``clone`` works, ``predict_proba`` gives ``(n, K)``. Features arrive
-preprocessed (see ``pipeline.heads.preprocessing``). Heads that hold rows out while they are
-fitted take the patients as ``groups``. Heads that need torch import it when they are fitted.
+preprocessed (see ``pipeline.heads.base``). Heads that hold rows out while they are fitted take
+the patients as ``groups``. Heads that need torch import it when they are fitted.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.errors import StudyError, UnknownNameError
 from pipeline.study import CustomHead
 
 
@@ -41,16 +43,6 @@ class HeadSpec:
     scikit_learn: bool = False
     curves: bool = False
     path: Callable[..., Any] | None = None
-
-
-def all_heads(custom: tuple[CustomHead, ...]) -> Mapping[str, HeadSpec]:
-    """``HEADS`` and the heads of a study.
-
-    Raises:
-        StudyError: A head cannot be made as it is written.
-    """
-    added = {head.name: late("pipeline.heads.custom.spec_of")(head) for head in custom}
-    return MappingProxyType({**HEADS, **added})
 
 
 def late(path: str) -> Callable[..., Any]:
@@ -106,7 +98,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             groups=True,
         ),
         "svm": HeadSpec(
-            make=_always("pipeline.heads.svm.SVMHead"),
+            make=_always("pipeline.heads.scikit_learn.SVMHead"),
             scikit_learn=True,
             about="support vectors, linear or RBF, sigmoid-calibrated",
             groups=True,
@@ -121,7 +113,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             scikit_learn=True,
             about="nearest neighbours",
             grid={"n_neighbors": (5, 15, 45)},
-            path=late("pipeline.heads.neighbours.neighbours_path"),
+            path=late("pipeline.heads.scikit_learn.neighbours_path"),
         ),
         # No grid: its defaults are hardly ever far from the best.
         "forest": HeadSpec(
@@ -133,7 +125,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             stochastic=True,
         ),
         "boosting": HeadSpec(
-            make=_of_seed("pipeline.heads.boosting.BoostingHead"),
+            make=_of_seed("pipeline.heads.scikit_learn.BoostingHead"),
             scikit_learn=True,
             about="gradient boosting of small trees on 32 components and 64 features",
             stochastic=True,
@@ -151,3 +143,79 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         ),
     }
 )
+
+
+def all_heads(custom: tuple[CustomHead, ...]) -> Mapping[str, HeadSpec]:
+    """``HEADS`` and the heads of a study: scikit-learn classifiers, or ours changed.
+
+    Raises:
+        StudyError: A head cannot be made as it is written.
+    """
+    return MappingProxyType({**HEADS, **{head.name: _custom(head) for head in custom}})
+
+
+def _custom(head: CustomHead) -> HeadSpec:
+    where = f"[head.{head.name}]"
+    if head.name in HEADS:
+        raise StudyError(f"{where}: the name is taken; choose another than {', '.join(HEADS)}")
+    if bool(head.estimator) == bool(head.base):
+        raise StudyError(f'{where}: write either estimator = "sklearn..." or base = "mlp"')
+    return _based(head, where) if head.base else _estimator(head, where)
+
+
+def _based(head: CustomHead, where: str) -> HeadSpec:
+    if head.base not in HEADS:
+        raise StudyError(f"{where}: {UnknownNameError('base', head.base, HEADS)}")
+    base, given = HEADS[head.base], dict(head.parameters)
+    _check(given, base.make(0).get_params(), where)
+    return replace(
+        base,
+        make=lambda seed: base.make(seed).set_params(**given),
+        about=f"{head.base} with {given}",
+        grid={k: v for k, v in base.grid.items() if k not in given},
+    )
+
+
+def _estimator(head: CustomHead, where: str) -> HeadSpec:
+    kind, given = _class_of(head.estimator, where), dict(head.parameters)
+    allowed = inspect.signature(kind).parameters
+    _check(given, allowed, where)
+    missing = [p.name for p in allowed.values() if p.default is p.empty and p.name not in given]
+    if missing:
+        raise StudyError(f"{where}: {head.estimator} needs {', '.join(missing)}")
+    if not hasattr(kind(**given), "predict_proba"):
+        raise StudyError(f"{where}: {head.estimator} gives no probabilities; choose one that does")
+    stochastic = "random_state" in allowed and "random_state" not in given
+    return HeadSpec(
+        make=lambda seed: kind(**given, **({"random_state": seed} if stochastic else {})),
+        about=f"{head.estimator} with {given}",
+        stochastic=stochastic,
+        scikit_learn=True,
+    )
+
+
+def _class_of(path: str, where: str) -> Any:
+    """A public classifier of scikit-learn; nothing else is imported."""
+    from sklearn.base import ClassifierMixin
+
+    module, _, name = path.rpartition(".")
+    parts = path.split(".")
+    if parts[0] != "sklearn" or len(parts) < 3 or any(not p or p[0] == "_" for p in parts):
+        raise StudyError(f"{where} estimator = {path!r}: allowed is sklearn.MODULE.CLASS")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as cause:
+        raise StudyError(
+            f"{where} estimator = {path!r}: scikit-learn has none ({cause})"
+        ) from cause
+    ours = inspect.isclass(kind) and kind.__module__.startswith("sklearn.")
+    if not ours or not issubclass(kind, ClassifierMixin):
+        raise StudyError(f"{where} estimator = {path!r} is no classifier of scikit-learn")
+    return kind
+
+
+def _check(given: Mapping[str, Any], allowed: Any, where: str) -> None:
+    if unknown := sorted(set(given) - set(allowed)):
+        raise StudyError(
+            f"unknown parameter {unknown[0]!r} in {where}; allowed: {', '.join(sorted(allowed))}"
+        )

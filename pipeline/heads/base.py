@@ -1,11 +1,20 @@
-"""What the heads share: scikit-learn's contract, checked features, scalers, preprocessing."""
+"""What the heads share: scikit-learn's contract, checked features, and their preprocessing."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from pipeline.errors import UnknownNameError
+from pipeline.heads import late
+
+STANDARDISE = "standardise"
+#: Elements of one block of rows: 8 MB as float64.
+_BLOCK = 1 << 20
 
 
 class Parameters:
@@ -70,6 +79,10 @@ class Head(Parameters):
             raise ValueError(f"one class only ({self.classes_[0]}); a head needs two or more")
         return rows, labels
 
+    def _patients(self, groups: ArrayLike | None, n: int) -> NDArray[Any]:
+        """Patients ``(n,)``; where none are given, each row is of one of its own."""
+        return np.arange(n) if groups is None else np.asarray(groups)
+
     def _rows(self, X: ArrayLike) -> NDArray[np.float32]:
         """Checked features of as many columns as the fit had."""
         return check_features(X, self.n_features_in_)
@@ -126,6 +139,13 @@ class PreprocessedHead(Parameters):
         return np.asarray(self.head.predict_proba(self.preprocessing.transform(X)))
 
 
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices that cover the rows of an array of this shape ``(n, d)``, in order."""
+    step = max(1, _BLOCK // max(1, shape[1]))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(shape[0], start + step))
+
+
 class Standardiser(Parameters):
     """Columns of mean 0 and variance 1, but a column that hardly varies is not blown up.
 
@@ -146,25 +166,18 @@ class Standardiser(Parameters):
 
     def fit(self, X: ArrayLike, _y: object = None) -> Self:
         """Learn from features ``(n, d)``."""
-        self.n_samples_seen_ = 0
-        return self.partial_fit(X)
-
-    def partial_fit(self, X: ArrayLike, _y: object = None) -> Self:
-        """Learn from further features ``(n, d)``."""
         rows = check_features(X)
-        if not getattr(self, "n_samples_seen_", 0):
-            self.n_samples_seen_ = 0
-            self.mean_, self.var_ = np.zeros((2, rows.shape[1]))
-        # Means and variances of two sets of rows make those of both (Chan and others 1983).
-        mean = rows.mean(axis=0, dtype=np.float64)
-        share = len(rows) / (self.n_samples_seen_ + len(rows))
-        step = mean - self.mean_
-        deviation = rows - mean
-        variance = np.square(deviation, out=deviation).mean(axis=0)
-        self.var_ = (1 - share) * (self.var_ + share * step**2) + share * variance
-        self.mean_ = self.mean_ + share * step
-        self.n_samples_seen_ += len(rows)
-        self.scale_ = np.sqrt(self.var_)
+        self.mean_, variance = np.zeros((2, rows.shape[1]))
+        for block in row_blocks(rows.shape):
+            # Means and variances of two sets of rows make those of both (Chan and others 1983).
+            mean = rows[block].mean(axis=0, dtype=np.float64)
+            share = (block.stop - block.start) / block.stop
+            step = mean - self.mean_
+            deviation = rows[block] - mean
+            of_block = np.square(deviation, out=deviation).mean(axis=0)
+            variance = (1 - share) * (variance + share * step**2) + share * of_block
+            self.mean_ = self.mean_ + share * step
+        self.scale_ = np.sqrt(variance)
         for scale in np.split(self.scale_, np.cumsum(self.widths or [rows.shape[1]])[:-1]):
             median = np.median(scale[scale > 0]) if scale.any() else 1.0
             scale[scale < median / 1000] = median  # a view of the attribute
@@ -175,3 +188,53 @@ class Standardiser(Parameters):
         rows = check_features(X, len(self.mean_)) - self.mean_.astype(np.float32)
         rows /= self.scale_.astype(np.float32)
         return rows
+
+
+def transform_in_blocks(
+    transformer: Any, X: NDArray[np.float32], rows: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    """Some rows of ``(N, d)`` transformed, ``(n, d')``: nothing else of that size is held."""
+    out: NDArray[np.float32] | None = None
+    for block in row_blocks((len(rows), X.shape[1])):
+        part = transformer.transform(X[rows[block]])
+        if out is None:
+            out = np.empty((len(rows), part.shape[1]), np.float32)
+        out[block] = part
+    return np.empty((0, X.shape[1]), np.float32) if out is None else out
+
+
+#: To add one: a line here, which makes an unfitted transformer: one of scikit-learn's, or one
+#: with its ``fit`` and ``transform``, whose type is then named in ``save.TRUSTED``.
+PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
+    {
+        STANDARDISE: Standardiser,
+        "none": late("sklearn.preprocessing.FunctionTransformer"),
+        "l2": late("sklearn.preprocessing.Normalizer"),
+        # Directions beyond 99 % of the variance are noise that whitening would blow up.
+        "pca_whiten": partial(
+            late("sklearn.decomposition.PCA"),
+            n_components=0.99,
+            whiten=True,
+            svd_solver="covariance_eigh",
+        ),
+    }
+)
+
+
+def make_preprocessing(name: str, widths: Sequence[int]) -> Any:
+    """An unfitted transformer of features whose backbones have these widths.
+
+    Of several backbones the columns are standardised first, so that all weigh the same.
+
+    Raises:
+        UnknownNameError: No such preprocessing; the message lists the table.
+    """
+    if name not in PREPROCESSING:
+        raise UnknownNameError("preprocessing", name, PREPROCESSING)
+    standardiser = Standardiser(tuple(widths))
+    if name == STANDARDISE:
+        return standardiser
+    transformer = PREPROCESSING[name]()
+    if len(widths) == 1 or name == "none":
+        return transformer
+    return late("sklearn.pipeline.make_pipeline")(standardiser, transformer)

@@ -12,24 +12,97 @@ Leaving out the rows ``g`` of one patient and fitting anew gives them exactly
 
 (Sherman-Morrison-Woodbury; with one row, the PRESS residual). The penalty and the
 calibration are chosen from these, so no fold is ever fitted.
+
+A calibration makes probabilities of a head's scores: ``p = softmax(a s + b)``. One scale
+``a >= 0`` is for all classes and, where asked for, one offset for each: with two classes this is
+Platt's sigmoid. It is fitted to scores of rows that were held out. Targets are smoothed as
+Platt (1999) does, so that separated classes have a finite answer.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh, solve
-from scipy.special import softmax
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
-from pipeline.heads.base import Head
-from pipeline.heads.calibration import Calibration, fit_calibration
-from pipeline.heads.preprocessing import row_blocks
+from pipeline.heads.base import Head, row_blocks
 
-PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
+_PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
 #: Patients of one size are solved together, so many at a time that this many numbers are held.
 _HELD = 1 << 20
 _TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A fitted map from scores to probabilities.
+
+    Attributes:
+        scale: Not negative: a higher score never means a lower probability.
+        offset: Shape ``(K,)``.
+        loss: Mean log loss of the rows that it was fitted to, in nats.
+    """
+
+    scale: float
+    offset: NDArray[np.float64]
+    loss: float
+
+    def proba(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Probabilities ``(n, K)`` of scores ``(n, K)``."""
+        return np.asarray(softmax(self.scale * scores + self.offset, axis=1))
+
+
+def _fit_calibration(
+    scores: NDArray[np.floating], y: NDArray[np.integer], *, offsets: bool = True
+) -> Calibration:
+    """Fit the map by maximum likelihood.
+
+    Args:
+        scores: Of rows that the scorer was not fitted to, shape ``(n, K)``; rows that are not
+            finite are left out.
+        y: Labels 0 to K - 1, shape ``(n,)``.
+        offsets: Whether each class has an offset; without them only the scale is fitted.
+
+    Raises:
+        ValueError: No row is left, or one class only.
+    """
+    finite = np.isfinite(scores).all(axis=1)
+    scores, y = np.asarray(scores, np.float64)[finite], y[finite]
+    counts = np.bincount(y, minlength=scores.shape[1])
+    if (counts > 0).sum() < 2:
+        raise ValueError("the held-out rows are of one class only: no probability can be fitted")
+    # A common unit: the optimiser must not care whether scores are margins or cosines.
+    unit = float((scores - scores.mean(axis=1, keepdims=True)).std()) or 1.0
+    scores = scores / unit
+    targets = np.repeat((1 / (counts + len(counts)))[y][:, None], len(counts), axis=1)
+    targets[np.arange(len(y)), y] *= counts[y] + 1
+
+    def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        log_p = log_softmax(x[0] * scores + x[1:], axis=1)
+        gradient = (np.exp(log_p) - targets) / len(y)
+        slope = np.r_[(gradient * scores).sum(), gradient.sum(axis=0) * offsets]
+        return float(-(targets * log_p).sum() / len(y)), slope
+
+    start = np.r_[1.0, np.zeros(len(counts))]
+    bounds = [(0, None), *[(None, None)] * len(counts)]
+    options = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9}
+    x = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    log_p = log_softmax(x[0] * scores + x[1:], axis=1)
+    loss = -float(log_p[np.arange(len(y)), y].mean())
+    return Calibration(scale=float(x[0] / unit), offset=x[1:], loss=loss)
+
+
+def best_calibration(
+    scores: NDArray[np.floating], y: NDArray[np.integer]
+) -> tuple[int, Calibration]:
+    """Of held-out scores ``(c, n, K)`` by candidates, the one of the lowest log loss."""
+    calibrations = [_fit_calibration(of_candidate, y) for of_candidate in scores]
+    best = int(np.argmin([calibration.loss for calibration in calibrations]))
+    return best, calibrations[best]
 
 
 def ridge_path(
@@ -151,7 +224,7 @@ class RidgeHead(Head):
     def __init__(
         self,
         *,
-        penalties: tuple[float, ...] = PENALTIES,
+        penalties: tuple[float, ...] = _PENALTIES,
         calibration: Calibration | None = None,
     ) -> None:
         self.penalties = penalties
@@ -172,16 +245,12 @@ class RidgeHead(Head):
             self.coef_, self.intercept_ = ridge(rows, targets, penalty)
             self.calibration_ = self.calibration
             return self
-        patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
+        patients = self._patients(groups, len(rows))
         coef, intercept, held_out = ridge_path(rows, targets, np.asarray(self.penalties), patients)
-        calibrations = [fit_calibration(scores, labels) for scores in held_out]
-        best = int(np.argmin([calibration.loss for calibration in calibrations]))
-        self.best_params_ = {"penalty": self.penalties[best]}
-        self.calibration_ = calibrations[best]
-        self.fixed_params_ = {
-            "penalties": (self.penalties[best],),
-            "calibration": self.calibration_,
-        }
+        best, self.calibration_ = best_calibration(held_out, labels)
+        penalty = self.penalties[best]
+        self.best_params_ = {"penalty": penalty}
+        self.fixed_params_ = {"penalties": (penalty,), "calibration": self.calibration_}
         self.coef_, self.intercept_ = coef[best], intercept[best]
         return self
 
@@ -312,9 +381,9 @@ class PrototypeHead(Head):
         if self.calibration:
             self.calibration_ = self.calibration
         else:
-            patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
+            patients = self._patients(groups, len(rows))
             held_out = _held_out_cosines(rows, share, sums, patients)
-            self.calibration_ = fit_calibration(held_out, labels, offsets=False)
+            self.calibration_ = _fit_calibration(held_out, labels, offsets=False)
         self.fixed_params_ = {"calibration": self.calibration_}
         return self
 

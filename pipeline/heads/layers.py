@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import ExportError
 from pipeline.heads.base import PreprocessedHead, Standardiser
-from pipeline.heads.calibration import Calibration
-from pipeline.heads.closed_form import DiscriminantHead, PrototypeHead, RidgeHead
+from pipeline.heads.closed_form import Calibration, DiscriminantHead, PrototypeHead, RidgeHead
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.svm import SVMHead
+from pipeline.heads.scikit_learn import SVMHead
 
 
 class _Standardised(nn.Module):

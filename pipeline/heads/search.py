@@ -22,18 +22,17 @@ from pipeline.data.patients import Fold as FoldRows
 from pipeline.data.patients import patient_folds
 from pipeline.errors import EngineError
 from pipeline.heads import HeadSpec
-from pipeline.heads.base import PreprocessedHead
-from pipeline.heads.preprocessing import fit_in_blocks, row_blocks, transform_in_blocks
+from pipeline.heads.base import PreprocessedHead, row_blocks, transform_in_blocks
 from pipeline.parallel import run_each
 from pipeline.progress import Progress
 
 #: Of more rows, or rows times classes, one fold is held out instead of five: it has rows
 #: enough to choose by, and five would take minutes.
-MANY_ROWS, MANY_SCORES = 10_000, 100_000
+_MANY_ROWS, _MANY_SCORES = 10_000, 100_000
 #: Of fewer patients, every fold chooses its parameters anew by its own rows: a choice that the
 #: rows held out had a part in makes a value out of fold up to a point too high (README of
 #: ``pipeline/evaluation``). It takes five times the fits.
-NESTED_BELOW = 300
+_NESTED_BELOW = 300
 #: Seconds after which one fit of a head is given up.
 TIME_LIMIT = 600.0
 _TINY = 1e-15
@@ -41,6 +40,7 @@ _TINY = 1e-15
 _ROUNDING = 1e-3
 _LONGEST_REASON = 300
 Proba = NDArray[np.float64]
+Parameters = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Fit:
     models: tuple[Any, ...]
     seeds: tuple[int, ...]
     proba: NDArray[np.float64]
-    chosen: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Parameters = field(default_factory=dict)
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     out_of_fold: NDArray[np.float64] | None = None
     seconds: float = 0.0
@@ -83,7 +83,7 @@ def deal_folds(data: DomainData, seed: int) -> list[FoldRows]:
     """
     label = data.labelled()
     folds = patient_folds(label, data.group, seed=seed)
-    large = len(data) > MANY_ROWS or len(data) * (label.max() + 1) > MANY_SCORES
+    large = len(data) > _MANY_ROWS or len(data) * (label.max() + 1) > _MANY_SCORES
     return folds[:1] if large else folds
 
 
@@ -116,16 +116,16 @@ class Fitting:
         views: NDArray[np.float32] | None = None,
     ) -> None:
         self.data, self.specs = data, specs
+        self.seeds, self.preprocessing, self.limit = seeds, preprocessing, limit
         self._views = 1 if views is None else views.shape[1]
         self._fitted_to = data
         if views is not None:
-            rows = self._rows_of_views(np.arange(len(data))) // self._views
+            rows = np.repeat(np.arange(len(data)), self._views)
             repeated = replace(data, features=None).take(rows)
             self._fitted_to = repeated.with_(features=views.reshape(len(rows), -1))
-        self.seeds, self.preprocessing, self.limit = seeds, preprocessing, limit
         self.failures: dict[str, str] = {}
         self.seconds = dict.fromkeys(specs, 0.0)
-        self._fixed: dict[str, Mapping[str, Any]] = {}
+        self._fixed: dict[str, Parameters] = {}
         self._held_out: dict[str, Proba] = {}
         self._imported = False
         self._progress: Progress
@@ -147,21 +147,20 @@ class Fitting:
             By head, without those in ``failures``.
         """
         self._import(scikit_learn=False)
-        grids = {name: _choices(spec.grid) for name, spec in self.specs.items()}
-        searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
+        y = self.data.labelled()
+        grids = {name: _choices(spec) for name, spec in self.specs.items()}
+        chosen = {name: grid[0] for name, grid in grids.items()}
         with Progress("heads", unit="fits") as self._progress:
+            searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
             outside, held_out = self._hold_out(searched, self.seeds[0])
             for name, proba in held_out.items():
-                y = self.data.labelled()
-                grids[name] = [searched[name][int(np.argmin(_log_losses(proba, y)))]]
+                chosen[name] = grids[name][int(np.argmin(_log_losses(proba, y)))]
                 self._held_out[name] = chosen_elsewhere(proba, y, outside)
-            chosen = {name: grids[name][0] for name in self.alive}
+            chosen = {name: chosen[name] for name in chosen if name not in self.failures}
             fitted = self._fit_to_all_rows(chosen, X, predicted, validation)
-        return {name: self._fit_of(name, fitted[name], chosen[name]) for name in self.alive}
+        return {name: self._fit_of(name, of_head, chosen[name]) for name, of_head in fitted.items()}
 
-    def _fit_of(
-        self, name: str, fitted: Sequence[tuple[Any, Proba]], chosen: Mapping[str, Any]
-    ) -> Fit:
+    def _fit_of(self, name: str, fitted: Sequence[tuple[Any, Proba]], chosen: Parameters) -> Fit:
         """A head's models and predictions with what they say of themselves."""
         models, proba = zip(*fitted, strict=True)
         head = models[0].head
@@ -184,39 +183,26 @@ class Fitting:
             repeats: Divisions in folds.
         """
         by_head: dict[str, list[Proba]] = {name: [] for name in fits}
-        nested = self.data.patients < NESTED_BELOW
+        nested = self.data.patients < _NESTED_BELOW
+        fit = _fit_nested if nested else _fit_choices
         with Progress("heads, out of fold", unit="fits") as self._progress:
             for repeat in range(repeats):
                 # The folds that parameters were chosen by are those of the first division.
                 stored = {} if repeat or nested else self._held_out
                 again = {name: [self._fixed[name]] for name in fits if name not in stored}
-                fit = _fit_nested if nested else _fit_choices
                 _, held_out = self._hold_out(again, self.seeds[0] + repeat, "out of fold", fit)
-                for name in fits:
-                    if name in stored:
-                        by_head[name].append(stored[name])
-                    elif name in held_out:
-                        by_head[name].append(held_out[name][0])
+                division = {**stored, **{name: proba[0] for name, proba in held_out.items()}}
+                for name in fits.keys() & division.keys():
+                    by_head[name].append(division[name])
+        whole = {name for name in fits if len(by_head[name]) == repeats > 0}
         return {
-            name: replace(
-                fit,
-                out_of_fold=np.stack(by_head[name]) if len(by_head[name]) == repeats > 0 else None,
-            )
+            name: replace(fit, out_of_fold=np.stack(by_head[name]) if name in whole else None)
             for name, fit in fits.items()
         }
 
-    @property
-    def alive(self) -> list[str]:
-        """Heads without a failure."""
-        return [name for name in self.specs if name not in self.failures]
-
-    def _rows_of_views(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Where the views of some rows are among those that heads are fitted to."""
-        return (rows[:, None] * self._views + np.arange(self._views)).ravel()
-
     def _hold_out(
         self,
-        choices: Mapping[str, Sequence[Mapping[str, Any]]],
+        choices: Mapping[str, Sequence[Parameters]],
         seed: int,
         what: str = "",
         fit: Callable[..., Proba] | None = None,
@@ -236,38 +222,40 @@ class Fitting:
         fit = fit or _fit_choices
         results = self._run(
             [
-                (name, partial(fit, self.specs[name], grid, fold, self._fitted_to, seed))
+                (name, partial(fit, self.specs[name], grid, fold, seed))
                 for name, grid in choices.items()
                 for fold in folds
             ],
             what,
         )
-        shape = len(self.data), int(self.data.labelled().max()) + 1
         held_out: dict[str, Proba] = {}
         for name, of_folds in results.items():
-            held_out[name] = np.full((len(choices[name]), *shape), np.nan)
+            held_out[name] = np.full((len(choices[name]), len(self.data), folds[0].classes), np.nan)
             for fold, proba in zip(folds, of_folds, strict=True):
                 held_out[name][:, fold.outside] = proba
         return [fold.outside for fold in folds], held_out
 
     def _folds(self, seed: int) -> list["_Fold"]:
-        """The folds of one division, preprocessed."""
-        X = self._fitted_to.embedded()
-        dealt = [(self._rows_of_views(rows), out) for rows, out in deal_folds(self.data, seed)]
-        transformers = [fit_in_blocks(self.preprocessing(), X, rows) for rows, _ in dealt]
-        return [
-            _Fold(
-                inside=rows,
-                outside=outside,
-                X_inside=transform_in_blocks(transformer, X, rows),
-                X_outside=transform_in_blocks(transformer, self.data.embedded(), outside),
+        """The folds of one division, preprocessed, with all views of the rows inside."""
+        data, folds = self._fitted_to, []
+        for rows, outside in deal_folds(self.data, seed):
+            inside = (rows[:, None] * self._views + np.arange(self._views)).ravel()
+            transformer = self.preprocessing().fit(data.embedded()[inside])
+            folds.append(
+                _Fold(
+                    X=transform_in_blocks(transformer, data.embedded(), inside),
+                    y=data.labelled()[inside],
+                    group=data.group[inside],
+                    outside=outside,
+                    X_outside=transform_in_blocks(transformer, self.data.embedded(), outside),
+                    classes=int(data.labelled().max()) + 1,
+                )
             )
-            for transformer, (rows, outside) in zip(transformers, dealt, strict=True)
-        ]
+        return folds
 
     def _fit_to_all_rows(
         self,
-        chosen: Mapping[str, Mapping[str, Any]],
+        chosen: Mapping[str, Parameters],
         X: NDArray[np.float32],
         predicted: NDArray[np.intp],
         validation: DomainData | None,
@@ -275,14 +263,12 @@ class Fitting:
         """Model and predictions for each seed of each head; none where rows are not prepared."""
         data = self._fitted_to
         try:
-            every = np.arange(len(data))
-            transformer = fit_in_blocks(self.preprocessing(), data.embedded(), every)
-            rows = transform_in_blocks(transformer, data.embedded(), every)
-            y = data.labelled()
+            transformer = self.preprocessing().fit(data.embedded())
+            rows = transform_in_blocks(transformer, data.embedded(), np.arange(len(data)))
         except (ValueError, MemoryError) as cause:
-            self.failures.update(dict.fromkeys(self.alive, _reason(cause)))
+            self.failures.update(dict.fromkeys(chosen, _reason(cause)))
             return {}
-        seen = None
+        y, seen = data.labelled(), None
         if validation is not None and any(spec.curves for spec in self.specs.values()):
             seen = (transformer.transform(validation.embedded()), validation.labelled())
 
@@ -315,35 +301,41 @@ class Fitting:
         """
         results: dict[str, list[Any]] = {name: [] for name, _ in jobs}
         self._progress.expect(len(jobs))
-        # Those that need scikit-learn wait for its import, beside the others.
-        late = {name for name in results if self.specs[name].scikit_learn and not self._imported}
-        for waits in (False, True):
-            part = [job for job in jobs if (job[0] in late) == waits]
-            names = [name for name, _ in part]
-
-            def done(number: int, outcome: Any, names: Sequence[str] = names) -> None:
-                self._progress.advance()
-                if isinstance(outcome, BaseException):
-                    reason = _reason(outcome)
-                    self.failures[names[number]] = f"{what}: {reason}" if what else reason
-
-            def is_wanted(number: int, names: Sequence[str] = names) -> bool:
-                return names[number] not in self.failures
-
-            outcomes = run_each(
-                [partial(_timed, job) for _, job in part],
-                limit=self.limit,
-                done=done,
-                is_wanted=is_wanted,
-                beside=None if self._imported else partial(self._import, scikit_learn=True),
-                shared=shared,
-            )
-            self._imported = True
-            for name, outcome in zip(names, outcomes, strict=True):
-                if isinstance(outcome, tuple):
-                    results[name].append(outcome[0])
-                    self.seconds[name] += outcome[1]
+        parts = [jobs]
+        if not self._imported:
+            # Those that need scikit-learn wait for its import, beside the others.
+            late = {name for name in results if self.specs[name].scikit_learn}
+            parts = [[job for job in jobs if (job[0] in late) == waits] for waits in (False, True)]
+        for part in parts:
+            self._run_part(part, what, shared, results)
         return {name: of_head for name, of_head in results.items() if name not in self.failures}
+
+    def _run_part(
+        self,
+        jobs: Sequence[tuple[str, Callable[[], Any]]],
+        what: str,
+        shared: Sequence[Any],
+        results: Mapping[str, list[Any]],
+    ) -> None:
+        def done(number: int, outcome: Any) -> None:
+            self._progress.advance()
+            if isinstance(outcome, BaseException):
+                reason = _reason(outcome)
+                self.failures[jobs[number][0]] = f"{what}: {reason}" if what else reason
+
+        outcomes = run_each(
+            [partial(_timed, job) for _, job in jobs],
+            limit=self.limit,
+            done=done,
+            is_wanted=lambda number: jobs[number][0] not in self.failures,
+            beside=None if self._imported else partial(self._import, scikit_learn=True),
+            shared=shared,
+        )
+        self._imported = True
+        for (name, _), outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, tuple):
+                results[name].append(outcome[0])
+                self.seconds[name] += outcome[1]
 
     def _import(self, *, scikit_learn: bool) -> None:
         """Make each head once: what it imports is then in every fork."""
@@ -359,8 +351,8 @@ def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
     return job(), time.perf_counter() - start
 
 
-def _choices(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+def _choices(spec: HeadSpec) -> list[dict[str, Any]]:
+    return [dict(zip(spec.grid, values, strict=True)) for values in product(*spec.grid.values())]
 
 
 def _reason(cause: BaseException) -> str:
@@ -374,19 +366,15 @@ def _reason(cause: BaseException) -> str:
 class _Fold:
     """A fold after preprocessing: rows to fit to, of all views, and rows held out."""
 
-    inside: NDArray[np.intp]
+    X: NDArray[np.float32]
+    y: NDArray[np.integer]
+    group: NDArray[Any]
     outside: NDArray[np.intp]
-    X_inside: NDArray[np.float32]
     X_outside: NDArray[np.float32]
+    classes: int
 
 
-def _fit_choices(
-    spec: HeadSpec,
-    choices: Sequence[Mapping[str, Any]],
-    fold: _Fold,
-    data: DomainData,
-    seed: int,
-) -> Proba:
+def _fit_choices(spec: HeadSpec, choices: Sequence[Parameters], fold: _Fold, seed: int) -> Proba:
     """Probabilities ``(choices, out, K)`` of the rows held out.
 
     A choice that cannot be fitted to the rows of a fold (more neighbours than rows), or gives
@@ -395,11 +383,10 @@ def _fit_choices(
     Raises:
         ValueError: None can be fitted.
     """
-    y, group = data.labelled()[fold.inside], data.group[fold.inside]
-    shape = len(fold.outside), int(data.labelled().max()) + 1
+    shape = len(fold.outside), fold.classes
     heads = [spec.make(seed).set_params(**choice) for choice in choices]
     if spec.path:
-        along = np.asarray(spec.path(heads, fold.X_inside, y, fold.X_outside))
+        along = np.asarray(spec.path(heads, fold.X, fold.y, fold.X_outside))
         for proba in along:
             if np.isfinite(proba).any():  # else the rows are too few for it
                 _check_probabilities(proba, shape)
@@ -407,7 +394,7 @@ def _fit_choices(
     held_out, refusals = np.full((len(heads), *shape), np.nan), []
     for number, head in enumerate(heads):
         try:
-            head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
+            head.fit(fold.X, fold.y, **({"groups": fold.group} if spec.groups else {}))
             proba = np.asarray(head.predict_proba(fold.X_outside))
             _check_probabilities(proba, shape)
             held_out[number] = proba
@@ -418,46 +405,36 @@ def _fit_choices(
     return held_out
 
 
-def _fit_nested(
-    spec: HeadSpec,
-    fixed: Sequence[Mapping[str, Any]],
-    fold: _Fold,
-    data: DomainData,
-    seed: int,
-) -> Proba:
+def _fit_nested(spec: HeadSpec, fixed: Sequence[Parameters], fold: _Fold, seed: int) -> Proba:
     """Probabilities ``(1, out, K)`` of the rows held out, which have no part in any choice.
 
     ``fixed``, chosen by all rows, are taken where a class has too few patients in the fold to
     divide it once more.
     """
-    choices = _choices(spec.grid)
+    choices = _choices(spec)
     try:
-        best = _best_inside(spec, choices, fold, data, seed) if len(choices) > 1 else choices[0]
-        return _fit_choices(spec, [best], fold, data, seed)
+        best = _best_inside(spec, choices, fold, seed) if len(choices) > 1 else choices[0]
+        return _fit_choices(spec, [best], fold, seed)
     except ValueError:
-        return _fit_choices(spec, fixed, fold, data, seed)
+        return _fit_choices(spec, fixed, fold, seed)
 
 
 def _best_inside(
-    spec: HeadSpec,
-    choices: Sequence[Mapping[str, Any]],
-    fold: _Fold,
-    data: DomainData,
-    seed: int,
-) -> Mapping[str, Any]:
+    spec: HeadSpec, choices: Sequence[Parameters], fold: _Fold, seed: int
+) -> Parameters:
     """The choice of the lowest log loss in folds of a fold's own rows."""
-    y = data.labelled()
-    by_choice = np.full((len(choices), len(fold.inside), int(y.max()) + 1), np.nan)
-    y = y[fold.inside]
-    for inside, outside in patient_folds(y, data.group[fold.inside], seed=seed):
+    by_choice = np.full((len(choices), len(fold.y), fold.classes), np.nan)
+    for inside, outside in patient_folds(fold.y, fold.group, seed=seed):
         part = _Fold(
-            inside=fold.inside[inside],
-            outside=fold.inside[outside],
-            X_inside=fold.X_inside[inside],
-            X_outside=fold.X_inside[outside],
+            X=fold.X[inside],
+            y=fold.y[inside],
+            group=fold.group[inside],
+            outside=outside,
+            X_outside=fold.X[outside],
+            classes=fold.classes,
         )
-        by_choice[:, outside] = _fit_choices(spec, choices, part, data, seed)
-    return choices[int(np.argmin(_log_losses(by_choice, y)))]
+        by_choice[:, outside] = _fit_choices(spec, choices, part, seed)
+    return choices[int(np.argmin(_log_losses(by_choice, fold.y)))]
 
 
 def chosen_elsewhere(

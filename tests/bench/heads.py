@@ -40,9 +40,9 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.data.domain import DomainData
 from pipeline.heads import HEADS
+from pipeline.heads.base import make_preprocessing
 from pipeline.heads.logistic import logistic_path, make_logistic
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.preprocessing import make_preprocessing
 from pipeline.heads.search import Fitting
 from pipeline.parallel import run_each
 

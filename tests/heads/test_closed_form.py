@@ -10,7 +10,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 
-from pipeline.heads import preprocessing
+from pipeline.heads import base
 from pipeline.heads.closed_form import (
     DiscriminantHead,
     PrototypeHead,
@@ -83,7 +83,7 @@ def test_the_discriminant_equals_scikit_learns(n, d, classes, monkeypatch):
 
     The features are correlated and far from zero, and one never varies.
     """
-    monkeypatch.setattr(preprocessing, "_BLOCK", 7 * d)
+    monkeypatch.setattr(base, "_BLOCK", 7 * d)
     rng = np.random.default_rng(0)
     y = rng.integers(0, classes, n)
     X = (rng.normal(size=(n, d)) + 0.5 * np.eye(classes, d)[y]) @ rng.normal(size=(d, d))

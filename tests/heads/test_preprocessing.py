@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UnknownNameError
-from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
+from pipeline.heads.base import PREPROCESSING, make_preprocessing
 
 
 @pytest.mark.parametrize("name", PREPROCESSING)

@@ -20,11 +20,10 @@ from pipeline.data import patients
 from pipeline.data.grey_levels import Reading
 from pipeline.errors import ModelError, ResultsError
 from pipeline.heads import HEADS, mlp, save
-from pipeline.heads.base import PreprocessedHead
-from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
+from pipeline.heads.base import PREPROCESSING, PreprocessedHead, make_preprocessing
 from pipeline.heads.save import (
     DESCRIPTION,
-    FIT_FILE,
+    _FIT,
     Network,
     SavedHead,
     fit_file,
@@ -242,7 +241,7 @@ def folder(tmp_path):
 def test_a_fit_comes_back_without_its_models(folder):
     """Numbers as they were."""
     found, digests = read_fit(folder, "key")
-    assert digests.keys() == {DESCRIPTION, "model.safetensors", FIT_FILE}
+    assert digests.keys() == {DESCRIPTION, "model.safetensors", _FIT}
     assert found.models == ()
     for name in ("seeds", "chosen", "curves", "seconds"):
         assert getattr(found, name) == getattr(FIT, name)
@@ -257,7 +256,7 @@ def test_what_cannot_be_used_is_no_error(folder):
         folder / DESCRIPTION, files=fit_file("key", replace(FIT, out_of_fold=None))
     )
     assert read_fit(folder, "key")[0].out_of_fold is None
-    for name in (FIT_FILE, "model.safetensors", DESCRIPTION):
+    for name in (_FIT, "model.safetensors", DESCRIPTION):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[:-1])
         assert read_fit(folder, "key") is None

@@ -14,7 +14,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from pipeline import parallel
 from pipeline.data.patients import patient_folds
 from pipeline.heads import HEADS, HeadSpec, search
-from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
+from pipeline.heads.base import PREPROCESSING, make_preprocessing
 from pipeline.heads.search import Fitting, deal_folds
 from tests.heads.made_up_rows import made_up_rows
 
@@ -88,7 +88,7 @@ def test_neighbours_keep_the_rows_that_they_were_fitted_to_without_a_copy(monkey
 @pytest.mark.parametrize("name", ["ridge", "svm", "prototype"])
 def test_of_many_patients_what_a_head_chose_itself_is_not_chosen_again(name, monkeypatch):
     """A fold is fitted with the penalty, or kernel, and the calibration that all rows chose."""
-    monkeypatch.setattr(search, "NESTED_BELOW", 0)
+    monkeypatch.setattr(search, "_NESTED_BELOW", 0)
     data = made_up_rows(gap=1.0)
     fits, _ = fit(data, {name: HEADS[name]}, repeats=1)
     model = fits[name].models[0].head
@@ -247,7 +247,7 @@ def test_a_head_is_the_same_on_one_core_and_on_two(name, monkeypatch):
     np.testing.assert_array_equal(found[0].out_of_fold, found[1].out_of_fold)
 
 
-@pytest.mark.parametrize("limit", ["MANY_ROWS", "MANY_SCORES"])
+@pytest.mark.parametrize("limit", ["_MANY_ROWS", "_MANY_SCORES"])
 def test_of_many_rows_or_classes_one_fold_is_held_out(limit, monkeypatch):
     """The others have no out-of-fold probabilities, and say so."""
     monkeypatch.setattr(search, limit, 100)
