@@ -43,7 +43,7 @@ STAGES: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
         "heads": (7, "Heads on frozen features"),
         "finetune": (6, "Frozen and fine-tuned networks"),
-        "shift": (10, "From the source to the targets"),
+        "shift": (11, "From the source to the targets"),
         "audit": (4, "Leaks and shortcuts"),
         "features": (1, "Stored features"),
     }
