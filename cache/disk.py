@@ -19,6 +19,7 @@ import stat
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,14 @@ def remove_abandoned(folder: Path) -> list[str]:
     if abandoned:
         remove(folder, abandoned)
     return abandoned
+
+
+def prepare(folder: Path) -> None:
+    """Find out that a folder can be written, and clear what dead processes left at any depth."""
+    check_writable(folder)
+    for below in {path.parent for path in folder.rglob(f"{TEMPORARY}*")}:
+        with suppress(OSError):  # in a sticky folder another user's file has to stay
+            remove_abandoned(below)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from cache import disk
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import Finding, find_leaks
 from pipeline.data.patients import DRAWS, FIT, VALIDATION, draw_patients
@@ -72,7 +73,7 @@ from pipeline.heads.search import TIME_LIMIT, Fit, Fitting, deal_folds
 from pipeline.parallel import run_parallel
 from pipeline.progress import Progress
 from pipeline.randomness import stream
-from pipeline.results import ResultSet, prepare, read_set, write_set
+from pipeline.results import ResultSet, read_set, write_set
 from pipeline.study import SOURCE, BackboneChoice, Study
 from pipeline.words import as_file_name, printable, to_jsonable
 
@@ -201,7 +202,7 @@ def compare(
         MissingFeaturesError: Stage 1 has not been run, or no head could be fitted.
     """
     run = _plan(study, options or CompareOptions())
-    prepare(study.results)
+    disk.prepare(study.results)
     samples, _ = load_samples(study, run.options.samples)
     leaks = find_leaks(study, samples)
     scored: list[_Heads] = []

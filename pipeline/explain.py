@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from cache import disk
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT, draw_patients
@@ -40,7 +41,7 @@ from pipeline.heads.layers import head_layers
 from pipeline.heads.save import head_folder, load_head
 from pipeline.progress import Progress
 from pipeline.randomness import stream
-from pipeline.results import prepare, read_set, write_set
+from pipeline.results import read_set, write_set
 from pipeline.study import Study
 from pipeline.words import as_file_name, printable
 
@@ -84,7 +85,7 @@ def explain(
     """
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
-    prepare(study.results)
+    disk.prepare(study.results)
     instead_of = None
     if name is None:
         backbone, name, instead_of = _best_with_layers(study, backbone)

@@ -82,7 +82,7 @@ def read_set(file: Path, stage: str) -> ResultSet:
     try:
         record = _unseal(data)
         digests = dict(record.pop("files"))
-    except (ValueError, KeyError, TypeError) as cause:
+    except (ValueError, KeyError, TypeError, RecursionError) as cause:
         raise ResultsError(
             f"{file} is not as headrace {stage} writes it: damaged, changed by hand, or of another "
             f"version. Its results are not used; {again} again"
@@ -147,22 +147,10 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         WriteFailedError: The disk refused.
     """
-    _clean(path.parent)
+    with suppress(OSError):  # in a sticky folder another user's file has to stay
+        disk.remove_abandoned(path.parent)
     line = f"{_sha256(data)}  {path.name}\n"
     disk.publish_all({path: data, path.with_name(f"{path.name}.sha256"): line.encode()})
-
-
-def prepare(results: Path) -> None:
-    """Begin a stage: a folder that can be written, without what dead processes left in it."""
-    disk.check_writable(results)
-    for folder in {path.parent for path in results.rglob(f"{disk.TEMPORARY}*")}:
-        _clean(folder)
-
-
-def _clean(folder: Path) -> None:
-    """Remove what dead processes left; in a sticky folder another user's file has to stay."""
-    with suppress(OSError):
-        disk.remove_abandoned(folder)
 
 
 def _seal(text: str) -> bytes:
@@ -176,7 +164,7 @@ def _unseal(data: bytes) -> dict[str, Any]:
     sealed = _SEALED.fullmatch(data)
     if sealed is None or _sha256(sealed[1]) != sealed[2].decode():
         raise ValueError("its SHA-256 differs")
-    record: dict[str, Any] = disk.parse_json(data)
+    record: dict[str, Any] = json.loads(data)
     del record["sha256"]
     return record
 

@@ -16,7 +16,7 @@ from cache.errors import CacheError
 from pipeline.compare import CompareOptions, compare
 from pipeline.errors import MissingResultsError, ModelError, ResultsError
 from pipeline.heads.save import load_head
-from pipeline.results import _seal, add_files, prepare, read_set, write_file, write_set
+from pipeline.results import _seal, add_files, read_set, write_file, write_set
 from pipeline.study import load_study
 from tests.cache_jobs import CHANGES, ERRORS, KILLS, READS, SHORT
 from tests.tiny import stored_tiny_study
@@ -70,7 +70,7 @@ def faulty(stand_in: Disk):
 
 def _heads(folder: Path, run: bytes) -> None:
     """As ``heads`` does it: a set for each head, then the record, then tables and figures."""
-    prepare(folder)
+    disk.prepare(folder)
     names = ("linear", "mlp") if run == b"old" else ("linear",)
     kept = {}
     for name in names:
@@ -89,7 +89,7 @@ def _heads(folder: Path, run: bytes) -> None:
 
 
 def _finetune(folder: Path, run: bytes) -> None:
-    prepare(folder)
+    disk.prepare(folder)
     model, checkpoint = folder / "finetune" / "lp-net-0", b"checkpoint"
     disk.publish_all({model / "checkpoints" / "state": checkpoint})
     files = {"model.safetensors": run * 9, "probabilities.safetensors": run}
@@ -101,7 +101,7 @@ def _stage(stage: str, files: list[str], added: list[str], owned: list[str]):
     """One that writes a record with files, in its first run one more, and then adds some."""
 
     def run_stage(folder: Path, run: bytes) -> None:
-        prepare(folder)
+        disk.prepare(folder)
         record = {"run": run.decode()}
         names = files if run == b"old" else files[:1]
         write_set(folder / f"{stage}.json", record, dict.fromkeys(names, run * 5), owned=owned)
@@ -325,7 +325,7 @@ def test_only_what_dead_processes_left_is_cleared(tmp_path):
     for folder in (tmp_path, tmp_path / "heads" / "net"):
         for name in (alive, dead):
             (folder / name).touch()
-    prepare(tmp_path)
+    disk.prepare(tmp_path)
     assert left(tmp_path) == {alive, f"heads/net/{alive}"}
 
 
@@ -341,7 +341,7 @@ def test_what_another_user_left_does_not_stop_a_stage(tmp_path, monkeypatch):
         real(path)
 
     monkeypatch.setattr(disk, "unlink", unlink)
-    prepare(tmp_path)
+    disk.prepare(tmp_path)
     write_file(tmp_path / "out.csv", b"x")
     assert left(tmp_path) == {foreign.name, "out.csv", "out.csv.sha256"}
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache import disk
 from pipeline.audit.label_noise import LABELS, label_checks
 from pipeline.audit.near_copies import (
     contact_sheet,
@@ -40,7 +41,7 @@ from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, feature_tables, load_features
 from pipeline.parallel import run_parallel
 from pipeline.progress import Progress
-from pipeline.results import prepare, write_set
+from pipeline.results import write_set
 from pipeline.study import Study
 from pipeline.words import are, counted
 
@@ -80,7 +81,7 @@ def audit(
         MissingFeaturesError: Stage 1 has not been run.
     """
     start = time.perf_counter()
-    prepare(study.results)
+    disk.prepare(study.results)
     samples, _ = load_samples(study, ALL_IMAGES)
     loaded = dict(feature_tables(replace(study, concatenations=()), samples))
     tables = [table for table in loaded.values() if isinstance(table, FeatureTable)]

@@ -55,7 +55,7 @@ from pipeline.features.engines import (
 from pipeline.features.load import FEATURES_REPORT, frozen_network, store_for
 from pipeline.parallel import Each, Processes, can_share_memory, in_threads
 from pipeline.progress import Progress
-from pipeline.results import prepare, write_set
+from pipeline.results import write_set
 from pipeline.study import SOURCE, BackboneChoice, Study
 from pipeline.words import are, counted, first_line, printable
 
@@ -147,7 +147,7 @@ def _extract(
     if copies := len(samples) - len(set(samples.key)):
         images = f"{counted(copies, 'image')} {are(copies)}"
         _LOG.info("%s byte-identical to another; each shares its feature row", images)
-    prepare(study.results)
+    disk.prepare(study.results)
     alone = len(study.backbones) == 1
     networks = defaultdict[BackboneChoice, dict[BackboneChoice, FeatureStore]](dict)
     failed: dict[str, Exception] = {}

@@ -55,7 +55,7 @@ from pipeline.finetune.runs import (
     digest_of,
     run_method,
 )
-from pipeline.results import prepare, write_set
+from pipeline.results import write_set
 from pipeline.study import Study
 from pipeline.words import to_jsonable
 
@@ -106,7 +106,7 @@ def finetune(
     trial = (f"-limit{limit}" if limit else "") + (f"-{image_size}px" if image_size else "")
     folder = study.results / f"finetune{trial}"
     _check(study, names, settings)
-    prepare(study.results)
+    disk.prepare(study.results)
     with parallel.joined(choose_device(device)) as process_device:
         samples, _ = load_samples(study, options)
         tables: dict[str, Samples] = {}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
+from cache import disk
 from pipeline.data.attributes import Grouping, groupings
 from pipeline.data.domain import DomainData
 from pipeline.data.index import APPEARANCE, stored_facts
@@ -29,7 +30,7 @@ from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
 from pipeline.features.load import FeatureTable, feature_tables
 from pipeline.parallel import run_each
-from pipeline.results import prepare, write_set
+from pipeline.results import write_set
 from pipeline.shift.adapt_eval import (
     AdaptationPlan,
     BestMethod,
@@ -119,7 +120,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     options = options or ShiftOptions()
     if not study.targets:
         raise StudyError("the study has no [target.NAME]: add one to compare the source with")
-    prepare(study.results)
+    disk.prepare(study.results)
     samples, _ = load_samples(study, options.samples)
     analyses: dict[str, _Analysis] = {}
     failures: dict[str, Exception] = {}

@@ -22,8 +22,8 @@ from pipeline.errors import ModelError, ResultsError
 from pipeline.heads import HEADS, mlp, save
 from pipeline.heads.base import PREPROCESSING, PreprocessedHead, make_preprocessing
 from pipeline.heads.save import (
-    DESCRIPTION,
     _FIT,
+    DESCRIPTION,
     Network,
     SavedHead,
     fit_file,
