@@ -858,7 +858,7 @@ def export(study: Path, output: Path, *, backbone: str | None, **flags: Any) -> 
 
     Example: headrace cache export study.toml out.h5 --backbone densenet121
     """
-    from pipeline.features.export import export_study
+    from pipeline.features.maintain import export_study
 
     rows = export_study(_load_finding(study, flags), backbone, output, _samples(flags))
     click.echo(f"wrote {output}: {counted(rows, 'row')}; it names files and patients")

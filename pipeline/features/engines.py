@@ -1,8 +1,8 @@
-"""How a frozen network is run: the table of engines, the choice among them, and OpenVINO.
+"""How a frozen network is run: the choice of an engine, and OpenVINO.
 
-Nothing here imports torch unless it has to; its engine is in ``torch_engine``. OpenVINO's own
-form of a network is kept beside the stores: to convert it takes 4 to 20 s of CPU time, to read
-it back 0.2 s. That file is disposable: one that is damaged, or of other versions, is made again.
+Nothing here imports torch unless it has to; its engine is in ``frozen``. OpenVINO's own form of a
+network is kept beside the stores: to convert it takes 4 to 20 s of CPU time, to read it back
+0.2 s. That file is disposable: one that is damaged, or of other versions, is made again.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,13 +39,13 @@ Wait = Callable[[], Features]
 Build = Callable[[], "Frozen"]
 #: The two files of an OpenVINO network: graph and constants.
 _Converted = tuple[bytes, bytes]
-_FORMAT = 3
+_FORMAT = 4
+ENGINES = ("openvino", "torch")
 #: Large enough for full speed, small enough that 2 GB of memory hold all batches under way.
 CPU_BATCH = 8
 _LARGEST_CUDA_BATCH = 256
 #: Of the free memory of a GPU; what DenseNet121 takes for a pixel of a picture in fp32, and more.
 _SHARE_OF_MEMORY, _BYTES_PER_PIXEL = 0.5, 640
-_NO_CUDA = "no CUDA device is here: use --device cpu, or leave it at auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class EngineChoice:
     """What the user wants a network to run on.
 
     Attributes:
-        engine: ``auto``, or an entry of ``ENGINES``.
+        engine: ``auto``, or one of ``ENGINES``.
         device: ``auto``, ``cpu`` or ``cuda``.
         batch_size: Images per batch; None: as the device and its memory allow.
         compile: ``auto``, ``never`` or ``always``: whether torch compiles the network.
@@ -67,7 +67,7 @@ class EngineChoice:
     threads: int | None = None
 
 
-class Engine(Protocol):
+class Engine:
     """Runs one frozen network.
 
     Attributes:
@@ -77,49 +77,59 @@ class Engine(Protocol):
         device_seconds: How long a GPU was busy so far, by kind of work; empty on a CPU.
     """
 
-    batch_size: int
+    name: str
     depth: int
     description: str
-    device_seconds: dict[str, float]
+
+    def __init__(self, device: str, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.device_seconds: dict[str, float] = {}
+        self._device_name = f"cpu ({platform.machine()})"
+        if device == "cuda":
+            import torch
+
+            self._device_name = f"cuda ({torch.cuda.get_device_name()})"
 
     def submit(self, batch: Any) -> Wait:
         """Start on uint8 pixels ``(batch_size, size, size, 3)``, which must stay as they are."""
+        raise NotImplementedError
 
     def provenance(self) -> dict[str, str]:
         """Engine, device, batch size and versions, for the parts and the canaries."""
+        packages = ("torch", "pillow", *(["openvino"] if self.name == "openvino" else []))
+        return {
+            "engine": self.name,
+            "device": self._device_name,
+            "batch_size": str(self.batch_size),
+            **{package: version(package) for package in packages},
+        }
 
     def close(self) -> None:
         """Let go of threads and device memory."""
+        raise NotImplementedError
 
 
-class _OpenVINOEngine:
+class _OpenVINOEngine(Engine):
     """OpenVINO on a CPU, in float32: 1.6 to 5 times torch's rate; see :func:`start_engine`."""
+
+    name = "openvino"
 
     def __init__(
         self, build: Build, batch_size: int, *, kept: Path | None, threads: int | None
     ) -> None:
-        self.batch_size = batch_size
-        self.device_seconds: dict[str, float] = {}
-        self.description = f"OpenVINO on {describe_device('cpu')}, batch {batch_size}"
+        super().__init__("cpu", batch_size)
+        self.description = f"OpenVINO on {self._device_name}, batch {batch_size}"
         core = _openvino().Core()
-        # A batch has one size, and so has the graph. Torch decides how it is exported.
-        key = {"batch": batch_size, "openvino": version("openvino"), "torch": version("torch")}
-        network = _load(kept, key) if kept else None
-        if network is None:
-            network = _convert(build(), batch_size)
-            if kept:
-                _save(kept, key, network)
+        network = _converted(build, batch_size, kept)
         # Without the precision hint a CPU with bfloat16 units would use them.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         self._model = core.compile_model(core.read_model(*network), "CPU", settings)
-        parallel = int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self.depth = parallel + 1
+        self.depth = int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) + 1
         self._free = [self._model.create_infer_request() for _ in range(self.depth + 1)]
 
     def submit(self, batch: Any) -> Wait:
-        """See :class:`Engine`."""
         request = self._free.pop()
         request.start_async([batch], share_inputs=True)
 
@@ -133,17 +143,8 @@ class _OpenVINOEngine:
 
         return wait
 
-    def provenance(self) -> dict[str, str]:
-        """See :class:`Engine`."""
-        versions = {"openvino": version("openvino")}
-        return provenance_of("openvino", "cpu", self.batch_size) | versions
-
     def close(self) -> None:
-        """See :class:`Engine`."""
         self._free.clear()
-
-
-ENGINES = ("openvino", "torch")
 
 
 def check_engine(choice: EngineChoice) -> None:
@@ -165,7 +166,7 @@ def check_engine(choice: EngineChoice) -> None:
     if choice.batch_size is not None and choice.batch_size < 1:
         raise EngineError(f"batch size {choice.batch_size}: allowed is 1 or more")
     if choice.device == "cuda" and not _has_driver():
-        raise EngineError(_NO_CUDA)
+        raise _no_cuda()
 
 
 def load_early(choice: EngineChoice) -> bool:
@@ -173,16 +174,37 @@ def load_early(choice: EngineChoice) -> bool:
 
     It takes seconds, in which other processes can read the files; returns whether it is done.
     """
-
-    def load() -> None:
-        from pipeline.features.torch_engine import load_cuda
-
-        load_cuda()
-
     loads = choice.device != "cpu" and choice.engine != "openvino" and _has_driver()
     if loads:
-        Thread(target=load, name="load").start()
+        Thread(target=load_cuda, name="load").start()
     return loads
+
+
+def load_cuda() -> None:
+    """Load what every network needs on a GPU: its context, and cuDNN by one convolution."""
+    import torch
+
+    if torch.cuda.is_available():
+        image = torch.zeros((1, 3, 16, 16), device="cuda")
+        torch.nn.functional.conv2d(image, image[:, :, :3, :3])
+
+
+def choose_device(name: str) -> str:
+    """``cpu`` or ``cuda``, from ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        EngineError: CUDA is asked for, and there is none.
+    """
+    if name not in ("auto", "cuda"):
+        return name
+    if _has_driver():
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+    if name == "cuda":
+        raise _no_cuda()
+    return "cpu"
 
 
 def resolve_engine(
@@ -255,31 +277,9 @@ def start_engine(
     if choice.engine == "openvino":
         batch_size = choice.batch_size or CPU_BATCH
         return _OpenVINOEngine(build, batch_size, kept=kept, threads=choice.threads)
-    from pipeline.features.torch_engine import TorchEngine
+    from pipeline.features.frozen import TorchEngine
 
     return TorchEngine(build, choice, precision, images=images)
-
-
-def choose_device(name: str) -> str:
-    """``cpu`` or ``cuda``, from ``auto``, ``cpu`` or ``cuda``.
-
-    Raises:
-        EngineError: CUDA is asked for, and there is none.
-    """
-    if name == "auto":
-        return "cuda" if _has_cuda() else "cpu"
-    if name == "cuda" and not _has_cuda():
-        raise EngineError(_NO_CUDA)
-    return name
-
-
-def empty_batch(device: str) -> Callable[..., Any]:
-    """What makes the array of a batch; where a GPU reads it, the memory is pinned."""
-    if device == "cpu":
-        return np.empty
-    from pipeline.features.torch_engine import pinned_empty
-
-    return pinned_empty
 
 
 def _cuda_batch(images: int, size: int) -> int:
@@ -292,36 +292,34 @@ def _cuda_batch(images: int, size: int) -> int:
     return min(1 << (largest.bit_length() - 1), 1 << max(3, (images - 1).bit_length()))
 
 
-def _load(file: Path, versions: Mapping[str, Any]) -> _Converted | None:
+def _converted(build: Build, batch_size: int, kept: Path | None) -> _Converted:
+    """The network in OpenVINO's form: as it is kept in a file, or new, and kept from now on."""
+    if kept is None:
+        return _convert(build(), batch_size)
+    # A batch has one size, and so has the graph. Torch decides how it is exported.
+    versions = {"openvino": version("openvino"), "torch": version("torch")}
+    key = {"format": _FORMAT, "network": kept.stem, "batch": batch_size, **versions}
+    network = _load(kept, key)
+    if network is None:
+        network = _convert(build(), batch_size)
+        head = json.dumps(key | {"graph": len(network[0])}).encode()
+        content = b"\n".join((head, b"".join(network)))
+        with suppress(OSError):  # it costs only time at the next run
+            disk.publish(kept, hashlib.sha256(content).digest() + content)
+    return network
+
+
+def _load(file: Path, key: Mapping[str, Any]) -> _Converted | None:
     """The converted network, if these versions kept it and no byte of it has changed."""
     try:
-        head, _, body = disk.read_all(file).partition(b"\n")
-        values = disk.parse_json(head)
-        network = body[: values["graph"]], body[values["graph"] :]
-        valid = values["key"] == _key(file, versions) and values["sha256"] == _digest(network)
+        data = disk.read_all(file)
+        head, _, body = data[32:].partition(b"\n")
+        values = dict(disk.parse_json(head))
+        size = values.pop("graph")
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return network if valid else None
-
-
-def _save(file: Path, versions: Mapping[str, Any], network: _Converted) -> None:
-    """Keep a converted network; a failure costs only time at the next run."""
-    key, size = _key(file, versions), len(network[0])
-    head = json.dumps({"key": key, "graph": size, "sha256": _digest(network)})
-    with suppress(OSError):
-        disk.publish(file, head.encode() + b"\n" + b"".join(network))
-
-
-def _key(file: Path, versions: Mapping[str, Any]) -> dict[str, Any]:
-    return {"format": _FORMAT, "network": file.stem, **versions}
-
-
-def _digest(network: _Converted) -> str:
-    """Of both files and of where the first one ends."""
-    digest = hashlib.sha256(b"%d" % len(network[0]))
-    for part in network:
-        digest.update(part)
-    return digest.hexdigest()
+    whole = hashlib.sha256(data[32:]).digest() == data[:32]
+    return (body[:size], body[size:]) if whole and values == key else None
 
 
 def _convert(network: "Frozen", batch_size: int) -> _Converted:
@@ -379,32 +377,5 @@ def _has_driver() -> bool:
     return True
 
 
-def _has_cuda() -> bool:
-    """Whether torch has a CUDA device."""
-    if not _has_driver():
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def describe_device(device: str) -> str:
-    """For people."""
-    if device == "cuda":
-        import torch
-
-        return f"cuda ({torch.cuda.get_device_name()})"
-    return f"cpu ({platform.machine()})"
-
-
-def provenance_of(engine: str, device: str, batch_size: int) -> dict[str, str]:
-    """Engine and device, and the versions of what has a say in the numbers."""
-    import PIL
-
-    return {
-        "engine": engine,
-        "device": describe_device(device),
-        "batch_size": str(batch_size),
-        "torch": version("torch"),
-        "pillow": PIL.__version__,
-    }
+def _no_cuda() -> EngineError:
+    return EngineError("no CUDA device is here: use --device cpu, or leave it at auto")

@@ -39,7 +39,7 @@ from pipeline.errors import (
     go_on,
 )
 from pipeline.features.backbones import policy_of, spec_of
-from pipeline.features.decoding import CONSTANT, Batch, decode_batches, processes_for
+from pipeline.features.decoding import CONSTANT, Batch, decode_batches
 from pipeline.features.engines import (
     Build,
     Engine,
@@ -47,7 +47,6 @@ from pipeline.features.engines import (
     Features,
     Wait,
     check_engine,
-    empty_batch,
     load_early,
     resolve_engine,
     start_engine,
@@ -351,8 +350,7 @@ def decoded(
             policy,
             unusable,
             size=size,
-            empty=empty_batch(engine.device),
-            processes=processes_for(engine.device, missing.values()),
+            device=engine.device,
             threads=engine.threads,
         )
     if engine.device != "cuda":

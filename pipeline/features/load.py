@@ -1,13 +1,17 @@
 """Samples joined to their features, and the store that a study's choice of backbone means."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache import disk
 from cache.recipe import Recipe
 from cache.store import FeatureStore
 from pipeline.data.domain import DomainData
@@ -21,8 +25,7 @@ from pipeline.errors import (
     WeightsError,
     go_on,
 )
-from pipeline.features.backbones import policy_of, spec_of, weights_file
-from pipeline.features.weights import file_digest, state_digest_of
+from pipeline.features.backbones import file_digest, policy_of, spec_of, weights_file
 from pipeline.results import read_set
 from pipeline.study import SOURCE, BackboneChoice, Concatenation, Study
 from pipeline.words import are, counted, have
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 #: Stage 1 reports here, below the study's results; later stages read it.
 FEATURES_REPORT = "features.json"
+#: Raised when a factory in ``pipeline.features.backbones`` starts to load the same file otherwise.
+_LOADING = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,16 +180,29 @@ def store_for(study: Study, choice: BackboneChoice) -> FeatureStore:
     Raises:
         WeightsError: The weights are not here and cannot be fetched, or do not fit.
     """
-    name = choice.network.name
-    file = weights_file(name, choice.weights)
+    weights = _weights_digest(study.store_root, choice.network.name, choice.weights)
+    return FeatureStore(study.store_root, recipe_of(choice, weights))
 
-    def digest() -> str:
+
+def _weights_digest(store_root: Path, name: str, weights: str) -> str:
+    """Digest of a network's state dict; computed once for a weights file, then remembered.
+
+    The memory, ``index/weights.json`` beside the stores, is disposable: one that is damaged or
+    cannot be written costs only time. The file is hashed at every start: nobody trusts it.
+    """
+    file, memory = weights_file(name, weights), store_root / "index" / "weights.json"
+    entry = f"{name} v{_LOADING}: {file_digest(file)}"
+    try:
+        digests = dict(disk.read_json(memory))
+    except (OSError, ValueError, TypeError):
+        digests = {}
+    if not isinstance(digests.get(entry), str):
         from pipeline.features.frozen import build, state_digest
 
-        return state_digest(build(name, file))
-
-    weights = state_digest_of(study.store_root, name, file_digest(file), digest)
-    return FeatureStore(study.store_root, recipe_of(choice, weights))
+        digests[entry] = state_digest(build(name, file))
+        with suppress(OSError):
+            disk.publish(memory, json.dumps(digests, indent=1).encode())
+    return str(digests[entry])
 
 
 def recipe_of(choice: BackboneChoice, weights_digest: str) -> Recipe:

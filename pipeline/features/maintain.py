@@ -1,4 +1,4 @@
-"""What is in the stores and on this machine: ``headrace cache ls``, ``verify`` and ``doctor``."""
+"""What is in the stores and on this machine: ``headrace cache`` and ``headrace doctor``."""
 
 import importlib.util
 import os
@@ -10,21 +10,30 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from cache.errors import StoreFormatError
-from cache.recipe import CANARY_TOLERANCE, Recipe, check_canaries, relative_l2_rows
-from cache.store import FeatureStore, quarantined, stores_in
-from pipeline.data.samples import load_samples
-from pipeline.errors import CheckFailedError, MissingFeaturesError, PartsError, go_on
+from cache.recipe import CANARY_TOLERANCE, Recipe, canonical, check_canaries, relative_l2_rows
+from cache.store import quarantined, stores_in
+from pipeline.data.samples import SampleOptions, load_samples
+from pipeline.errors import (
+    CheckFailedError,
+    MissingFeaturesError,
+    PartsError,
+    StudyError,
+    go_on,
+)
 from pipeline.features.backbones import BACKBONES, policy_of
 from pipeline.features.decoding import decode_images
-from pipeline.features.engines import CPU_BATCH, Engine, EngineChoice, start_engine
+from pipeline.features.engines import CPU_BATCH, EngineChoice, start_engine
 from pipeline.features.extract import canary_features, compute_features
-from pipeline.features.load import frozen_network, store_for
+from pipeline.features.load import choose_backbone, frozen_network, load_features, store_for
+from pipeline.results import write_file
 from pipeline.study import BackboneChoice, Study
-from pipeline.words import are, counted
+from pipeline.words import are, counted, printable
 
+_EXPORT_FORMAT = 1
 #: On CPUs. Rounding of one network in one engine with another batch size stays below 2e-6.
 _SAMPLE_TOLERANCE = 1e-5
 _PACKAGES = (
@@ -40,25 +49,29 @@ def describe(root: Path) -> list[dict[str, Any]]:
         Its name, what it holds, ``precision``, ``rows``, ``parts``, ``size`` in bytes,
         ``quarantined`` parts, and ``error``, why it cannot be read.
     """
-    return [_described(name, store) for name, store in stores_in(root).items()]
+    listed = []
+    for name, store in stores_in(root).items():
+        row = dict.fromkeys(("backbone", "holds", "precision", "error"), "")
+        counts = dict.fromkeys(("rows", "parts", "size", "quarantined"), 0)
+        if isinstance(store, StoreFormatError):
+            row["error"] = str(store)
+        else:
+            store.scan()
+            recipe, parts = store.recipe, store.parts.values()
+            row |= {"backbone": recipe.backbone, "precision": recipe.precision}
+            row["holds"] = _holds(recipe)
+            counts |= {"rows": len(store), "parts": len(parts), "size": sum(p.size for p in parts)}
+            counts["quarantined"] = len(quarantined(store))
+        listed.append({"store": name, **row, **counts})
+    return listed
 
 
-def _described(name: str, store: FeatureStore | StoreFormatError) -> dict[str, Any]:
-    if isinstance(store, StoreFormatError):
-        nothing = {"backbone": "", "holds": "", "precision": "", "rows": 0, "parts": 0, "size": 0}
-        return {"store": name, **nothing, "quarantined": 0, "error": str(store)}
-    store.scan()
-    return {
-        "store": name,
-        "backbone": store.recipe.backbone,
-        "holds": _holds(store.recipe),
-        "precision": store.recipe.precision,
-        "rows": len(store),
-        "parts": len(store.parts),
-        "size": sum(part.size for part in store.parts.values()),
-        "quarantined": len(quarantined(store)),
-        "error": "",
-    }
+def _holds(recipe: Recipe) -> str:
+    if recipe.pooling == "none":
+        return f"activations {recipe.cut}"
+    mask, views = recipe.preprocessing.get("mask"), recipe.preprocessing.get("views")
+    of_views = f", {len(views)} views" if views else ""
+    return f"features, mask {mask}" if mask else f"features{of_views}"
 
 
 def verify_stores(root: Path) -> list[str]:
@@ -116,14 +129,6 @@ def recompute(study: Study, sample: int, choice: EngineChoice) -> list[str]:
     return lines
 
 
-def _holds(recipe: Recipe) -> str:
-    if recipe.pooling == "none":
-        return f"activations {recipe.cut}"
-    mask, views = recipe.preprocessing.get("mask"), recipe.preprocessing.get("views")
-    of_views = f", {len(views)} views" if views else ""
-    return f"features, mask {mask}" if mask else f"features{of_views}"
-
-
 def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: EngineChoice) -> str:
     store = store_for(study, backbone)
     samples, _ = load_samples(study)
@@ -132,7 +137,7 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
         raise MissingFeaturesError(f"{store.path} holds no image of the study: run features first")
     keys = list(stored)
     rng = np.random.default_rng(study.seed)
-    picked = [keys[i] for i in rng.permutation(len(keys))[:sample]]
+    picked = {keys[i]: stored[keys[i]] for i in rng.permutation(len(keys))[:sample]}
 
     policy = policy_of(backbone)
     other = replace(choice, batch_size=choice.batch_size or CPU_BATCH * 2 - 1)
@@ -141,8 +146,7 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
         canaries = canary_features(engine, policy)
         check_canaries(store.path, store.recipe, canaries, provenance=engine.provenance())
         unusable: dict[bytes, str] = {}
-        images = decode_images({key: stored[key] for key in picked}, policy, unusable)
-        pairs = dict(compute_features(images, engine))
+        pairs = dict(compute_features(decode_images(picked, policy, unusable), engine))
     for key, reason in unusable.items():
         raise CheckFailedError(
             f"{store.path.name}: {len(unusable)} of {counted(len(picked), 'image')} could not be "
@@ -153,7 +157,9 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
         f"{store.path.name}: {counted(len(pairs), 'image')} recomputed ({engine.description}): "
         f"relative L2 median {np.median(distance):.1e}, largest {distance.max():.1e}"
     )
-    exact = backbone.precision == "fp32" and not _saw_a_gpu(store, engine)
+    # CUDA, then or now, adds in another order.
+    devices = (engine.description, *(part.provenance for part in store.parts.values()))
+    exact = backbone.precision == "fp32" and not any("cuda" in text for text in devices)
     allowed = _SAMPLE_TOLERANCE if exact else CANARY_TOLERANCE[backbone.precision]
     if distance.max() > allowed:
         worst = stored[list(pairs)[int(distance.argmax())]].path
@@ -161,10 +167,60 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
     return line
 
 
-def _saw_a_gpu(store: FeatureStore, engine: Engine) -> bool:
-    """Whether one of the two computed on CUDA, which adds in another order."""
-    made_on = [part.provenance for part in store.parts.values()]
-    return any("cuda" in text for text in (engine.description, *made_on))
+def export_study(
+    study: Study, backbone: str | None, output: Path, options: SampleOptions | None = None
+) -> int:
+    """Write features, labels, patients, splits and the recipe of one backbone as one HDF5 file.
+
+    It has ``features`` (n, d) float32, ``label`` (n,) int64, ``class_names`` (K,),
+    ``key`` (n, 32) uint8, ``path``, ``group``, ``domain`` and ``split`` (n,) UTF-8 text,
+    and the recipe's fields as root attributes. The label of a target without labels is -1.
+    It is built in memory and put in place whole, with its SHA-256 beside it; HDF5 1.10 tools
+    read it.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        StudyError: The study has several backbones and none is named; or the output is
+            something else than an older export.
+        MissingFeaturesError: Stage 1 has not been run.
+        WriteFailedError: The disk refused.
+    """
+    if output.exists() and not _is_export(output):
+        raise StudyError(f"{output} exists and is no export of headrace: choose another name")
+    choice = choose_backbone(study, backbone)
+    samples, _ = load_samples(study, options)
+    table = load_features(study, choice, samples)
+    samples, recipe = table.samples, table.stores[0].recipe
+    text = {
+        "class_names": samples.classes,
+        "path": [item.path for item in samples.items],
+        **{name: getattr(samples, name) for name in ("group", "domain", "split")},
+    }
+    with h5py.File.in_memory(libver=("earliest", "v108")) as file:
+        file["features"] = table.X
+        file["label"] = samples.label
+        file["key"] = np.frombuffer(b"".join(samples.key), np.uint8).reshape(len(samples), -1)
+        for name, values in text.items():
+            spelled = [printable(str(value)) for value in values]
+            file.create_dataset(name, data=spelled, dtype=h5py.string_dtype())
+        for name, value in recipe.to_json().items():
+            file.attrs[name] = canonical(value) if name == "preprocessing" else value
+        file.attrs["fingerprint"] = recipe.fingerprint
+        file.attrs["study"] = study.name
+        file.attrs["export_format"] = _EXPORT_FORMAT
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    write_file(output, image)
+    return len(samples)
+
+
+def _is_export(path: Path) -> bool:
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path) as file:
+        return "export_format" in file.attrs
 
 
 def describe_machine(store: Path) -> dict[str, str]:

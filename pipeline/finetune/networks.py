@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from pipeline.data.images import PixelPolicy
 from pipeline.errors import EngineError, StudyError
-from pipeline.features.backbones import spec_of
+from pipeline.features.backbones import read_state, spec_of
 from pipeline.features.frozen import Normalise, build
-from pipeline.features.weights import read_state
 from pipeline.finetune.methods import (
     ACTIVATIONS,
     ALL,

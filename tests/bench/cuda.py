@@ -220,9 +220,9 @@ def stores(options: argparse.Namespace) -> None:
 def forward(options: argparse.Namespace) -> None:
     """The engine alone on random pixels."""
     from pipeline.data.images import PixelPolicy
-    from pipeline.features.engines import EngineChoice, empty_batch, start_engine
+    from pipeline.features.decoding import empty_batch
+    from pipeline.features.engines import EngineChoice, load_cuda, start_engine
     from pipeline.features.frozen import Frozen, build
-    from pipeline.features.torch_engine import load_cuda
 
     print("| backbone | precision | images/s | start, s |\n| - | - | - | - |")
     ways = [(backbone, precision) for backbone in BACKBONES for precision in PRECISIONS]
@@ -238,7 +238,7 @@ def forward(options: argparse.Namespace) -> None:
             precision,
         )
         begun = time.perf_counter() - start
-        batch = empty_batch(options.device)((engine.batch_size, 224, 224, 3), dtype=np.uint8)
+        batch = empty_batch((engine.batch_size, 224, 224, 3), options.device)
         batch[...] = np.random.default_rng(0).integers(0, 256, batch.shape, np.uint8)
         rate = _engine_rate(engine, batch, seconds=1.5)
         print(f"| {backbone} | {precision} | {rate:.0f} | {begun:.1f} |", flush=True)

@@ -15,11 +15,10 @@ from torch import nn
 
 from cache.recipe import relative_l2
 from pipeline.errors import UnknownNameError, WeightsError
-from pipeline.features.backbones import BACKBONES, spec_of, weights_file
+from pipeline.features.backbones import BACKBONES, file_digest, spec_of, weights_file
 from pipeline.features.engines import EngineChoice, start_engine
 from pipeline.features.extract import compute_features
 from pipeline.features.frozen import Frozen, build, state_digest
-from pipeline.features.weights import file_digest
 
 NAMES = [*BACKBONES, "timm:resnet18"]
 LARGE = ("densenet121", "densenet121_xray", "resnet50")

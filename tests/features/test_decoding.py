@@ -9,7 +9,8 @@ import pytest
 from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.items import FileStat, Item
 from pipeline.data.sources import read_image, scan
-from pipeline.features.decoding import CONSTANT, decode_batches, decode_images, processes_for
+from pipeline.features import decoding
+from pipeline.features.decoding import CONSTANT, decode_batches, decode_images
 from pipeline.study import Domain
 from tests.image_files import picture, png, with_files
 
@@ -52,15 +53,17 @@ def test_each_image_is_decoded_into_its_row(items, processes):
     assert list(dict(decode_images(items, POLICY, {}))) == [key for key in keys if key]
 
 
-def test_a_batch_is_decoded_into_the_array_of_the_engine(items):
+def test_a_batch_is_decoded_into_the_array_of_the_engine(items, monkeypatch):
     """No copy is made on the way to the device."""
     made = []
 
-    def empty(shape, dtype):
-        made.append(np.empty(shape, dtype))
+    def empty(shape, device):
+        assert device == "cuda"
+        made.append(np.empty(shape, np.uint8))
         return made[-1]
 
-    for number, (_, pixels) in enumerate(decode_batches(items, POLICY, {}, size=8, empty=empty)):
+    monkeypatch.setattr(decoding, "empty_batch", empty)
+    for number, (_, pixels) in enumerate(decode_batches(items, POLICY, {}, size=8, device="cuda")):
         assert pixels is made[number]
 
 
@@ -71,5 +74,6 @@ def test_processes_serve_a_gpu_with_many_images(monkeypatch):
     image, stack, archive = (
         Item("", "", file, row, stat) for file, row in (("a", None), ("b.npy", 0), ("c.npz", 0))
     )
-    assert [processes_for("cpu", [image] * 2000), processes_for("cuda", [image] * 100)] == [0, 0]
-    assert [processes_for("cuda", [item] * 2000) for item in (image, stack, archive)] == [16, 16, 0]
+    chosen = decoding._processes_for
+    assert [chosen("cpu", [image] * 2000), chosen("cuda", [image] * 100)] == [0, 0]
+    assert [chosen("cuda", [item] * 2000) for item in (image, stack, archive)] == [16, 16, 0]
