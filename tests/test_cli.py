@@ -155,7 +155,7 @@ def test_debug_shows_the_traceback(study_file):
 def test_a_mistake_of_ours_is_one_line_of_bounded_length(study_file, monkeypatch):
     """A user sees a sentence that says what to do; a long message keeps both its ends."""
 
-    def broken(*_):
+    def broken(*_, **__):
         logging.getLogger("pipeline").warning("ours %s", "x" * 10**6)
         raise AssertionError("first" + "x" * 10**6)
 

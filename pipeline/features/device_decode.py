@@ -30,11 +30,8 @@ _DECODED_AT_ONCE, _RESIZED_AT_ONCE = 500_000_000, 100_000_000
 #: Threads that read and check files; that decode. While one of these waits for nvJPEG, the
 #: other resizes.
 _READERS, _DECODERS = 16, 2
-#: By the orientation of EXIF: quarters of a turn to the left, after mirroring or not.
-_TURNS = {
-    **{1: (0, False), 3: (2, False), 6: (-1, False), 8: (1, False)},
-    **{2: (0, True), 4: (2, True), 5: (1, True), 7: (-1, True)},
-}
+#: By the orientation of EXIF, 1 to 8: quarters of a turn to the left, after mirroring or not.
+_QUARTERS, _MIRRORED = (0, 0, 2, 2, 1, -1, -1, 1), (2, 4, 5, 7)
 
 
 class _Picture(NamedTuple):
@@ -158,8 +155,8 @@ class _DeviceDecoder:
             if image is None:
                 left.append((row, picture))
             else:
-                quarters, mirrored = _TURNS[picture.orientation]
-                upright = image.flip(2) if mirrored else image
+                quarters = _QUARTERS[picture.orientation - 1]
+                upright = image.flip(2) if picture.orientation in _MIRRORED else image
                 upright = upright.rot90(quarters, (1, 2)) if quarters else upright
                 by_shape[tuple(upright.shape)].append((row, upright))
         for alike in by_shape.values():
