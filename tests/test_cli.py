@@ -199,7 +199,7 @@ def test_a_full_disk_is_one_line(study_file, monkeypatch):
 def test_ctrl_c_says_that_the_work_is_safe(study_file, monkeypatch):
     """Exit code 130, as shells expect."""
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(extract_module, "extract", interrupted)
