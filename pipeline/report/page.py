@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.predictions import predictions_in
@@ -50,12 +51,31 @@ STAGES: Mapping[str, tuple[int, str]] = MappingProxyType(
 )
 #: The layout of a table over findings that is read here.
 FINDINGS_LAYOUT = 1
-#: What a section is made of, as the template takes it.
-_Block = dict[str, Any]
+#: What a section is made of, as the template takes it: a part, or a figure and the like.
+_Block = Part | dict[str, Any]
 #: Sentences of a part of a section that are not folded.
 _SENTENCES = 2
+_SENTENCE_END = re.compile(r"(?<=[^.]\.) (?=[A-Z*])")
 #: Of a figure's pixels on a screen: it is drawn for paper.
 _SCALE = 0.59
+_ACCURACY = (
+    "Accuracy of {head.name} on {head.backbone}, the head that is best on validation, and of "
+    "others for comparison. A point is the share of images that are classified rightly, the "
+    "line its 95 % interval over patients."
+)
+_AUROC = (
+    "AUROC of the best head of each finding on validation: how often an image with the finding "
+    "scores above one without it; the grey line is chance. The thin line is its 95 % interval "
+    "over patients."
+)
+_ERRORS = (
+    "{where}: errors that {head} is surest of. Red is what moved the score to the class that it "
+    "predicts; below each stand that class with its probability, and the true one."
+)
+_STRIPS = (
+    "Typical images have the median probability of their class; of uncertain ones two classes are "
+    "nearly as probable. Below each stands the class that {head} predicts, with its probability."
+)
 
 
 def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
@@ -83,21 +103,23 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     if not sets:
         raise MissingResultsError(f"{study.results} holds nothing to report: {'; '.join(missing)}")
     records = {stage: results.record for stage, results in sets.items()}
-    head = page_head(records.get("heads"))
-    stale = list(_contradictions(study, sets))
+    head, figure = page_head(records.get("heads")), None
+    if head and head.accuracy:
+        series = models(records, head)
+        figure = _first_figure("summary", series, "Accuracy by domain", _ACCURACY.format(head=head))
     explained: set[str] = set()
     sections = [_section(sets[name], head, explained) for name in sets if name != "features"]
     if images and head is not None:
         sections.insert(1, _pictures(study, sets["heads"], head))
-    sections.append(_bookkeeping(sets, missing))
+    stale = list(_contradictions(study, sets))
     written = _write(
         study,
         images=images,
         lights=lights(records, head),
-        sections=sections,
+        sections=[*sections, _bookkeeping(sets, missing)],
         sentence=headline(records, head),
         stale=stale,
-        summary=_summary(models(records, head), head) if head and head.accuracy else None,
+        summary=figure,
     )
     return {**written, "stages": list(records), "missing": missing, "stale": stale}
 
@@ -115,7 +137,7 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
     Returns:
         JSON values: ``study``, ``file``, its ``size`` in bytes, ``sentence`` and ``lights``.
     """
-    links: list[_Block] = [
+    links = [
         {
             "kind": "link",
             "to": Path(page["file"]).relative_to(study.results).as_posix(),
@@ -124,30 +146,25 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         }
         for finding, page in pages.items()
     ]
-    sections: list[_Block] = [{"name": "findings", "title": "Findings", "blocks": links}]
+    sections: list[dict[str, Any]] = [{"name": "findings", "title": "Findings", "blocks": links}]
     series: dict[str, Any] = {}
     for stage in ("heads", "shift", "audit"):
         try:
-            file = study.results / f"findings_{stage}.json"
-            record = _read(file, stage, FINDINGS_LAYOUT).record
+            record = _read(study.results / f"findings_{stage}.json", stage, FINDINGS_LAYOUT).record
             series |= aurocs_of_findings(record["rows"]) if stage == "heads" else {}
-            blocks = [
-                block
-                for table in parts_of("findings", record)
-                if isinstance(table, Table)
-                for block in (_text(table.title), {"kind": "table", "table": table})
-            ]
+            blocks = parts_of("findings", record)
         except MissingResultsError:
             continue
         except ResultsError as cause:
-            blocks = [_text(str(cause))]
+            blocks = [str(cause)]
         sections.append({"name": stage, "title": STAGES[stage][1], "blocks": blocks})
     return _write(
         study,
         sections=sections,
         sentence=headline_of_findings(len(pages), series),
         lights=lights_of_findings(page["lights"] for page in pages.values()),
-        summary=_summary_of_findings(series) if series else None,
+        summary=_first_figure("aurocs", series, "AUROC by finding", _AUROC) if series else None,
+        unfolded=True,
     )
 
 
@@ -167,18 +184,7 @@ def _record_file(results: Path, stage: str) -> Path:
     return of_all if stage == "features" and of_all.exists() and not file.exists() else file
 
 
-# Blocks: what a section is made of, as the template takes them.
-
-
-def _text(text: str) -> _Block:
-    return {"kind": "text", "text": text}
-
-
-def _folded(text: str, blocks: Sequence[_Block]) -> list[_Block]:
-    return [{"kind": "fold", "text": text, "blocks": blocks}] if blocks else []
-
-
-def _figure(png: bytes, caption: str, alt: str = "", scale: float = _SCALE) -> _Block:
+def _figure(png: bytes, caption: str, alt: str = "", scale: float = _SCALE) -> dict[str, Any]:
     return {
         "kind": "figure",
         "source": _inline(png, "png"),
@@ -192,41 +198,21 @@ def _inline(image: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def _summary(series: Mapping[str, Mapping[str, Any]], head: PageHead) -> _Block:
-    """The figure on the first screen."""
-    from pipeline.report.figures.forest import summary
+def _first_figure(
+    name: str, series: Mapping[str, Mapping[str, Any]], what: str, caption: str
+) -> dict[str, Any]:
+    """The figure on the first screen, a function of ``forest``, and its numbers as text."""
+    from pipeline.report.figures import forest
     from pipeline.report.figures.style import png_of
 
     numbers = "; ".join(
-        f"{name}: {', '.join(f'{d} {100 * value[0]:.1f} %' for d, value in values.items())}"
-        for name, values in series.items()
+        f"{key}: {', '.join(f'{row} {value[0]:.3f}' for row, value in values.items())}"
+        for key, values in series.items()
     )
-    caption = (
-        f"Accuracy of {head.name} on {head.backbone}, the head that is best on validation, and of "
-        "others for comparison. A point is the share of images that are classified rightly, the "
-        "line its 95 % interval over patients."
-    )
-    return _figure(png_of(summary, series), caption, f"Accuracy by domain. {numbers}")
+    return _figure(png_of(getattr(forest, name), series), caption, f"{what}. {numbers}")
 
 
-def _summary_of_findings(series: Mapping[str, Mapping[str, Any]]) -> _Block:
-    """The figure on the first screen over several findings."""
-    from pipeline.report.figures.forest import aurocs
-    from pipeline.report.figures.style import png_of
-
-    numbers = "; ".join(
-        f"{domain}: {', '.join(f'{name} {value[0]:.2f}' for name, value in values.items())}"
-        for domain, values in series.items()
-    )
-    caption = (
-        "AUROC of the best head of each finding on validation: how often an image with the finding "
-        "scores above one without it; the grey line is chance. The thin line is its 95 % interval "
-        "over patients."
-    )
-    return _figure(png_of(aurocs, series), caption, f"AUROC by finding. {numbers}")
-
-
-def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> _Block:
+def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> dict[str, Any]:
     """Figures of the backbone of the head of the page, else of the first; then the parts.
 
     What the page has said on how figures are read is in ``explained``, which grows.
@@ -240,41 +226,36 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
         explained.update(reading)
         blocks.append(_figure(image, " ".join([what, *reading])))
     if blocks and len(backbones) > 1:
-        blocks.append(_text(f"Backbone {shown}. Figures of the others are in the folder figures."))
+        blocks.append(f"Backbone {shown}. Figures of the others are in the folder figures.")
     blocks += _blocks(parts_of(results.stage, results.record))
     return {"name": results.stage, "title": STAGES[results.stage][1], "blocks": blocks}
 
 
 def _blocks(parts: Iterable[Part]) -> Iterator[_Block]:
-    """Below each heading two sentences and folded tables, then the other sentences, folded."""
-    left, more = _SENTENCES, list[_Block]()
-    for part in parts:
+    """Below each heading two sentences and the tables, then the other sentences, folded."""
+    left, more = _SENTENCES, list[str]()
+    for part in (*parts, Heading()):
         if isinstance(part, Table):
             if part.records or part.notes:
-                yield from _folded(part.title or "Table", [{"kind": "table", "table": part}])
+                yield part
         elif isinstance(part, Heading):
-            yield from _folded("More", more)
+            if more:
+                yield {"kind": "more", "texts": more}
             left, more = _SENTENCES, []
-            yield {"kind": "heading", "text": str(part)}
+            yield part
         else:
             sentences = _SENTENCE_END.split(part)
             visible = 0 if isinstance(part, Detail) else left
-            if shown := " ".join(sentences[:visible]):
-                yield _text(shown)
-            if rest := " ".join(sentences[visible:]):
-                more.append(_text(rest))
+            yield " ".join(sentences[:visible])
+            more += filter(None, [" ".join(sentences[visible:])])
             left = max(0, left - len(sentences)) if visible else left
-    yield from _folded("More", more)
 
 
-_SENTENCE_END = re.compile(r"(?<=[^.]\.) (?=[A-Z*])")
-
-
-def _pictures(study: Study, heads: ResultSet, head: PageHead) -> _Block:
+def _pictures(study: Study, heads: ResultSet, head: PageHead) -> dict[str, Any]:
     """Strips of images by domain, then maps of errors."""
     from pipeline.report.pictures import as_jpeg, strips
 
-    blocks = [_text(_STRIPS.format(head=head.name))]
+    blocks: list[_Block] = [_STRIPS.format(head=head.name)]
     stored = predictions_in(stored_arrays(heads))[head.backbone]
     for domain, title, pictures in strips(study, head, stored):
         images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in pictures]
@@ -282,7 +263,7 @@ def _pictures(study: Study, heads: ResultSet, head: PageHead) -> _Block:
     try:
         blocks += _maps(study.results / "explain", head)
     except (MissingResultsError, ResultsError) as cause:
-        blocks.append(_text(f"No maps of what moved the score: {cause}."))
+        blocks.append(f"No maps of what moved the score: {cause}.")
     return {"name": "images", "title": "Images", "blocks": blocks}
 
 
@@ -298,7 +279,7 @@ def _maps(folder: Path, head: PageHead) -> list[_Block]:
             record = read_set(other, "explain").record
             best = record.get("instead_of") or {}
             if (best.get("backbone"), best.get("head")) == (head.backbone, head.name):
-                file, blocks = other, [_text(why) for why in better_head(record)]
+                file, blocks = other, [*better_head(record)]
     explained = read_set(file, "explain")
     return blocks + [
         _figure(
@@ -312,27 +293,16 @@ def _maps(folder: Path, head: PageHead) -> list[_Block]:
     ]
 
 
-_ERRORS = (
-    "{where}: errors that {head} is surest of. Red is what moved the score to the class that it "
-    "predicts; below each stand that class with its probability, and the true one."
-)
-_STRIPS = (
-    "Typical images have the median probability of their class; of uncertain ones two classes are "
-    "nearly as probable. Below each stands the class that {head} predicts, with its probability."
-)
-
-
-def _bookkeeping(sets: Mapping[str, ResultSet], missing: Sequence[str]) -> _Block:
-    rows = [{"file": of.file.as_posix(), "written (UTC)": _written(of)} for of in sets.values()]
-    parts: list[Part] = [Table("Files", (Column("file"), Column("written (UTC)")), rows)]
+def _bookkeeping(sets: Mapping[str, ResultSet], missing: Sequence[str]) -> dict[str, Any]:
+    rows = []
+    for file in (results.file for results in sets.values()):
+        written = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+        rows.append({"file": file.as_posix(), "written": f"{written:%Y-%m-%d %H:%M}"})
+    columns = Column("file"), Column("written (UTC)", field="written")
+    parts: list[Part] = [Table("Files", columns, rows)]
     if "features" in sets:
         parts += parts_of("features", sets["features"].record)
-    blocks = [*map(_text, missing), *_blocks(parts)]
-    return {"name": "records", "title": "Records", "blocks": blocks}
-
-
-def _written(results: ResultSet) -> str:
-    return f"{datetime.fromtimestamp(results.file.stat().st_mtime, UTC):%Y-%m-%d %H:%M}"
+    return {"name": "records", "title": "Records", "blocks": [*missing, *_blocks(parts)]}
 
 
 def _contradictions(study: Study, sets: Mapping[str, ResultSet]) -> Iterator[str]:
@@ -356,23 +326,21 @@ def _contradictions(study: Study, sets: Mapping[str, ResultSet]) -> Iterator[str
             gone, missing = scored - in_study, in_study - scored - left_out
             yield from (f"{domain} is not in {stage}.json" for domain in sorted(missing))
             yield from (f"{domain} in {stage}.json is not in the study" for domain in sorted(gone))
-    stored = sets["features"].record["backbones"] if "features" in sets else ()
-    newest = {row["backbone"]: row["fingerprint"] for row in stored}
-    made_from = {
-        (backbone, fingerprint)
-        for target in (sets["shift"].record["targets"] if "shift" in sets else ())
-        for backbone, fingerprint in zip(
-            target["backbone"].split("+"), target["provenance"]["recipes"], strict=False
-        )
-    }
-    for backbone, fingerprint in sorted(made_from):
-        if newest.get(backbone, fingerprint) != fingerprint:
-            yield f"shift.json was made from other features of {backbone} than features.json"
+    if {"features", "shift"} <= sets.keys():
+        stored = {r["backbone"]: r["fingerprint"] for r in sets["features"].record["backbones"]}
+        made_from = {
+            recipe
+            for target in sets["shift"].record["targets"]
+            for recipe in zip(
+                target["backbone"].split("+"), target["provenance"]["recipes"], strict=False
+            )
+        }
+        for backbone, fingerprint in sorted(made_from):
+            if stored.get(backbone, fingerprint) != fingerprint:
+                yield f"shift.json was made from other features of {backbone} than features.json"
 
 
-def _write(
-    study: Study, *, images: bool = False, sentence: str, sections: Sequence[_Block], **values: Any
-) -> dict[str, Any]:
+def _write(study: Study, *, images: bool = False, **values: Any) -> dict[str, Any]:
     """Fill the template and put the page in place; what is known of it."""
     from pipeline.report.pictures import readable_by_owner_alone
 
@@ -383,16 +351,17 @@ def _write(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    values |= {"study": study.name, "images": images, "sentence": sentence, "sections": sections}
-    template = environment.get_template("page.html")
-    page = template.render(version=version("headrace"), **values).encode()
+    environment.tests["heading"] = lambda block: isinstance(block, Heading)
+    values |= {"study": study.name, "images": images, "version": version("headrace")}
+    page = environment.get_template("page.html").render(values).encode()
     file = study.results / "report.html"
     with readable_by_owner_alone() if images else nullcontext():
         write_file(file, page)
-    first_screen = {"sentence": sentence, "lights": values["lights"]}
-    return {"study": study.name, "file": str(file), "size": len(page), **first_screen}
+    written = {"study": study.name, "file": str(file), "size": len(page)}
+    return {**written, "sentence": values["sentence"], "lights": values["lights"]}
 
 
 def _printable(value: Any) -> Any:
     """Names may hold what is no text, or turns it round; markup of ours is printable."""
-    return printable(value) if type(value) is str and not value.isprintable() else value
+    is_name = isinstance(value, str) and not isinstance(value, Markup)
+    return printable(value) if is_name and not value.isprintable() else value

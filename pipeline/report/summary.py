@@ -36,17 +36,23 @@ def page_head(heads: Record | None) -> PageHead | None:
     if heads is None:
         return None
     backbone, name = heads_by_validation(heads["backbones"])[0]
-    accuracy = _accuracy(_of_backbone(heads, backbone), name)
+    accuracy = _accuracy(heads, backbone, name, "head")
     return PageHead(name=name, backbone=backbone, accuracy=accuracy)
 
 
-def _accuracy(domains: Sequence[Record], head: str) -> dict[str, Interval]:
+def _accuracy(record: Record, backbone: str, name: str, column: str) -> dict[str, Interval]:
+    """Accuracy by domain of a head or a method; of several seeds the first."""
     return {
         name_of_domain(domain): _interval(row["scores"]["accuracy"])
-        for domain in domains
-        for row in domain["rows"]
-        if row["head"] == head
+        for domain in _domains(record, backbone)
+        for row in reversed(domain["rows"])
+        if row[column] == name
     }
+
+
+def _domains(record: Record, backbone: str) -> list[Record]:
+    rows = (results for results in record["backbones"] if results["backbone"] == backbone)
+    return [domain for results in rows for domain in results["domains"]]
 
 
 def _interval(value: Record) -> Interval:
@@ -56,24 +62,16 @@ def _interval(value: Record) -> Interval:
 def models(records: _Records, head: PageHead) -> dict[str, Mapping[str, Interval]]:
     """Accuracy by domain of the head of the page, the linear one, the best trained network."""
     series: dict[str, Mapping[str, Interval]] = {head.name: head.accuracy}
-    if linear := _accuracy(_of_backbone(records["heads"], head.backbone), "linear"):
-        series.setdefault("linear", linear)
-    trained: dict[str, dict[str, Interval]] = {}
-    for domain in _of_backbone(records.get("finetune"), head.backbone):
-        for row in domain["rows"]:
-            if row["method"] != "lp":
-                accuracy = trained.setdefault(f"{row['method']}, fine-tuned", {})
-                accuracy.setdefault(name_of_domain(domain), _interval(row["scores"]["accuracy"]))
-    if trained:
-        best = max(trained, key=lambda name: trained[name].get("validation", (0.0,))[0])
-        series[best] = trained[best]
-    return series
-
-
-def _of_backbone(record: Record | None, backbone: str) -> list[Record]:
-    """The domains of one backbone in the record of a stage."""
-    backbones = record["backbones"] if record else ()
-    return [domain for b in backbones if b["backbone"] == backbone for domain in b["domains"]]
+    if linear := _accuracy(records["heads"], head.backbone, "linear", "head"):
+        series["linear"] = linear
+    finetune = records.get("finetune", {"backbones": ()})
+    rows = [row for domain in _domains(finetune, head.backbone) for row in domain["rows"]]
+    trained = {
+        f"{name}, fine-tuned": _accuracy(finetune, head.backbone, name, "method")
+        for name in dict.fromkeys(row["method"] for row in rows if row["method"] != "lp")
+    }
+    best = max(trained, key=lambda name: trained[name].get("validation", (0.0,))[0], default="")
+    return series | ({best: trained[best]} if best else {})
 
 
 def headline(records: _Records, head: PageHead | None) -> str:

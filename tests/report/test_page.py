@@ -266,7 +266,7 @@ def test_an_index_over_findings_has_a_first_screen_like_the_pages(study):
     tags = [tag for tag, _ in page.tags]
     assert tags.index("h1") < tags.index("strong") < tags.index("img") < tags.index("nav")
     assert "each with a page of its own. AUROC is 0.81 (Edema) on far." in page.text
-    assert [a["alt"] for a in page.all("img")] == ["AUROC by finding. far: Edema 0.81"]
+    assert [a["alt"] for a in page.all("img")] == ["AUROC by finding. far: Edema 0.810"]
     assert all(word in page.text for _, _, word in written["lights"])
     links = ["#findings", "#heads", "#shift", "#audit", "report.html"]
     assert [a["href"] for a in page.all("a")] == links
