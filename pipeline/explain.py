@@ -26,8 +26,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cache import disk
-from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.domain import DomainData
+from pipeline.data.images import SHEET_SIDE, SheetEntry, draw_sheet
 from pipeline.data.patients import FIT, draw_patients
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, ModelError, StudyError
@@ -361,10 +361,10 @@ def _interval(
 def _pairs(samples: Samples, pixels: Tensor, proba: Proba, maps: _Maps) -> Iterator[SheetEntry]:
     """Each picture beside the same with its map in red, surest first; below it what was said."""
     for row in np.argsort(-proba.max(1), kind="stable"):
-        picture = Image.fromarray(pixels[row].numpy()).resize((SIDE, SIDE))
+        picture = Image.fromarray(pixels[row].numpy()).resize((SHEET_SIDE, SHEET_SIDE))
         heat = np.maximum(maps[row], 0) / max(float(maps[row].max()), _NOTHING)
         wide = Image.fromarray((255 * heat).astype(np.uint8)).resize(
-            (SIDE, SIDE), Image.Resampling.BILINEAR
+            (SHEET_SIDE, SHEET_SIDE), Image.Resampling.BILINEAR
         )
         strength = np.asarray(wide)[:, :, None] / 255
         grey = np.asarray(picture.convert("L"))[:, :, None]
@@ -372,6 +372,4 @@ def _pairs(samples: Samples, pixels: Tensor, proba: Proba, maps: _Maps) -> Itera
         best = int(proba[row].argmax())
         called = f"{printable(samples.classes[best])} {proba[row, best]:.2f}"
         truth = f"is {printable(samples.classes[samples.label[row]])}"
-        yield SheetEntry(
-            pixels=(np.asarray(picture), red.round().astype(np.uint8)), lines=(called, truth)
-        )
+        yield (np.asarray(picture), red.round().astype(np.uint8)), (called, truth)

@@ -7,6 +7,7 @@ from the store.
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,12 +16,6 @@ from numpy.typing import NDArray
 
 from cache import disk
 from pipeline.audit.label_noise import LABELS, label_checks
-from pipeline.audit.near_copies import (
-    contact_sheet,
-    listed_pairs,
-    names_to_leave_out,
-    rows_to_leave_out,
-)
 from pipeline.audit.shortcuts import (
     FACTS,
     MASKED,
@@ -32,10 +27,25 @@ from pipeline.audit.shortcuts import (
     untested,
     with_draws,
 )
+from pipeline.data.images import SHEET_SIDE, PixelPolicy, Pixels, SheetEntry, draw_sheet
 from pipeline.data.index import FactsIndex
-from pipeline.data.leaks import NOTE, SEVERITIES, WARNING, Finding, check_leaks, overlaps
+from pipeline.data.leaks import (
+    LEAK,
+    NOTE,
+    SEVERITIES,
+    WARNING,
+    Finding,
+    Overlap,
+    check_leaks,
+    overlaps,
+    picture_ids,
+    roles_of,
+)
+from pipeline.data.near_copies import NearPair
 from pipeline.data.samples import ALL_IMAGES, Samples, load_samples
-from pipeline.errors import MissingFeaturesError, go_on
+from pipeline.data.sources import read_image
+from pipeline.data.tables import read_lines
+from pipeline.errors import ImageError, MissingFeaturesError, go_on
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, feature_tables, load_features
@@ -49,6 +59,10 @@ _LOG = logging.getLogger(__name__)
 AUDIT_REPORT = "audit.json"
 CONTACT_SHEET = "near_copies.png"
 SCHEMA = 4
+#: Pairs on the contact sheet; the record has all.
+_ON_SHEET = 20
+#: In the place of a picture that can no longer be read.
+_GREY = 200
 
 
 def masked_study(study: Study) -> Study:
@@ -115,7 +129,6 @@ def audit(
     ]
     findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -finding.share))
     counts = Counter(finding.severity for finding in findings)
-    leave_out = rows_to_leave_out(used, shared, facts)
     pairs = [pair for overlap in shared for pair in overlap.near]
     record = {
         "schema": SCHEMA,
@@ -123,12 +136,12 @@ def audit(
         "counts": {severity: counts[severity] for severity in SEVERITIES},
         "images": len(used),
         "findings": [asdict(finding) for finding in findings],
-        "near_copies": listed_pairs(used, pairs),
-        "leave_out": names_to_leave_out(study, used, leave_out),
+        "near_copies": _listed_pairs(used, pairs),
+        "leave_out": _leave_out(study, used, shared, facts),
         "measured": measured,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    sheet = contact_sheet(used, pairs)
+    sheet = _contact_sheet(used, pairs)
     files = {} if sheet is None else {CONTACT_SHEET: sheet}
     write_set(study.results / AUDIT_REPORT, record, files, owned=(CONTACT_SHEET,))
     return record
@@ -169,3 +182,65 @@ def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[Finding
                 )
             )
     return tests, missing
+
+
+# Near copies, and what should be left out.
+
+
+def _listed_pairs(samples: Samples, pairs: Sequence[NearPair]) -> list[dict[str, Any]]:
+    """Number, both images, and likeness of each pair; JSON values."""
+    roles = roles_of(samples)
+
+    def image(row: int) -> dict[str, str]:
+        name, label = samples.name_of(row), samples.class_of(row)
+        return {"path": name, "role": str(roles[row]), "label": label}
+
+    return [
+        {
+            "number": number,
+            "images": [image(row) for row in pair.rows],
+            "likeness": pair.likeness,
+            "how": pair.how,
+        }
+        for number, pair in enumerate(pairs, start=1)
+    ]
+
+
+def _leave_out(
+    study: Study, samples: Samples, overlap: Sequence[Overlap], facts: NDArray[Any]
+) -> list[str]:
+    """Images that a head may know, pictures with several labels, and what is excluded already.
+
+    The study may exclude this very list.
+    """
+    rows: set[int] = set()
+    for shared in overlap:
+        if shared.learns and (shared.severity == LEAK or shared.near):
+            rows.update(shared.rows.tolist())
+    for conflicting in samples.conflicts(picture_ids(samples, facts).tolist()):
+        rows.update(conflicting)
+    before = () if study.exclude is None else read_lines(study.exclude)
+    return sorted({*before, *map(samples.name_of, rows)})
+
+
+def _contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
+    """The first pairs side by side as a PNG file, as far as they can be read; None: no pairs."""
+    roles, policy = roles_of(samples), PixelPolicy(size=SHEET_SIDE)
+
+    def picture(row: int) -> Pixels:
+        try:
+            return read_image(samples.items[row]).pixels(policy)
+        except ImageError:
+            return np.full((SHEET_SIDE, SHEET_SIDE, 3), _GREY, np.uint8)
+
+    sheet: list[SheetEntry] = [
+        (
+            [picture(row) for row in pair.rows],
+            (
+                f"{number}. {pair.how}, likeness {pair.likeness:.3f}",
+                " | ".join(f"{roles[row]}: {samples.class_of(row)}" for row in pair.rows),
+            ),
+        )
+        for number, pair in enumerate(pairs[:_ON_SHEET], start=1)
+    ]
+    return draw_sheet(sheet) if sheet else None

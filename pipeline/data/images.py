@@ -15,7 +15,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from struct import unpack_from
@@ -621,3 +621,40 @@ def affine_map(
     sign, angle = 1 - 2 * mirror, math.radians(degrees)
     cos, sin = side * math.cos(angle), side * math.sin(angle)
     return np.array([[sign * cos, -sin, right], [sign * sin, cos, down]], np.float32)
+
+
+# Sheets of pictures, to be looked at by eye. A sheet is patient data; it names no file.
+
+
+#: Of each picture in a sheet.
+SHEET_SIDE = 160
+_ABREAST = 6
+_GAP, _MARGIN, _LINE = 4, 14, 15
+_INK = (32, 32, 32)
+#: Pictures side by side, each of shape ``(SHEET_SIDE, SHEET_SIDE, 3)``, and the lines below.
+SheetEntry = tuple[Sequence[Pixels], Sequence[str]]
+
+
+def draw_sheet(entries: Sequence[SheetEntry]) -> bytes:
+    """A PNG file of pictures, six abreast; all entries have as many of them."""
+    from PIL import ImageDraw, ImageFont  # late: decoding needs neither
+
+    pictures, lines = map(len, entries[0])
+    columns = min(_ABREAST // pictures, len(entries))
+    room = pictures * (SHEET_SIDE + _GAP) - _GAP
+    width, height = room + _MARGIN, SHEET_SIDE + _LINE * lines + _MARGIN
+    rows = -(-len(entries) // columns)
+    sheet = Image.new("RGB", (_MARGIN + columns * width, _MARGIN + rows * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for i, (side_by_side, below) in enumerate(entries):
+        left, top = _MARGIN + i % columns * width, _MARGIN + i // columns * height
+        for number, pixels in enumerate(side_by_side):
+            sheet.paste(Image.fromarray(pixels), (left + number * (SHEET_SIDE + _GAP), top))
+        for number, line in enumerate(below):
+            text = line
+            while pen.textlength(text, font=font) > room:
+                text = text[:-2] + "…"
+            pen.text((left, top + SHEET_SIDE + 2 + number * _LINE), text, fill=_INK, font=font)
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()

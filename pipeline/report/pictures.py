@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
-from pipeline.data.images import PixelPolicy, Pixels
+from pipeline.data.images import SHEET_SIDE, PixelPolicy, Pixels, SheetEntry, draw_sheet
 from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.data.sources import read_image
@@ -33,7 +32,7 @@ _Rows = NDArray[np.intp]
 
 
 #: Pictures of one domain: its name, what they have in common, and of each that can be read the
-#: text below and its pixels, ``(SIDE, width, 3)``.
+#: text below and its pixels, ``(SHEET_SIDE, width, 3)``.
 _Strip = tuple[str, str, list[tuple[str, Pixels]]]
 
 
@@ -87,7 +86,7 @@ def _sorted(stored: Predictions, rows: _Rows, value: NDArray[np.float64]) -> _Ro
 def _pictures(
     stored: Predictions, proba: NDArray[np.float64], rows: _Rows, items: Mapping[bytes, Item]
 ) -> Iterator[tuple[str, Pixels]]:
-    policy = PixelPolicy(size=SIDE, resize="stretch")
+    policy = PixelPolicy(size=SHEET_SIDE, resize="stretch")
     for row in rows:
         key, predicted = bytes(stored.key[row]), int(proba[row].argmax())
         shown = min(99, round(100 * proba[row, predicted]))  # no head is sure
@@ -129,8 +128,8 @@ def error_sheet(study: Study, heads: Mapping[str, Any], file: bytes) -> dict[str
     if head is None or head.name == "prior":  # it is as sure of every image
         return {}
     stored = predictions_in(file)[head.backbone]
-    entries = [
-        SheetEntry(pixels=(pixels,), lines=(printable(domain), *text.split(", ", 1)))
+    entries: list[SheetEntry] = [
+        ((pixels,), (printable(domain), *text.split(", ", 1)))
         for domain, _, pictures in strips(study, head, stored, only_errors=True)
         for text, pixels in pictures
     ]

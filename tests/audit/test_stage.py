@@ -1,6 +1,7 @@
-"""The audit as a whole: its record, its exit codes, and what it needs."""
+"""The audit as a whole: its record, its exit codes, what it needs, and copies."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,19 @@ from PIL import Image
 
 import pipeline.audit.stage as stage_module
 from pipeline.audit.stage import audit
+from pipeline.data.images import SHEET_SIDE, draw_sheet
 from pipeline.data.index import FactsIndex
 from pipeline.data.leaks import LEAK, NOTE, OK, Finding, refuse_leaks
 from pipeline.data.samples import load_samples
+from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError
 from pipeline.features.extract import extract
 from pipeline.study import load_study
 from tests.audit.conftest import TORCH
+from tests.audit_worlds import smooth_study
 from tests.result_files import record_of
 from tests.test_cli import ENGINE, run
-from tests.tiny import write_images
+from tests.tiny import install_tiny_backbone, write_images
 
 
 def in_role(samples, split, label):
@@ -123,3 +127,53 @@ def test_the_shortcut_tests_need_features_of_their_own(study_file):
     assert json.loads((study.results / "features.json").read_text()) == before
     findings = {f["check"]: f for f in audit(study)["findings"]}
     assert "auc" in findings["border"]["values"]
+
+
+# Near copies.
+
+#: Numbers of pictures that are in fit, and their copies in the target.
+IN_FIT = (4, 6, 10)
+COPIED = tuple(f"there/a/pt{k + 4:03}.png" for k in IN_FIT)
+
+
+@pytest.fixture
+def copied_study(tmp_path, monkeypatch):
+    """Three copies of fit in the target."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    kinds = ("scaled by 1/2", "recompressed", "mirrored")
+    study_file = smooth_study(
+        tmp_path, [(k, k + 4, how) for k, how in zip(IN_FIT, kinds, strict=True)]
+    )
+    study = load_study(study_file)
+    extract(study, TORCH)
+    run("heads", study_file, "--only", "linear", "--quick")
+    return study_file
+
+
+def test_a_leak_of_near_copies_is_said_everywhere_and_can_be_left_out(copied_study):
+    """By the audit's exit code, above the table of heads, by shift; and no more afterwards."""
+    shown = run("audit", copied_study, "--no-shortcuts", "--write-exclude", "out.txt", code=3)
+    assert "source fit and there: 3 near copies are in both" in shown.stderr
+    assert shown.stdout.count("lists the images") == 1
+    assert read_lines(Path("out.txt")) == COPIED
+    with Image.open("results/smooth/near_copies.png") as sheet:
+        assert sheet.width > 2 * (2 * SHEET_SIDE)
+    heads = run("heads", copied_study, "--only", "linear", "--quick").stdout
+    assert heads.startswith("Do not trust these numbers. source fit and there: 3 near copies")
+    assert "3 near copies" in run("shift", copied_study, "--quick", code=3).stderr
+    copied_study.write_text('exclude = "out.txt"\n' + copied_study.read_text())
+    again = json.loads(run("audit", copied_study, "--no-shortcuts", "--json").stdout)
+    assert (again["images"], again["counts"]["leak"]) == (197, 0)
+    assert again["leave_out"] == list(COPIED)
+    assert not Path("results/smooth/near_copies.png").exists()
+    assert "Do not trust" not in run("heads", copied_study, "--only", "linear", "--quick").stdout
+
+
+def test_a_sheet_has_both_pictures_side_by_side():
+    """Left and right picture keep their grey; a long line does not leave its column."""
+    grey = [np.full((SHEET_SIDE, SHEET_SIDE, 3), level, np.uint8) for level in (40, 90)]
+    data = draw_sheet([(grey, ("1.", "long " * 40))])
+    sheet = np.asarray(Image.open(BytesIO(data)))
+    assert (sheet[20, 20, 0], sheet[20, 20 + SHEET_SIDE, 0]) == (40, 90)
+    assert (sheet[:, -10:] == 255).all()

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pipeline.audit.contact_sheet import SheetEntry, draw_sheet
 from pipeline.cli import main
+from pipeline.data.images import SHEET_SIDE, draw_sheet
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import predictions_file, read_predictions
 from pipeline.findings import compare_findings
@@ -26,7 +26,7 @@ from pipeline.report import parts_of
 from pipeline.report.figures import FIGURES
 from pipeline.report.figures.style import new_figure, png_of
 from pipeline.report.page import FINDINGS_LAYOUT, STAGES, write_index, write_page
-from pipeline.report.pictures import SIDE, error_sheet, strips
+from pipeline.report.pictures import error_sheet, strips
 from pipeline.report.summary import page_head
 from pipeline.report.table import Table, format_value
 from pipeline.results import write_set
@@ -380,7 +380,7 @@ def test_errors_have_maps_where_they_were_drawn(study):
     """Until then the page says how; a sheet that was exchanged is not shown."""
     head = page_head(record(study, "heads"))
     assert "No maps of what moved the score: there is no" in text_of(study, images=True)
-    sheet = draw_sheet([SheetEntry(pixels=(np.zeros((SIDE, SIDE, 3), np.uint8),), lines=("x",))])
+    sheet = draw_sheet([((np.zeros((SHEET_SIDE, SHEET_SIDE, 3), np.uint8),), ("x",))])
     files = {"far-target-errors.png": sheet, "far-target-sample.png": b""}
     best = {"backbone": head.backbone, "head": head.name, "reason": "it has no layers"}
     for name, instead_of, shown in (
@@ -418,7 +418,7 @@ def test_strips_show_what_they_say(study):
     assert (errors or "").endswith(f", {len(wrong)} of {len(wrong)}") == (0 < len(wrong) < 6)
     for text, pixels in shown.get(errors, ()):
         assert "called" in text
-        assert pixels.shape == (SIDE, SIDE, 3)
+        assert pixels.shape == (SHEET_SIDE, SHEET_SIDE, 3)
     of_class = proba[rows[kept.label[rows] == 0], 0]
     percents = [_percent(text, HOSTILE[0]) for text, _ in shown[f"typical of {HOSTILE[0]}"]]
     near = min(abs(100 * of_class - 100 * np.median(of_class)))
