@@ -173,13 +173,20 @@ class Content:
         if not isinstance(self.data, bytes):
             return Image.fromarray(_levels_of_row(self.data, self.reading))
         with _reasons(self.data):
-            image = _picture(self.data, self.reading, at_least)
+            if is_dicom(self.data):
+                return dicom_picture(self.data, self.reading)
+            image, orientation = open_image(self.data, self.reading)
+            if isinstance(image, JpegImageFile):
+                image = _decoded_jpeg(image, at_least)
+            if orientation in _TURNS:
+                image = image.transpose(_TURNS[orientation])
+            image = _in_eight_bits(image, self.reading.window)
             image.load()
         return image
 
     def pixels(self, policy: PixelPolicy) -> Pixels:
         """Shape ``(size, size, 3)``, 0 to 255, red first, read-only."""
-        return fitted(self.picture(policy.at_least), policy)
+        return _fitted(self.picture(policy.at_least), policy)
 
     def _digest(self) -> bytes:
         if isinstance(self.data, bytes):
@@ -217,17 +224,6 @@ def is_image(head: bytes) -> bool:
     return head.startswith((_JPEG, _PNG, *_TIFF)) or is_dicom(head)
 
 
-def _picture(data: bytes, reading: Reading, at_least: int | None) -> Image.Image:
-    """Upright, of mode L or RGB."""
-    if is_dicom(data):
-        return dicom_picture(data, reading)
-    image, orientation = open_image(data, reading)
-    if isinstance(image, JpegImageFile):
-        image = _decoded_jpeg(image, at_least)
-    turn = _TURNS.get(orientation)
-    return _in_eight_bits(image if turn is None else image.transpose(turn), reading.window)
-
-
 @contextmanager
 def _reasons(data: bytes) -> Iterator[None]:
     """Whatever goes wrong with a file is an ImageError."""
@@ -238,7 +234,10 @@ def _reasons(data: bytes) -> Iterator[None]:
     except MemoryError as cause:
         raise ImageError("not enough memory to decode it") from cause
     except Exception as cause:  # hostile bytes make Pillow raise anything at all
-        raise ImageError(_reason(data, cause)) from cause
+        text = str(cause).splitlines()[0][:120] if str(cause) else type(cause).__name__
+        cut_short = "truncated" in text.lower() or _JPEG_END not in data
+        is_cut = data.startswith(b"\xff") and cut_short
+        raise ImageError("truncated" if is_cut else f"damaged ({text})") from cause
 
 
 # From bytes to an image: what is opened, and the reason to give where a file is not.
@@ -256,10 +255,10 @@ def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, i
     if not data:
         raise ImageError("empty file")
     if data.startswith(_JPEG):
-        content, orientation = split_jpeg(data)
+        content, orientation = _split_jpeg(data)
         image: Image.Image = JpegImageFile(io.BytesIO(content))
     elif data.startswith(_PNG):
-        content, orientation = split_png(data)
+        content, orientation = _split_png(data)
         image = PngImageFile(io.BytesIO(content))
     elif data.startswith(_TIFF):
         image, orientation = TiffImageFile(io.BytesIO(data)), 1  # Pillow turns it itself
@@ -303,15 +302,6 @@ def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:
     except ValueError:  # what is damaged is Pillow's to judge
         return image
     return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
-
-
-def _reason(data: bytes, cause: Exception) -> str:
-    """The reason to list where Pillow gives up on a file of an allowed format."""
-    text = str(cause).splitlines()[0][:120] if str(cause) else type(cause).__name__
-    cut_short = "truncated" in text.lower() or _JPEG_END not in data
-    if data.startswith(b"\xff") and cut_short:
-        return "truncated"
-    return f"damaged ({text})"
 
 
 def _what_instead(data: bytes) -> str:
@@ -364,7 +354,7 @@ _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
-def split_jpeg(data: bytes) -> tuple[bytes, int]:
+def _split_jpeg(data: bytes) -> tuple[bytes, int]:
     """A JPEG file without metadata, and its orientation, 1 to 8.
 
     Of the application segments only JFIF and Adobe are kept, by which a decoder knows the
@@ -390,7 +380,7 @@ def split_jpeg(data: bytes) -> tuple[bytes, int]:
     return data, _orientation(exif, xmp)
 
 
-def split_png(data: bytes) -> tuple[bytes, int]:
+def _split_png(data: bytes) -> tuple[bytes, int]:
     """A PNG file without metadata, and its orientation, 1 to 8.
 
     Every chunk is checked: Pillow alone checks neither the CRC of the pixel data nor that the end
@@ -529,33 +519,31 @@ def _levels_of_row(row: NDArray[Any], reading: Reading) -> Pixels:
 # From a picture to the square that the network sees.
 
 
-def fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
+def _fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
     """The square that a network sees of a picture; grey is one channel until it is resized."""
-    masked = _masked(image, policy.mask)
-    if policy.resize == "crop":
-        square = _crop(masked, policy)
-    else:
-        square = _resized(masked, (policy.size, policy.size), policy)
-    return np.asarray(square if square.mode == "RGB" else square.convert("RGB"))
+    image = _masked(image, policy.mask)
+    size, width, height = policy.size, policy.size, policy.size
+    if policy.resize == "crop":  # the same integers as torchvision's Resize and CenterCrop
+        target, short = round(size / policy.crop_ratio), min(image.size)
+        width, height = (target * side // short for side in image.size)
+    if image.size != (width, height):  # Pillow would copy it
+        image = image.resize((width, height), Image.Resampling[policy.interpolation.upper()])
+    if image.size != (size, size):
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _masked(image: Image.Image, mask: str) -> Image.Image:
     if mask == "centre":
-        return _without_centre(image)
-    return _corners_alone(image) if mask == "corners" else image
-
-
-def _without_centre(image: Image.Image) -> Image.Image:
-    """Only the border is left: 15 % of the width and height on each side."""
-    margin = (1 - _CENTRE) / 2
-    left, top = (round(margin * side) for side in image.size)
-    masked = image.copy()
-    masked.paste(0, (left, top, image.width - left, image.height - top))
-    return masked
-
-
-def _corners_alone(image: Image.Image) -> Image.Image:
-    """Put together at their own resolution, so that a marker can still be read."""
+        margin = (1 - _CENTRE) / 2
+        left, top = (round(margin * side) for side in image.size)
+        masked = image.copy()
+        masked.paste(0, (left, top, image.width - left, image.height - top))
+        return masked
+    if mask != "corners":
+        return image
+    # At their own resolution, so that a marker can still be read.
     width, height = (max(1, round(_CORNER * side)) for side in image.size)
     together = Image.new(image.mode, (2 * width, 2 * height))
     for x, left in enumerate((0, image.width - width)):
@@ -563,23 +551,6 @@ def _corners_alone(image: Image.Image) -> Image.Image:
             corner = image.crop((left, top, left + width, top + height))
             together.paste(corner, (x * width, y * height))
     return together
-
-
-def _crop(image: Image.Image, policy: PixelPolicy) -> Image.Image:
-    """The same integers as torchvision's Resize and CenterCrop."""
-    target = round(policy.size / policy.crop_ratio)
-    short = min(image.size)
-    width, height = (target * side // short for side in image.size)
-    left, top = round((width - policy.size) / 2), round((height - policy.size) / 2)
-    resized = _resized(image, (width, height), policy)
-    return resized.crop((left, top, left + policy.size, top + policy.size))
-
-
-def _resized(image: Image.Image, size: tuple[int, int], policy: PixelPolicy) -> Image.Image:
-    """Pillow copies an image that has the size already; this does not."""
-    if image.size == size:
-        return image
-    return image.resize(size, Image.Resampling[policy.interpolation.upper()])
 
 
 # Fixed augmented views of a picture: their numbers are in the recipe.

@@ -28,7 +28,7 @@ from PIL import Image
 
 from cache import disk
 from cache.errors import WriteFailedError
-from pipeline.data.images import Content, Pixels, RememberedFile, open_image
+from pipeline.data.images import Content, RememberedFile, open_image
 from pipeline.data.items import Item
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, StudyError
@@ -70,11 +70,8 @@ class KeyIndex:
         self, items: Sequence[Item], each: Each, progress: Progress
     ) -> list[RememberedFile | str]:
         """What is in each file, remembered or read now; of one that cannot be used the reason."""
-        contents: dict[int, RememberedFile | str] = {}
-        for row, item in enumerate(items):
-            if remembered := self._remembered(item):
-                contents[row] = remembered
-        missing = [row for row in range(len(items)) if row not in contents]
+        contents: list[Any] = [self._remembered(item) for item in items]
+        missing = [row for row, content in enumerate(contents) if content is None]
         progress.expect(len(missing))
         stamp = self._stamp() if missing else None
         read = each(partial(_content_or_reason, salt=self._salt), [items[row] for row in missing])
@@ -82,16 +79,20 @@ class KeyIndex:
         for row, content in zip(missing, read, strict=True):
             contents[row] = content
             if isinstance(content, RememberedFile):
-                new[_short_hash(items[row].path)] = _entry(items[row], content)
+                entry = [*items[row].stat, content.digest.hex(), *content[1:]]
+                new[_short_hash(items[row].path)] = entry
             progress.advance()
         if stamp is not None and new:
             self._save(new, stamp)
-        return [contents[row] for row in range(len(items))]
+        return contents
 
     def _remembered(self, item: Item) -> RememberedFile | None:
-        """What is remembered of a file that has not changed since."""
+        """What is remembered of a file that has not changed since.
+
+        Ctime stands in for an editor that sets the old mtime again.
+        """
         entry = self._entries.get(_short_hash(item.path))
-        if entry is None or entry[:4] != _stat_values(item):
+        if entry is None or entry[:4] != [*item.stat]:
             return None
         digest, *more = entry[4:]
         return RememberedFile(bytes.fromhex(digest), *more)
@@ -145,19 +146,6 @@ def _content_or_reason(item: Item, *, salt: bytes | None) -> RememberedFile | st
         return str(reason)
 
 
-def _entry(item: Item, content: RememberedFile) -> list[Any]:
-    values = [content.digest.hex(), content.depth, content.patient]
-    while values[-1] in (None, ""):  # most files have neither; a depth may be 0
-        values.pop()
-    return [*_stat_values(item), *values]
-
-
-def _stat_values(item: Item) -> list[int]:
-    """Ctime stands in for an editor that sets the old mtime again."""
-    stat = item.stat
-    return [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode]
-
-
 def _short_hash(path: str) -> str:
     data = path.encode("utf-8", "surrogateescape")
     return hashlib.blake2b(data, digest_size=12).hexdigest()
@@ -204,6 +192,10 @@ _ANNEX_K = np.array(
         *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
     ]
 )
+_QUALITIES = np.arange(1, 101)
+_SCALES = np.where(_QUALITIES < 50, 5000 // _QUALITIES, 200 - 2 * _QUALITIES)[:, None]
+#: The tables of these qualities, as libjpeg scales them, shape ``(100, 64)``.
+_LIBJPEG = np.clip((_ANNEX_K * _SCALES + 50) // 100, 1, 255)
 
 
 # Measures of appearance; the grey values of a picture are 0 to 1.
@@ -308,7 +300,11 @@ def facts_of(content: Content) -> NDArray[Any]:
     facts["small"] = greys.resize((SMALL, SMALL), Image.Resampling.BOX)
     facts["height"], facts["width"] = values.shape
     facts["mean"], facts["std"] = values.mean(), values.std()
-    facts["border"] = _border_mean(values)
+    # The outer frame.
+    rows, columns = (max(1, round(_BORDER * side)) for side in values.shape)
+    inside = values[rows:-rows, columns:-columns]
+    total = values.sum(dtype=np.int64) - inside.sum(dtype=np.int64)
+    facts["border"] = total / (values.size - inside.size)
     data = content.data
     facts["file_bytes"] = len(data) if isinstance(data, bytes) else data.size  # in 8 bits
     facts["jpeg_quality"] = _jpeg_quality(content)
@@ -319,21 +315,13 @@ def facts_of(content: Content) -> NDArray[Any]:
 
 
 def _digest(picture: Image.Image) -> bytes:
-    """SHA-256 of the pixels; grey stored as three equal channels is grey."""
+    """Grey stored as three equal channels is grey."""
     values = np.asarray(picture)
     if values.ndim > 2 and (values == values[..., :1]).all():
         values = np.ascontiguousarray(values[..., 0])
     digest = hashlib.sha256(f"{values.shape}|".encode())
     digest.update(values.data)
     return digest.digest()
-
-
-def _border_mean(values: Pixels) -> float:
-    """Mean grey of the outer frame."""
-    rows, columns = (max(1, round(_BORDER * side)) for side in values.shape)
-    inside = values[rows:-rows, columns:-columns]
-    total = values.sum(dtype=np.int64) - inside.sum(dtype=np.int64)
-    return float(total / (values.size - inside.size))
 
 
 def _jpeg_quality(content: Content) -> float:
@@ -348,17 +336,7 @@ def _jpeg_quality(content: Content) -> float:
     table = np.array(tables.get(0, ()))
     if table.size != _ANNEX_K.size:
         raise ImageError("damaged (no quantisation table)")
-    return float(1 + np.abs(_LIBJPEG - table).sum(axis=1).argmin())
-
-
-def _libjpeg_tables() -> NDArray[np.int64]:
-    """Tables of qualities 1 to 100, as libjpeg scales them, shape ``(100, 64)``."""
-    quality = np.arange(1, 101)[:, None]
-    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    return np.asarray(np.clip((_ANNEX_K * scale + 50) // 100, 1, 255), np.int64)
-
-
-_LIBJPEG = _libjpeg_tables()
+    return float(_QUALITIES[np.abs(_LIBJPEG - table).sum(axis=1).argmin()])
 
 
 class FactsIndex:

@@ -167,15 +167,17 @@ def load_samples(
     """
     options = options or SampleOptions()
     failures: dict[str, Exception] = {}
+    skipped, unused, parts = list[SkippedImage](), list[str](), list[Samples]()
+    classes: tuple[str, ...] = ()
     with Progress("reading files") as progress:
-        domains = [_key_images(study, study.source, options, progress, each)]
-        classes = _class_names(study, domains[0])
-        parts = [_label_and_split(study, domains[0], classes)]
-        for target in study.targets:
-            with go_on(target.name, failures):
-                domains.append(_key_images(study, target, options, progress, each))
-                _check_classes(domains[-1], classes)
-                parts.append(_label_and_split(study, domains[-1], classes))
+        for domain in study.domains:
+            with go_on(domain.name, failures, alone=domain is study.source):
+                images, unreadable, unlabelled = _key_images(study, domain, options, progress, each)
+                skipped += unreadable
+                unused += [_name(domain.name, path) for path in unlabelled]
+                if domain is study.source:
+                    classes = _class_names(study, [*images])
+                parts.append(_label_and_split(study, domain, images, classes))
     samples = Samples(
         items=tuple(item for part in parts for item in part.items),
         key=tuple(key for part in parts for key in part.key),
@@ -183,11 +185,11 @@ def load_samples(
         failures=failures,
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS},
     )
-    skipped = tuple(image for keyed in domains for image in keyed.skipped)
-    samples = _leave_out(study, samples, (name for keyed in domains for name in keyed.unused))
+    unused += [_name(image.domain, image.path) for image in skipped]
+    samples = _leave_out(study, samples, unused)
     samples = _without_conflicts(samples, allowed=options.allow_conflicts)
     _check_leaks(samples, allowed=options.allow_leaks)
-    return without_empty(study, samples), skipped
+    return without_empty(study, samples), tuple(skipped)
 
 
 def without_empty(study: Study, samples: Samples) -> Samples:
@@ -221,21 +223,10 @@ def _check_any_left(study: Study, rows: NDArray[np.bool_], what: str) -> None:
 # Scan and key.
 
 
-@dataclass(frozen=True, kw_only=True)
-class _KeyedDomain:
-    """One domain with the key of each image that is used, and names of those that are not."""
-
-    domain: Domain
-    items: tuple[Item, ...]
-    key: tuple[bytes, ...]
-    skipped: tuple[SkippedImage, ...]
-    unused: tuple[str, ...]
-
-
 def _key_images(
     study: Study, domain: Domain, options: SampleOptions, progress: Progress, each: Each
-) -> _KeyedDomain:
-    """The images that can be read, all by one rule; of the others the reason is known."""
+) -> tuple[dict[Item, bytes], list[SkippedImage], list[str]]:
+    """The images that are used with their keys, all by one rule; the unreadable; the unlabelled."""
     listing = scan(domain, each)
     if domain.labelled and domain.ignore is None and not domain.table:
         check_layout(domain, listing.items)
@@ -248,13 +239,12 @@ def _key_images(
     items = [_with_content(item, RememberedFile(b""), reading) for item in listing.items]
     salt = salt_of(study.store_root) if domain.group == HEADER else None
     index = KeyIndex(study.store_root, domain.path, salt=salt, rehash=options.rehash)
-    contents = list(zip(items, index.contents(items, each, progress), strict=True))
-    skipped = tuple(
-        SkippedImage(domain=domain.name, path=item.path, reason=content)
-        for item, content in contents
-        if isinstance(content, str)
-    )
-    readable = [(item, content) for item, content in contents if not isinstance(content, str)]
+    readable, skipped = list[tuple[Item, RememberedFile]](), list[SkippedImage]()
+    for item, content in zip(items, index.contents(items, each, progress), strict=True):
+        if isinstance(content, str):
+            skipped.append(SkippedImage(domain=domain.name, path=item.path, reason=content))
+        else:
+            readable.append((item, content))
     if not readable:
         raise NoImagesError(
             f"{domain.path}: none of its {len(items)} images can be read; first reason: "
@@ -262,15 +252,13 @@ def _key_images(
         )
     # One rule for all images, also for those of which a finding is not known.
     reading = replace(reading, window=window_of(domain, [file.depth for _, file in readable]))
-    used = [pair for pair in readable if pair[0].label or not domain.labelled]
-    unused = {item.path for item in items} - {item.path for item, _ in used}
-    return _KeyedDomain(
-        domain=domain,
-        items=tuple(_with_content(item, file, reading) for item, file in used),
-        key=tuple(file.key(reading) for _, file in used),
-        skipped=skipped,
-        unused=tuple(_name(domain.name, path) for path in unused),
-    )
+    images, unlabelled = dict[Item, bytes](), list[str]()
+    for item, file in readable:
+        if item.label or not domain.labelled:
+            images[_with_content(item, file, reading)] = file.key(reading)
+        else:
+            unlabelled.append(item.path)
+    return images, skipped, unlabelled
 
 
 def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | None:
@@ -278,41 +266,31 @@ def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | 
 
     None where formats say themselves what is white; a StudyError says what to declare.
     """
-    deep = {depth for depth in depths if depth is not None and depth != EIGHT_BITS}
+    deep = [depth for depth in depths if depth is not None and depth != EIGHT_BITS]
     if domain.window is not None or not deep:
         return domain.window
-    tops = {depth for depth in deep if depth > 0}
-    count = sum(depth in deep for depth in depths)
-    if not tops:
-        if NO_RANGE in deep or len(deep) > 1:
-            what = "of real or signed numbers, or of DICOM without one window, do not say"
-            _refuse(domain, f"{counted(count, 'image')} {what} what is black and what")
-        return None
-    top = max(tops)
-    if tops != deep:
-        _refuse(domain, "DICOM and other files of 16 bits lie together, and it is unclear what")
-    bits = top.bit_length()
-    if bits == _ALL_BITS:
-        return None
-    if bits not in _USUAL_BITS or top < _LEAST_TOP * 2**bits:
-        _refuse(
-            domain,
-            f"the largest value of {counted(count, 'image')} of 16 bits is {top}, which does not "
-            "tell what",
+    images, least, top = counted(len(deep), "image"), min(deep), max(deep)
+    bits, unclear = top.bit_length(), ""
+    if top < 0 and (NO_RANGE in deep or least < top):
+        unclear = "of real or signed numbers, or of DICOM without one window, do not say what is "
+        unclear = f"{images} {unclear}black and what"
+    elif least < 0 < top:
+        unclear = "DICOM and other files of 16 bits lie together, and it is unclear what"
+    elif top > 0 and (bits not in _USUAL_BITS or top < _LEAST_TOP * 2**bits) and bits != _ALL_BITS:
+        unclear = f"the largest value of {images} of 16 bits is {top}, which does not tell what"
+    if unclear:
+        raise StudyError(
+            f"{domain.name}: {unclear} is white. Write for this domain bits = 12 (or 14, 16), or "
+            "window = [BLACK, WHITE] with the two values, such as [0, 1]"
         )
+    if top < 0 or bits == _ALL_BITS:
+        return None
     _LOG.warning(
         "%s: %s of 16 bits: the largest value is %d, so %d bits are taken for all. Write bits = %d "
         "to keep it when images are added",
-        *(domain.name, counted(count, "image"), top, bits, bits),
+        *(domain.name, images, top, bits, bits),
     )
     return 0.0, 2.0**bits - 1
-
-
-def _refuse(domain: Domain, what: str) -> None:
-    raise StudyError(
-        f"{domain.name}: {what} is white. Write for this domain bits = 12 (or 14, 16), or "
-        "window = [BLACK, WHITE] with the two values, such as [0, 1]"
-    )
 
 
 def _with_content(item: Item, file: RememberedFile, reading: Reading) -> Item:
@@ -324,11 +302,11 @@ def _with_content(item: Item, file: RememberedFile, reading: Reading) -> Item:
 # Classes and split.
 
 
-def _class_names(study: Study, source: _KeyedDomain) -> tuple[str, ...]:
+def _class_names(study: Study, items: Sequence[Item]) -> tuple[str, ...]:
     """Class names in label order, those that the source has images of."""
     if not study.source.labelled:
         return ()
-    in_source = sorted({item.label for item in source.items})
+    in_source = sorted({item.label for item in items})
     classes = study.classes or tuple(in_source)
     for name, other in pairwise(sorted(in_source, key=str.casefold)):
         if not study.classes and name.casefold() == other.casefold():
@@ -342,39 +320,36 @@ def _class_names(study: Study, source: _KeyedDomain) -> tuple[str, ...]:
         raise StudyError(
             f"[source] {study.source.path} has one class only ({classes[0]!r}); a head needs two. "
             "Expected are class folders, one per class, in that folder"
-            f"{layout_hint(study.source, source.items)}"
+            f"{layout_hint(study.source, items)}"
         )
-    _check_classes(source, classes)
     return classes
 
 
-def _check_classes(keyed: _KeyedDomain, classes: Sequence[str]) -> None:
-    """Every labelled domain must keep to the classes of the source."""
-    labels = {item.label for item in keyed.items} if keyed.domain.labelled else set()
-    if extra := sorted(labels - set(classes)):
-        raise StudyError(
-            f"{keyed.domain.path} has class {extra[0]!r}; the study's classes are "
-            f"{', '.join(classes)}. Rename or remove the folder, or list it in `classes`"
-            f"{layout_hint(keyed.domain, keyed.items)}"
-        )
-
-
-def _label_and_split(study: Study, keyed: _KeyedDomain, classes: tuple[str, ...]) -> Samples:
-    label = np.full(len(keyed.items), UNLABELLED, np.int64)
-    if keyed.domain.labelled:
+def _label_and_split(
+    study: Study, domain: Domain, images: Mapping[Item, bytes], classes: tuple[str, ...]
+) -> Samples:
+    items, key = tuple(images), tuple(images.values())
+    label = np.full(len(items), UNLABELLED, np.int64)
+    if domain.labelled:
+        if extra := sorted({item.label for item in items} - set(classes)):
+            raise StudyError(
+                f"{domain.path} has class {extra[0]!r}; the study's classes are "
+                f"{', '.join(classes)}. Rename or remove the folder, or list it in `classes`"
+                f"{layout_hint(domain, items)}"
+            )
         number = {name: k for k, name in enumerate(classes)}
-        label[:] = [number[item.label] for item in keyed.items]
-    group = patients_or_paths(keyed.domain, keyed.items)
+        label[:] = [number[item.label] for item in items]
+    group = patients_or_paths(domain, items)
     split = np.full(len(group), TARGET)
-    if keyed.domain.name == SOURCE:
-        group = join_duplicates(group, keyed.key)
-        split = _source_split(study, label, group, [i.split for i in keyed.items], classes)
+    if domain is study.source:
+        group = join_duplicates(group, key)
+        split = _source_split(study, label, group, [item.split for item in items], classes)
     return Samples(
-        items=keyed.items,
-        key=keyed.key,
+        items=items,
+        key=key,
         label=label,
         group=np.array(group),
-        domain=np.full(len(group), keyed.domain.name),
+        domain=np.full(len(group), domain.name),
         split=split,
         classes=classes,
     )

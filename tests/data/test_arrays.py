@@ -10,14 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npy
-from PIL import Image
 
-from pipeline.data.images import PixelPolicy, fitted
+from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.sources import read_image, scan
 from pipeline.errors import ImageError, StudyError
 from pipeline.init import write_study
 from pipeline.study import GIVEN, ImageTable, SourceDomain, load_study
-from tests.image_files import listed, picture, pictures, with_stack
+from tests.image_files import listed, picture, pictures, png, with_stack
 
 
 def paths(listing):
@@ -39,7 +38,7 @@ def test_each_row_of_a_stack_is_an_image(tmp_path, one_channel):
         ("test_normal.npy#2", "normal", 2),
     ]
     for item, row in zip(listing.items, [*colour, *grey], strict=True):
-        expected = fitted(Image.fromarray(row), PixelPolicy())
+        expected = decode(png(row), PixelPolicy())
         assert (read_image(item).pixels(PixelPolicy()) == expected).all()
         assert item.stat.size == Path(item.file).stat().st_size
 
@@ -179,7 +178,7 @@ def test_rows_have_the_label_and_the_split_of_their_arrays(tmp_path):
         ("val#0", "1", "validation"),
     ]
     for item, row in zip(scan(source).items, [*grey, *colour], strict=True):
-        expected = fitted(Image.fromarray(row), PixelPolicy())
+        expected = decode(png(row), PixelPolicy())
         assert (read_image(item).pixels(PixelPolicy()) == expected).all()
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from pipeline.data.images import PixelPolicy, decode, split_jpeg
+from pipeline.data.images import PixelPolicy, decode
 from pipeline.errors import ImageError
 from tests.image_files import PNG_MAGIC, SIZE, bad_files, flipped, good_files, jpeg, picture, png
 
@@ -292,8 +292,6 @@ def test_the_colours_of_an_adobe_file_stay_as_declared():
     """RGB and YCCK are known by a segment that must not be cut away."""
     inks = np.dstack([picture(), picture(seed=1)[..., 0] // 3])
     data = jpeg(Image.fromarray(inks, "CMYK"))
-    content, _ = split_jpeg(data)
-    assert b"Adobe" in content
     as_pillow = Image.open(io.BytesIO(data)).convert("RGB")
     np.testing.assert_array_equal(decode(data, AS_IS), np.asarray(as_pillow))
 
