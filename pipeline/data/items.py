@@ -29,8 +29,6 @@ _RETRIES = 3
 _PAUSE_SECONDS = 0.1
 #: Endings of the files that are opened; what is in them decides how.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".jpe", ".jfif", ".tif", ".tiff", ".dcm", ".dicom")
-#: An uncompressed image has 8 bytes a pixel at most.
-_MAX_BYTES_PER_PIXEL = 10
 #: Endings of images in formats that are not read: they are listed, never left out in silence.
 _OTHER_IMAGES = (
     ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi", ".npy", ".mha",
@@ -122,14 +120,6 @@ class Listing:
         """How many images are of formats that are not read, and what to do."""
         images, first = counted(len(self.unread), "image"), printable(self.unread[0])
         return f"{images} such as {first} {are(len(self.unread))} not read: convert to .png"
-
-
-def read_image_file(item: Item) -> bytes:
-    """Read an image file, once; an ImageError where it cannot be read or is too large."""
-    limit = _MAX_BYTES_PER_PIXEL * item.reading.max_pixels
-    if item.stat.size > limit:
-        raise ImageError(f"too large ({item.stat.size} bytes, limit {limit})")
-    return read_file(item.file, lambda stream: stream.read())
 
 
 def read_file(file: str, action: Callable[[FileIO], _T]) -> _T:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,7 +28,7 @@ from pipeline.data.items import (
     is_hidden,
     is_output,
     list_folder,
-    read_image_file,
+    read_file,
 )
 from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION
 from pipeline.data.tables import read_lines, scan_table
@@ -39,6 +40,8 @@ from pipeline.words import are, composed, counted, printable
 _LOG = logging.getLogger(__name__)
 #: Why an image is refused whose content is not what it was; the next run may take it.
 CHANGED = "changed while the run was under way; run again"
+#: An uncompressed image has 8 bytes a pixel at most.
+_MAX_BYTES_PER_PIXEL = 10
 #: Names of folders that hold splits; the first that is there is proposed.
 _SPLITS = [*SPLIT_OF]
 #: A folder with more folders than this holds patients, not classes.
@@ -103,14 +106,12 @@ class WrongLayout:
         path: The folder below the domain's that has the classes; empty where it is the same.
         ignore: Patterns of paths to leave out.
         splits: Folders of a divided data set, as they are called.
-        silent: Whether it would be read without an error.
     """
 
     text: str
     path: str = ""
     ignore: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
-    silent: bool = True
 
     def setting(self, root: Path) -> str:
         """The line of the study file that corrects it, for a domain of this folder."""
@@ -131,20 +132,13 @@ def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayo
     paths = [item.path for item in items if item.row is None]
     if in_splits:
         paths = [path.partition("/")[2] for path in paths]
-        folders = _folders(paths)
-        layout = _classes_again(folders) or _masks(folders) or _mask_files(paths)
+    folders = _folders(paths)
+    layout = _classes_again(folders) or _masks(folders) or _mask_files(paths)
+    if in_splits:
         return layout and replace(
             layout, ignore=tuple(f"*/{pattern.removeprefix('*/')}" for pattern in layout.ignore)
         )
-    folders = _folders(paths)
-    return (
-        _splits(folders)
-        or _classes_again(folders)
-        or _masks(folders)
-        or _mask_files(paths)
-        or _patients(folders)
-        or _too_high(paths)
-    )
+    return _splits(folders) or layout or _patients(folders) or _too_high(paths)
 
 
 def check_layout(domain: Domain, items: Sequence[Item]) -> None:
@@ -155,7 +149,8 @@ def check_layout(domain: Domain, items: Sequence[Item]) -> None:
     """
     in_splits = _is_folder_split(domain)
     layout = wrong_layout(items, in_splits=in_splits)
-    if layout is not None and layout.silent:
+    # One level too high is one class only, which is refused where classes are named.
+    if layout and (layout.splits or not layout.path):
         raise StudyError(
             f"{domain.name}: in {domain.path} {layout.text}. Write {layout.setting(domain.path)}, "
             "or ignore = [] if it is meant as it is"
@@ -292,7 +287,6 @@ def _too_high(paths: Sequence[str]) -> WrongLayout | None:
     return WrongLayout(
         text=f"its only folder {printable(name)!r} holds the folders {_listed([*folders])}",
         path=name,
-        silent=False,
     )
 
 
@@ -450,7 +444,10 @@ def read_image(item: Item, key: bytes | None = None) -> Content:
     Raises:
         ImageError: It cannot be read, or has another content key than the one given.
     """
-    data = read_image_file(item) if item.row is None else arrays.read_row(item)
+    limit = _MAX_BYTES_PER_PIXEL * item.reading.max_pixels
+    if item.row is None and item.stat.size > limit:
+        raise ImageError(f"too large ({item.stat.size} bytes, limit {limit})")
+    data = read_file(item.file, FileIO.readall) if item.row is None else arrays.read_row(item)
     content = Content(data, item.reading)
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
