@@ -19,13 +19,13 @@ from sklearn.metrics import roc_auc_score
 from pipeline import cli
 from pipeline.cli import main
 from pipeline.report import figures
-from pipeline.report.figures import FIGURES, NothingToDrawError, curves, forest, shift
+from pipeline.report.figures import FIGURES, NothingToDrawError, curves, forest
 from pipeline.report.figures.style import BLUE, COLOURS, panels, png_of, styled
 from pipeline.results import read_set
 from tests.report.tiny_run import results_of
 from tests.tiny import stored_tiny_study
 
-FUNCTIONS = {"forest": forest, "curves": curves, "shift": shift}
+FUNCTIONS = {"forest": forest, "curves": curves}
 
 
 def draw_one(name, results):

@@ -73,17 +73,17 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         ),
         "finetune-curves": ("curves.finetune", "Has training of the networks settled?", _EPOCHS),
         "shift-effects": (
-            "shift.effects",
+            "forest.effects",
             "Why is accuracy lost? The loss of the head, divided in several ways.",
             f"Bars of one colour add up to the loss, the dashed line. {_BAR}",
         ),
         "shift-adaptation": (
-            "shift.adaptation",
+            "forest.adaptation",
             "What helps on the target? Points of accuracy that a linear head gains by adaptation.",
             f"Orange squares use labels of the target. {_POINT}",
         ),
         "shift-map": (
-            "shift.feature_map",
+            "curves.feature_map",
             "Do images of the domains look alike to the network?",
             (
                 "A point is an image; images with like features lie close together. The axes are "
@@ -91,7 +91,7 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             ),
         ),
         "shift-subgroups": (
-            "shift.subgroups",
+            "forest.subgroups",
             "Does the head fail a group of patients?",
             "A point is the target, a tick the source. Groups without a mark have too few images.",
         ),

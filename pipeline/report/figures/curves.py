@@ -1,10 +1,13 @@
-"""Curves: learning curves by epoch; of the best head ROC, net benefit and confusion."""
+"""Figures of one head or network: ROC, net benefit, confusion, features, learning curves."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
+import h5py
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -14,6 +17,7 @@ from pipeline.report.figures import NothingToDrawError, Results
 from pipeline.report.figures.style import (
     BLUE,
     GREY,
+    MARKERS,
     SHADES,
     VERMILION,
     colour,
@@ -31,12 +35,12 @@ _SPLITS = (("fit", BLUE), ("validation", VERMILION))
 #: Beyond this many classes a cell is too small for its count.
 _COUNTED = 12
 #: Labels ``(n,)`` and probabilities ``(n, K)``.
-Scored = tuple[NDArray[np.int64], NDArray[np.float64]]
+_Scored = tuple[NDArray[np.int64], NDArray[np.float64]]
 #: Of a line: ``x`` and ``y`` of shape ``(m,)``, its text below, points to mark.
 _Curve = tuple[NDArray[np.float64], NDArray[np.float64], str, Sequence[tuple[float, float]]]
 
 
-def _of_best(results: Results) -> tuple[str, dict[str, Scored]]:
+def _of_best(results: Results) -> tuple[str, dict[str, _Scored]]:
     """The head that is best on validation, and its probabilities in each domain."""
     best = head_of_entry(results.of_backbone)
     if best == "prior":
@@ -74,29 +78,22 @@ def roc(results: Results) -> Figure:
 
 
 def _roc(positive: NDArray[np.bool_], score: NDArray[Any], name: str) -> _Curve:
+    """Shares of negative and of positive images above each threshold, and the area below.
+
+    Like scikit-learn's ``roc_curve``, whose import would take as long as drawing all figures.
+    """
     if positive.all() or not positive.any():
         return np.empty(0), np.empty(0), f"{name}: one class only", ()
-    false, true = _rates(positive, score)
+    order = np.argsort(-score, kind="stable")
+    last = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]  # of each score
+    hits = np.r_[0, np.cumsum(positive[order])[last]]
+    false, true = (np.r_[0, last + 1] - hits) / (~positive).sum(), hits / positive.sum()
     chosen = score > 1 / 2
     mark = (float(chosen[~positive].mean()), float(chosen[positive].mean()))
     return false, true, f"{np.diff(false) @ (true[1:] + true[:-1]) / 2:.3f}  {name}", [mark]
 
 
-def _rates(
-    positive: NDArray[np.bool_], score: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares of the negative and of the positive images that each threshold calls positive.
-
-    scikit-learn's ``roc_curve``, whose import would take as long as drawing all figures.
-    """
-    order = np.argsort(-score, kind="stable")
-    last = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]  # of each score
-    true = np.r_[0, np.cumsum(positive[order])[last]]
-    false = np.r_[0, last + 1] - true
-    return false / false[-1], true / true[-1]
-
-
-def _reliability(scored: Scored, name: str) -> _Curve:
+def _reliability(scored: _Scored, name: str) -> _Curve:
     """CORP reliability (Dimitriadis 2021): the monotone curve that recalibration would follow.
 
     The event is the second of two classes, else that the prediction is right.
@@ -136,27 +133,22 @@ def benefit(results: Results) -> Figure:
     best, scored = _of_best(results)
     figure, cells = panels(len(scored), height=3.0)
     for axes, (domain, (label, proba)) in zip(cells, scored.items(), strict=True):
-        _decision_curves(axes, label, {best: proba[:, 1], "treat all": np.ones(len(label))})
+        positive = {best: proba[:, 1], "treat all": np.ones(len(label))}
+        for shade, (name, value) in zip((colour(0), GREY), positive.items(), strict=True):
+            steps = np.linspace(0.01, 0.7, 70)
+            line = [net_benefit(label, value, t) for t in steps]
+            axes.plot(steps, line, label=name, color=shade, linewidth=1.1)
+            marks = [net_benefit(label, value, t) for t in THRESHOLDS]
+            axes.plot(THRESHOLDS, marks, "o", color=shade, markersize=3)
+        axes.axhline(0, color=GREY, linestyle=":", linewidth=1.1, label="treat nobody")
+        most = max(0.01, float((label == 1).mean()))
+        axes.set(xlim=(0, 0.7), ylim=(-0.2 * most, 1.05 * most))
+        axes.set(xlabel="treated from this probability on", ylabel="net benefit")
         axes.set_title(shortened(domain, 30))
+        legend_below(axes)
     event = printable(results.classes[1])
     figure.suptitle(f"Net benefit of {printable(best)}; positive: {event}", x=0.01, ha="left")
     return figure
-
-
-def _decision_curves(
-    axes: Axes, label: NDArray[np.int64], positive: Mapping[str, NDArray[np.floating]]
-) -> None:
-    for k, (name, value) in enumerate(positive.items()):
-        steps = np.linspace(0.01, 0.7, 70)
-        look: dict[str, Any] = {"color": GREY if k else colour(0), "linewidth": 1.1}
-        axes.plot(steps, [net_benefit(label, value, t) for t in steps], label=name, **look)
-        marks = [net_benefit(label, value, t) for t in THRESHOLDS]
-        axes.plot(THRESHOLDS, marks, "o", color=look["color"], markersize=3)
-    axes.axhline(0, color=GREY, linestyle=":", linewidth=1.1, label="treat nobody")
-    most = max(0.01, float((label == 1).mean()))
-    axes.set(xlim=(0, 0.7), ylim=(-0.2 * most, 1.05 * most))
-    axes.set(xlabel="treated from this probability on", ylabel="net benefit")
-    legend_below(axes)
 
 
 def confusion(results: Results) -> Figure:
@@ -166,8 +158,14 @@ def confusion(results: Results) -> Figure:
         raise NothingToDrawError("of two classes the ROC says the same")
     best, scored = _of_best(results)
     figure, cells = panels(len(scored), height=0.9 + 0.22 * K, sharey=True)
-    for axes, (domain, rows) in zip(cells, scored.items(), strict=True):
-        _matrix(axes, *rows, K)
+    for axes, (domain, (label, proba)) in zip(cells, scored.items(), strict=True):
+        counts = np.bincount(label * K + proba.argmax(axis=1), minlength=K * K).reshape(K, K)
+        shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+        axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=GREY)
+        for i, j in np.argwhere(counts) if K <= _COUNTED else ():
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=6.5)
         axes.set_title(printable(domain))
         axes.set_yticks(range(K), results.classes)
         axes.set_xticks(range(K), results.classes, rotation=45, ha="right", rotation_mode="anchor")
@@ -176,14 +174,38 @@ def confusion(results: Results) -> Figure:
     return figure
 
 
-def _matrix(axes: Axes, label: NDArray[Any], proba: NDArray[Any], K: int) -> None:
-    counts = np.bincount(label * K + proba.argmax(axis=1), minlength=K * K).reshape(K, K)
-    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=GREY)
-    for i, j in np.argwhere(counts) if K <= _COUNTED else ():
-        axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=6.5)
+def feature_map(results: Results) -> Figure:
+    """Images on two principal components: colour by domain, shade and marker by class."""
+    with h5py.File(BytesIO(results.file)) as file:
+        curves = file[results.backbone].get("curves", {})
+        maps = {
+            target: {name: curves[target][name][()] for name in curves[target]}
+            for target in (table.about["target"] for table in results.tables("shift_effects"))
+            if "embedding" in curves.get(target, ())
+        }
+    if not maps:
+        raise NothingToDrawError("no map of the features is stored")
+    figure, cells = panels(len(maps), height=3.2)
+    for axes, (target, arrays) in zip(cells, maps.items(), strict=True):
+        axes.set_title(printable(target))
+        x, y = arrays["embedding"].T
+        in_target, label = arrays["embedding_target"].astype(bool), arrays["embedding_label"]
+        for is_target, domain, hue in ((False, "source", BLUE), (True, "target", VERMILION)):
+            for k, name in enumerate(results.classes):
+                rows = (in_target == is_target) & (label == k)
+                look: dict[str, Any] = {"color": _pale(hue, k, len(results.classes)), "mew": 0}
+                look |= {"markersize": 2.4, "alpha": 0.7, "label": f"{domain}, {name}"}
+                axes.plot(x[rows], y[rows], MARKERS[k % len(MARKERS)], **look)
+        axes.set(xlabel="component 1", ylabel="component 2", xticks=[], yticks=[])
+        legend_below(axes, gap=0.12, ncols=2, markerscale=2.0)
+    figure.suptitle("Features on two principal components", x=0.01, ha="left")
+    return figure
+
+
+def _pale(hue: str, k: int, classes: int) -> tuple[float, ...]:
+    """From pale for the first class to full for the last."""
+    strength = 0.45 + 0.55 * k / max(1, classes - 1)
+    return tuple(1 - strength * (1 - np.array(to_rgb(hue))))
 
 
 # Learning curves.
@@ -198,12 +220,12 @@ def heads(results: Results) -> Figure:
 def finetune(results: Results) -> Figure:
     """Curves of the first seed of each method that trains; fit with dropout, as it was trained."""
     names = [f"{split}_{kind}" for split, _ in _SPLITS for kind in _KINDS]
-    runs = {
-        model["method"]: {name: [epoch.get(name) for epoch in model["curves"]] for name in names}
-        for model in reversed(results.of_backbone["models"])
-        if model["curves"]
-    }
-    return _learning_curves(dict(reversed(runs.items())))
+    runs: dict[str, dict[str, list[float | None]]] = {}
+    for model in results.of_backbone["models"]:
+        if curves := model["curves"]:
+            values = {name: [epoch.get(name) for epoch in curves] for name in names}
+            runs.setdefault(model["method"], values)
+    return _learning_curves(runs)
 
 
 def _learning_curves(runs: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Figure:

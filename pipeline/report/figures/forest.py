@@ -1,4 +1,4 @@
-"""Values with their intervals, one row each: heads, methods, and the figure of the page."""
+"""Values with their intervals, a row each: heads, methods, effects, groups, the page's figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,18 +11,24 @@ from pipeline.report.figures import NothingToDrawError, Results
 from pipeline.report.figures.style import (
     BLUE,
     GREY,
+    INK,
     MARKERS,
+    ORANGE,
+    SMALL,
     colour,
     grid,
     new_figure,
     panels,
+    shortened,
 )
+from pipeline.report.shift import METRICS
+from pipeline.report.table import Table
 from pipeline.words import printable
 
 #: (estimate, low, high); bounds may be None.
-Interval = tuple[float, Any, Any]
+_Interval = tuple[float, Any, Any]
 #: Value and look of a row by its name.
-Rows = Mapping[str, tuple[Interval, Mapping[str, Any]]]
+_Rows = Mapping[str, tuple[_Interval, Mapping[str, Any]]]
 
 
 def heads(results: Results) -> Figure:
@@ -37,7 +43,7 @@ def finetune(results: Results) -> Figure:
 
 def _against(results: Results, key: str, column: str, baseline: str) -> Figure:
     """Without the head that knows class frequencies alone: it would press the others flat."""
-    of_panel: dict[str, Rows] = {}
+    of_panel: dict[str, _Rows] = {}
     for table in results.tables(key):
         names = table.values(column)
         accuracy = dict(zip(names, table.values("accuracy"), strict=True)).get(baseline)
@@ -46,16 +52,30 @@ def _against(results: Results, key: str, column: str, baseline: str) -> Figure:
         of_panel[table.title.split(":")[0] + level] = {
             name: (value, {}) for name, value in points if value and name != "prior"
         }
-    return gains(of_panel, f"Accuracy against {baseline}")
+    return _gains(of_panel, f"Accuracy against {baseline}")
 
 
-def aurocs(series: Mapping[str, Mapping[str, Interval]]) -> Figure:
+def adaptation(results: Results) -> Figure:
+    """Points of accuracy that methods and labels of the target gain over the unadapted head."""
+    of_panel: dict[str, _Rows] = {}
+    with_labels = {"color": ORANGE, "marker": "s"}
+    for table in results.tables("shift_adaptation"):
+        title = f"{table.about['target']}, from {100 * table.values('accuracy')[0]:.1f} %"
+        of_panel[title] = {
+            method.replace("_", " "): (gain, with_labels if labels else {})
+            for method, labels, _, _, gain, _ in table.rows
+            if gain
+        }
+    return _gains(of_panel, "What adaptation gains a linear head (orange: with target labels)")
+
+
+def aurocs(series: Mapping[str, Mapping[str, _Interval]]) -> Figure:
     """AUROC of each finding by domain, a line at chance: the figure of the page over findings."""
-    of_panel: dict[str, Rows] = {
+    of_panel: dict[str, _Rows] = {
         domain: {finding: (value, {}) for finding, value in values.items()}
         for domain, values in series.items()
     }
-    figure = gains(of_panel, "AUROC by finding", "AUROC", line=0.5, scale=1)
+    figure = _gains(of_panel, "AUROC by finding", "AUROC", line=0.5, scale=1)
     of_domains = figure.axes[: len(series)]
     left, right = zip(*(axes.get_xlim() for axes in of_domains), strict=True)
     for axes in of_domains:  # side by side they are compared
@@ -63,23 +83,15 @@ def aurocs(series: Mapping[str, Mapping[str, Interval]]) -> Figure:
     return figure
 
 
-def gains(
-    of_panel: Mapping[str, Rows],
+def _gains(
+    of_panel: Mapping[str, _Rows],
     title: str,
     measure: str = "points of accuracy gained",
     *,
     line: float = 0,
     scale: float = 100,
 ) -> Figure:
-    """A panel for each domain, a row for each name, around a line.
-
-    Args:
-        of_panel: Shares of images by title of the panel and name of the row.
-        title: Of the figure.
-        measure: What the axis shows.
-        line: Where the measure says that there is nothing.
-        scale: By which shares are multiplied.
-    """
+    """A panel for each domain, a row for each name, around a line where there is nothing."""
     names = list(dict.fromkeys(name for rows in of_panel.values() for name in rows))
     if not names:
         raise NothingToDrawError("nothing is compared")
@@ -87,45 +99,86 @@ def gains(
     figure, cells = panels(len(of_panel), height=height, extra=0.7, sharey=True)
     for axes, (panel, rows) in zip(cells, of_panel.items(), strict=True):
         axes.axvline(line, color=GREY, linewidth=0.8)
+        heights = _heights(names)
         for name, (value, look) in rows.items():
-            at = float(len(names) - 1 - names.index(name))
-            draw_intervals(axes, [(at, _percent(value, scale))], **look)
-        name_rows(axes, names)
+            _draw_intervals(axes, [(heights[name], _scaled(value, scale))], **look)
+        _name_rows(axes, names)
         axes.set_title(printable(panel))
     figure.suptitle(printable(title), x=0.01, ha="left")
     figure.supxlabel(f"{measure}, with 95 % interval", fontsize=8)
     return figure
 
 
-def _percent(interval: Interval, scale: float = 100) -> Interval:
-    low, high = (None if bound is None else scale * bound for bound in interval[1:])
-    return scale * interval[0], low, high
+def effects(results: Results) -> Figure:
+    """Points of accuracy lost by each effect; those of one colour add up to the loss."""
+    tables = results.tables("shift_effects")
+    rows_of = [[row[:3] for row in t.rows if row[0] != "AUROC" and row[2]] for t in tables]
+    divisions = list(dict.fromkeys(row[0] for rows in rows_of for row in rows))
+    names = list(dict.fromkeys(row[1] for rows in rows_of for row in rows))
+    figure, cells = panels(len(tables), height=0.5 + 0.24 * len(names), extra=0.6, sharey=True)
+    for axes, table, rows in zip(cells, tables, rows_of, strict=True):
+        for division, name, shares in rows:
+            k, at = divisions.index(division), _heights(names)[name]
+            points, *ends = (100 * share for share in shares if share is not None)
+            axes.barh(at, points, height=0.62, color=colour(k - 1) if k else GREY)
+            axes.plot(ends, [at] * len(ends), color=INK, linewidth=0.9)
+            axes.annotate(
+                f"{points:+.1f}" if k else f"{points:.1f}",
+                (max(0.0, points, *ends), at),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=SMALL,
+            )
+        _name_rows(axes, names)
+        axes.set_title(printable(table.about["target"]))
+        axes.margins(x=0.16)
+        axes.axvline(0, color=GREY, linewidth=0.6)
+        loss = 100 * rows[0][2][0]
+        axes.axvline(loss, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=0)
+        grid(axes)
+    heads = (t["head"] for t in results.record["targets"] if t["backbone"] == results.backbone)
+    figure.suptitle(f"Why accuracy of {printable(next(heads))} is lost", x=0.01, ha="left")
+    figure.supxlabel("points of accuracy lost, with 95 % intervals", fontsize=8)
+    return figure
 
 
-def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Write names from above at the heights n - 1 to 0."""
-    axes.set_yticks(range(len(names))[::-1], [printable(name) for name in names])
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.tick_params(axis="y", length=0)
+def subgroups(results: Results) -> Figure:
+    """A panel for each metric, a row for each group: the target, and as a tick the source."""
+    tables = results.tables("shift_subgroups")
+    metrics = [m for m in METRICS.values() if any(any(t.values(m)) for t in tables)]
+    if not metrics:
+        raise NothingToDrawError("no subgroup is large enough to have numbers")
+    targets = list(dict.fromkeys(table.about["target"] for table in tables))
+    names = list(dict.fromkeys(name for table in tables for name in _groups(table)))
+    size = 1.0 + (0.13 * len(targets) + 0.1) * len(names), 1.9 + 1.5 * len(metrics)
+    figure = new_figure(*size)
+    cells = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(cells, metrics, strict=True):
+        for table in tables:
+            number = targets.index(table.about["target"])
+            heights = _heights(names, number, len(targets))
+            at = [heights[name] for name in _groups(table)]
+            rows = [row for row in zip(at, table.values(metric), strict=True) if row[1]]
+            _draw_intervals(axes, rows, **_look(number))
+            axes.plot(table.values(f"{metric}, source"), at, "|", color=GREY, markersize=7)
+        axes.set_title(metric)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+    _name_rows(cells[0], [shortened(name) for name in names])
+    for number, target in enumerate(targets):
+        cells[0].plot([], [], label=printable(target), **_look(number))
+    cells[0].plot([], [], "|", color=GREY, label="source")
+    figure.legend(loc="outside upper right", ncols=len(targets) + 1, frameon=False)
+    figure.suptitle("Subgroups", x=0.01, ha="left")
+    figure.supxlabel("95 % intervals by patient, for all groups at once", fontsize=SMALL)
+    return figure
 
 
-def draw_intervals(
-    axes: Axes,
-    rows: Sequence[tuple[float, Any]],
-    *,
-    shade: str = BLUE,
-    marker: str = "o",
-) -> None:
-    """A point and its interval, whose bounds may be None, at each height, above a pale grid."""
-    for height, (value, low, high) in rows:
-        if low is not None and high is not None:
-            axes.plot([low, high], [height, height], color=shade, linewidth=1.2)
-        axes.plot([value], [height], marker, color=shade, markersize=4)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    grid(axes)
+def _groups(table: Table) -> list[str]:
+    return [f"{table.about['attribute']}: {name}" for name in table.values("group")]
 
 
-def summary(series: Mapping[str, Mapping[str, Interval]]) -> Figure:
+def summary(series: Mapping[str, Mapping[str, _Interval]]) -> Figure:
     """Accuracy by domain, a colour and a marker for each model: the figure of the page.
 
     Args:
@@ -136,20 +189,50 @@ def summary(series: Mapping[str, Mapping[str, Interval]]) -> Figure:
     figure = new_figure(0.65 + len(domains) * (0.2 + 0.16 * len(series)), 4.2)
     axes = figure.subplots()
     for number, (name, values) in enumerate(series.items()):
-        shift = 0.7 * ((len(series) - 1) / 2 - number) / len(series)
-        look = {"shade": colour(number), "marker": MARKERS[number % len(MARKERS)]}
-        shown = [
-            (len(domains) - 1 - domains.index(d) + shift, _percent(v)) for d, v in values.items()
-        ]
-        draw_intervals(axes, shown, **look)
-        axes.plot([], [], color=look["shade"], marker=look["marker"], label=printable(name))
-        for height, (value, *_) in shown:
+        heights = _heights(domains, number, len(series))
+        rows = [(heights[domain], _scaled(value)) for domain, value in values.items()]
+        _draw_intervals(axes, rows, **_look(number))
+        axes.plot([], [], label=printable(name), **_look(number))
+        for height, (value, *_) in rows:
             place = axes.get_yaxis_transform()
             axes.text(1.01, height, f"{value:.1f}", transform=place, va="center")
-    name_rows(axes, domains)
+    _name_rows(axes, domains)
     axes.tick_params(axis="y", labelsize=8.5)
     axes.set_ylim(-0.5, len(domains) - 0.5)
     axes.set_xlabel("accuracy in %, with 95 % interval")
     ncols = 1 if max(map(len, series)) > 24 else 3
     figure.legend(loc="outside upper left", ncols=ncols, frameon=False, fontsize=8)
     return figure
+
+
+def _look(number: int) -> dict[str, Any]:
+    return {"color": colour(number), "marker": MARKERS[number % len(MARKERS)]}
+
+
+def _heights(names: Sequence[str], number: int = 0, series: int = 1) -> dict[str, float]:
+    """Where the rows of one of several series lie, the first name on top."""
+    top = len(names) - 1 + 0.7 * ((series - 1) / 2 - number) / series
+    return {name: top - k for k, name in enumerate(names)}
+
+
+def _scaled(interval: _Interval, scale: float = 100) -> _Interval:
+    low, high = (None if bound is None else scale * bound for bound in interval[1:])
+    return scale * interval[0], low, high
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names))[::-1], [printable(name) for name in names])
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.tick_params(axis="y", length=0)
+
+
+def _draw_intervals(
+    axes: Axes, rows: Sequence[tuple[float, Any]], *, color: str = BLUE, marker: str = "o"
+) -> None:
+    """A point and its interval at each height, above a pale grid."""
+    for height, (value, low, high) in rows:
+        if low is not None and high is not None:
+            axes.plot([low, high], [height, height], color=color, linewidth=1.2)
+        axes.plot([value], [height], marker, color=color, markersize=4)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    grid(axes)
