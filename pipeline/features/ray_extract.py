@@ -13,7 +13,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,7 +24,7 @@ from cache.store import ROWS_PER_COMMIT, FeatureStore, compact, gc
 from pipeline.data.items import Item
 from pipeline.errors import EngineError, PipelineError
 from pipeline.features.backbones import policy_of
-from pipeline.features.engines import Engine, EngineChoice, resolve_engine
+from pipeline.features.engines import EngineChoice, resolve_engine
 from pipeline.features.extract import (
     FeatureGuard,
     decoded,
@@ -55,6 +55,8 @@ _SETTINGS = {
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+_Block = Sequence[Any]
+_Work = Callable[[_Block], Any]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -118,7 +120,8 @@ class Cluster:
     def each(self, function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
         """See :class:`pipeline.data.items.Each`: in tasks of one core, in blocks of values."""
         share = _Share(sum(int(node["CPU"]) for node in _nodes()), 1)
-        for answer in _answers(_blocks(values, share.workers), share, function):
+        blocks = _blocks(values, share.workers)
+        for answer in _answers(blocks, share, partial(each_of, function)):
             yield from answer
 
     def fill_stores(
@@ -150,17 +153,18 @@ class Cluster:
             for choice in stores
             if choice.weights != "imagenet"
         }
-        job = _Job(
-            root=store.path.parent.resolve(),
-            recipes=tuple(store.recipe for store in stores.values()),
-            choices=tuple(whole_paths.get(choice, choice) for choice in stores),
-            engine=replace(engine, threads=share.cores),
+        start = partial(
+            _start_writing,
+            store.path.parent.resolve(),
+            [store.recipe for store in stores.values()],
+            [whole_paths.get(choice, choice) for choice in stores],
+            replace(engine, threads=share.cores),
         )
         blocks = _blocks(list(missing.items()), share.workers)
         unusable: dict[bytes, str] = {}
         engines = set[str]()
         with Progress(title, len(missing)) as progress:
-            for images, reasons, engine_name in _answers(blocks, share, job):
+            for images, reasons, engine_name in _answers(blocks, share, start, starts=True):
                 unusable |= reasons
                 progress.advance(images)
                 if engine_name not in engines:
@@ -229,15 +233,15 @@ def _item_of(value: Any) -> Item | None:
 
 
 def _answers(
-    blocks: Sequence[Sequence[Any]], share: _Share, work: "Callable[[Any], Any] | _Job"
+    blocks: Sequence[_Block], share: _Share, work: Callable[..., Any], *, starts: bool = False
 ) -> Iterator[Any]:
     """What the workers answer to each block, in order.
 
     Args:
         blocks: Each is done as one; one that is cut off, by a death, is done again.
         share: Of one worker.
-        work: A function of each value of a block, which tasks call; or a job, which actors
-            do that hold the network.
+        work: What tasks do with a block.
+        starts: Whether it is what makes that, in workers that keep it, since it takes long.
 
     Raises:
         EngineError: A worker's error of ours, with its exit code; or Ray gave up.
@@ -255,15 +259,11 @@ def _answers(
     def begin(number: int) -> int:
         return int(ray.get(tries.begin.remote(number)))
 
-    function: Any = _Worker
-    pool: Any = ActorPoolStrategy(size=workers)
-    if not isinstance(work, _Job):
-        function = partial(_answer, begin, partial(each_of, work))
-        pool = TaskPoolStrategy(size=workers)
+    function: Any = partial(_answer, begin, work)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        function,
-        fn_constructor_args=(begin, work) if function is _Worker else None,
-        compute=pool,
+        _Worker if starts else function,
+        fn_constructor_args=(begin, work) if starts else None,
+        compute=ActorPoolStrategy(size=workers) if starts else TaskPoolStrategy(size=workers),
         batch_size=1,
         num_cpus=share.cores,
         num_gpus=share.gpus or None,
@@ -274,26 +274,13 @@ def _answers(
     try:
         for row in dataset.iter_rows():
             answer = pickle.loads(row["answer"])  # noqa: S301 - our own worker
-            if isinstance(answer, _Refusal):
-                raise answer.as_error()
+            if isinstance(answer, EngineError):
+                raise answer
             yield answer
     except ray.exceptions.RayError as cause:
         raise EngineError(
             f"Ray gave up: {first_line(cause)}. What was stored is safe; run again"
         ) from cause
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """An error of ours, as it travels: not each can be pickled."""
-
-    text: str
-    exit_code: int
-
-    def as_error(self) -> EngineError:
-        error = EngineError(self.text)
-        error.exit_code = self.exit_code
-        return error
 
 
 class _Tries:
@@ -307,9 +294,7 @@ class _Tries:
         return self._begun[number]
 
 
-def _answer(
-    begin: Callable[[int], int], work: Callable[[Sequence[Any]], Any], batch: Mapping[str, Any]
-) -> dict[str, Any]:
+def _answer(begin: Callable[[int], int], work: _Work, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Do the work of a batch of Ray Data, which is one block; ``begin`` counts its tries."""
     block = pickle.loads(batch["block"][0])  # noqa: S301 - our own driver
     item = _item_of(block[0])
@@ -324,7 +309,8 @@ def _answer(
             _check_seen(Path(item.file).parent, "images")
         answer = work(block)
     except (PipelineError, CacheError) as error:
-        answer = _Refusal(f"{socket.gethostname()}: {error}", error.exit_code)
+        answer = EngineError(f"{socket.gethostname()}: {error}")  # not each can be pickled
+        answer.exit_code = error.exit_code
     return {"answer": [pickle.dumps(answer)]}
 
 
@@ -340,56 +326,57 @@ def _check_seen(folder: Path, what: str) -> None:
 # What a worker does: start the network once, then write the rows of block after block.
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What the workers must know of one network: its stores, and the layer that each is of."""
-
-    root: Path
-    recipes: tuple[Recipe, ...]
-    choices: tuple[BackboneChoice, ...]
-    engine: EngineChoice
-
-
 class _Worker:
-    """Holds the network of one backbone and writes the rows of one block after the other."""
+    """Does one block after the other by what is started for the first."""
 
-    def __init__(self, begin: Callable[[int], int], job: _Job) -> None:
-        self._begin, self._job, self._policy = begin, job, policy_of(job.choices[0])
-        self._guard = FeatureGuard(self._policy)
-        self._started: tuple[Engine, EngineChoice] | None = None
+    def __init__(self, begin: Callable[[int], int], start: Callable[[], _Work]) -> None:
+        self._begin, self._start = begin, start
+        self._work: _Work | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the rows of the block that is in a batch of Ray Data."""
-        return _answer(self._begin, self._write, batch)
+        return _answer(self._begin, self._do, batch)
 
-    def _write(self, block: Sequence[tuple[bytes, Item]]) -> tuple[int, dict[bytes, str], str]:
-        """How many images these were, which could not be used and why, and the engine."""
+    def _do(self, block: _Block) -> Any:
+        self._work = self._work or self._start()
+        return self._work(block)
+
+
+def _start_writing(
+    root: Path,
+    recipes: Sequence[Recipe],
+    choices: Sequence[BackboneChoice],
+    engine: EngineChoice,
+) -> _Work:
+    """Start one network; what is returned writes the rows of a block, for each of its layers."""
+
+    def stores() -> list[FeatureStore]:
         # The driver knows that these rows are missing: no part need be read.
-        stores = [FeatureStore(self._job.root, r).assume_empty() for r in self._job.recipes]
-        engine, choice = self._started = self._started or self._start(stores)
+        return [FeatureStore(root, recipe).assume_empty() for recipe in recipes]
+
+    for store in stores():
+        _check_seen(store.path / "parts", "stores")
+        gc(store)  # of a worker that was killed on this machine
+    policy = policy_of(choices[0])
+    engine = resolve_engine(engine, recipes[0].precision, size=policy.size, views=policy.views)
+    layers = [choice.layer for choice in choices]
+    started = start_network(
+        stores(),
+        build=partial(frozen_network, choices[0], recipes[0], layers=layers),
+        policy=policy,
+        engine=engine,
+        images=ROWS_PER_COMMIT,
+    )
+    guard = FeatureGuard(policy)
+
+    def write(block: Sequence[tuple[bytes, Item]]) -> tuple[int, dict[bytes, str], str]:
+        """How many images these were, which could not be used and why, and the engine."""
         unusable: dict[bytes, str] = {}
         # Of a stack one row is read at a time, which is small.
         largest = max((item.stat.size for _, item in block if item.row is None), default=1)
-        threads = max(1, min(choice.threads or 1, _OPEN_BYTES // max(largest, 1)))
-        reading = replace(choice, threads=threads)
-        rows = run_batches(decoded(dict(block), self._policy, unusable, reading), engine)
-        write_rows(rows, stores, unusable, self._guard, provenance=engine.provenance())
-        return len(block), unusable, engine.description
+        threads = max(1, min(engine.threads or 1, _OPEN_BYTES // max(largest, 1)))
+        images = decoded(dict(block), policy, unusable, replace(engine, threads=threads))
+        rows = run_batches(images, started)
+        write_rows(rows, stores(), unusable, guard, provenance=started.provenance())
+        return len(block), unusable, started.description
 
-    def _start(self, stores: Sequence[FeatureStore]) -> tuple[Engine, EngineChoice]:
-        for store in stores:
-            _check_seen(store.path / "parts", "stores")
-            gc(store)  # of a worker that was killed on this machine
-        (choice, *_), (recipe, *_), policy = self._job.choices, self._job.recipes, self._policy
-        engine = resolve_engine(
-            self._job.engine, recipe.precision, size=policy.size, views=policy.views
-        )
-        layers = [choice.layer for choice in self._job.choices]
-        started = start_network(
-            stores,
-            build=partial(frozen_network, choice, recipe, layers=layers),
-            policy=policy,
-            engine=engine,
-            images=ROWS_PER_COMMIT,
-        )
-        return started, engine
+    return write

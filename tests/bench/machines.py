@@ -149,8 +149,8 @@ def _hand_out(images: int, _how: str) -> list[float]:
     return [len(blocks), start, *(1e3 * s / images for s in (cpu - start, driver))]
 
 
-def _nothing(_value: object) -> None:
-    return None
+def _nothing(block: Sequence[object]) -> list[None]:
+    return [None] * len(block)
 
 
 def _start_ray(**runtime_env: str) -> None:

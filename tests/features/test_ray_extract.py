@@ -87,7 +87,7 @@ def test_what_a_worker_refuses_arrives_with_its_machine_and_exit_code(tmp_path):
         batch = {"number": [0], "block": [pickle.dumps(values)]}
         answer = ray_extract._answer(lambda _: 1, refuse, batch)["answer"][0]
         with pytest.raises(EngineError, match=f"{socket.gethostname()}: .*{message}") as refusal:
-            raise pickle.loads(answer).as_error()  # noqa: S301 - just made
+            raise pickle.loads(answer)  # noqa: S301 - just made
         assert refusal.value.exit_code == code
 
 
