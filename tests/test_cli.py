@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -41,26 +42,26 @@ def run(*arguments, code=0):
     return result
 
 
-def test_help_is_quick_and_does_not_import_torch():
-    """Under 0.3 s is promised; what makes it so is that nothing heavy is imported."""
-    code = (
-        "import sys; from click.testing import CliRunner; from pipeline.cli import main;"
-        "assert CliRunner().invoke(main, ['--help']).exit_code == 0;"
-        "heavy = {'torch', 'numpy', 'h5py', 'sklearn', 'PIL', 'rich'} & set(sys.modules);"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+HELP = """
+from click.testing import CliRunner
+from pipeline.cli import main
+assert CliRunner().invoke(main, ["--help"]).exit_code == 0
+"""
+STAGES = """
+import pipeline.compare, pipeline.report.page, pipeline.report.pictures
+from pipeline.features import export, extract, load
+"""
+#: What is run, and modules that it does not import.
+LIGHT = [
+    (HELP, {"torch", "numpy", "h5py", "sklearn", "PIL", "rich"}),
+    (STAGES, {"torch", "matplotlib"}),
+]
 
 
-def test_an_existing_store_needs_no_torch(study_file):
-    """The second run, and heads without a torch head, do not import torch."""
-    run("features", study_file, *ENGINE)
-    code = (
-        "import sys; from pathlib import Path; import pytest; import cache, pipeline.data.samples;"
-        "from pipeline.features import extract, load, maintain; import pipeline.compare;"
-        "import pipeline.report.page, pipeline.report.pictures;"
-        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
-    )
+@pytest.mark.parametrize(("code", "heavy"), LIGHT)
+def test_nothing_heavy_is_imported_where_it_is_not_needed(code, heavy):
+    """Help takes under 0.3 s; a second run, and heads without a torch head, need no torch."""
+    code += f"import sys\nassert not {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -132,7 +133,6 @@ REFUSED = [
     (["heads", "STUDY", "--only", "lienar"], 1, "unknown head 'lienar'; known: mlp, linear"),
     (["heads", "STUDY", "--baseline", "x"], 1, "unknown head 'x'; known: "),
     (["heads", "STUDY", "--only", "prior"], 5, "60 of 60 images have no features of tiny yet in /"),
-    (["heads", "STUDY", "--only", "prior"], 5, "; first run: headrace features STUDY, or go to"),
     (["cache", "verify", "--sample", "3"], 2, "--sample needs a STUDY"),
     (["cache", "export", "STUDY", "x", "--backbone", "x"], 1, "known: tiny"),
     (["init", "here", "--output", "o", "--backbone", "x"], 1, "known: densenet121"),
@@ -146,14 +146,11 @@ def test_what_cannot_work_is_one_line(study_file, arguments, code, message):
     assert message in run(*filled, code=code).stderr
 
 
-def test_debug_shows_the_traceback(study_file):
-    """For a report."""
-    result = CliRunner().invoke(main, ["features", "none.toml", "--debug"])
-    assert type(result.exception).__name__ == "StudyError"
-
-
 def test_a_mistake_of_ours_is_one_line_of_bounded_length(study_file, monkeypatch):
-    """A user sees a sentence that says what to do; a long message keeps both its ends."""
+    """A user sees a sentence that says what to do, with --debug the error itself.
+
+    A long message keeps both its ends.
+    """
 
     def broken(*_, **__):
         logging.getLogger("pipeline").warning("ours %s", "x" * 10**6)
@@ -165,6 +162,8 @@ def test_a_mistake_of_ours_is_one_line_of_bounded_length(study_file, monkeypatch
     assert "a mistake in headrace: AssertionError: firstxxx" in text
     assert "Run again with --debug" in text
     assert len(text) < 4000
+    result = CliRunner().invoke(main, ["features", str(study_file), "--debug"])
+    assert isinstance(result.exception, AssertionError)
 
 
 @pytest.mark.parametrize("flag", ["--json", "--debug"])
@@ -271,24 +270,40 @@ def test_verify_recomputes_a_sample_and_finds_a_wrong_row(study_file, monkeypatc
 
 
 def test_verify_finds_damage(study_file):
-    """A flipped bit: exit code 3, the part is set aside, features computes it again."""
+    """A flipped bit: exit code 3, the part is set aside, features computes it again.
+
+    One bad store does not hide the others: ls shows it in its place, verify checks the rest.
+    """
     run("features", study_file, *ENGINE)
-    store = next(p for p in (study_file.parent / "features").iterdir() if p.name != "index")
-    part = next((store / "parts").iterdir())
+    (part,) = (study_file.parent / "features").glob("*/parts/*")
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     text = run("cache", "verify", study_file, code=3).stderr
     assert "1 part is damaged or cannot be read" in text
-    assert (store / "quarantine" / part.name).exists()
+    assert (part.parents[1] / "quarantine" / part.name).exists()
     assert "60 computed" in run("features", study_file, *ENGINE).stdout
+    broken = study_file.parent / "features" / "broken-0"
+    broken.mkdir()
+    (broken / "meta.json").write_text("{")
+    root = ("--store", study_file.parent / "features")
+    shown = run("cache", "ls", *root).stdout
+    assert "60" in shown
+    assert "broken-0" in shown
+    result = run("cache", "verify", *root, code=3)
+    assert "broken-0" in result.stderr
+    assert "60 rows in 1 part, every byte checked" in result.stderr
 
 
 def test_export_is_one_file_that_plain_h5py_reads(study_file):
-    """Features, labels, patients, splits and the recipe, nothing else needed."""
+    """Features, labels, patients, splits and the recipe; it replaces nothing but an export."""
     run("features", study_file, *ENGINE)
-    out = study_file.parent / "sub" / "out.h5"
-    assert "60 rows" in run("cache", "export", study_file, out).stdout
+    text, out = study_file.read_text(), study_file.parent / "sub" / "out.h5"
+    result = run("cache", "export", study_file, study_file, code=1)
+    assert "is no export of headrace" in result.stderr
+    assert study_file.read_text() == text
+    for _ in range(2):
+        assert "60 rows" in run("cache", "export", study_file, out).stdout
     with h5py.File(out) as file:
         assert set(file) == {
             "features", "label", "class_names", "key", "path", "group", "domain", "split"
@@ -383,33 +398,6 @@ def _no_network(*_, **__):
     raise OSError("no route to host")
 
 
-def test_export_writes_over_nothing_but_an_export(study_file):
-    """A slip of the hand must not cost the study file."""
-    run("features", study_file, *ENGINE)
-    text = study_file.read_text()
-    result = run("cache", "export", study_file, study_file, code=1)
-    assert "is no export of headrace" in result.stderr
-    assert study_file.read_text() == text
-    out = study_file.parent / "out.h5"
-    for _ in range(2):
-        run("cache", "export", study_file, out)
-
-
-def test_one_bad_store_does_not_hide_the_others(study_file):
-    """Ls shows it in its place, verify checks the rest and exits with 3."""
-    run("features", study_file, *ENGINE)
-    broken = study_file.parent / "features" / "broken-0"
-    broken.mkdir()
-    (broken / "meta.json").write_text("{")
-    root = ("--store", study_file.parent / "features")
-    out = run("cache", "ls", *root).stdout
-    assert "60" in out
-    assert "broken-0" in out
-    result = run("cache", "verify", *root, code=3)
-    assert "broken-0" in result.stderr
-    assert "60 rows in 1 part, every byte checked" in result.stderr
-
-
 def in_archive(path: Path, parts: dict[str, np.ndarray]) -> Path:
     """Parts of two classes as arrays of one file."""
     labels = {f"{part}_labels": np.arange(len(rows)) % 2 for part, rows in parts.items()}
@@ -446,28 +434,16 @@ def test_init_divides_only_the_first_of_several_hospitals(study_file, saved, has
     run("heads", "own.toml", "--quick", "--only", "linear,prior", "--no-figures")
 
 
-def test_heads_as_json_say_what_the_file_says(study_file):
-    """One document for both."""
-    run("features", study_file, *ENGINE)
-    printed = json.loads(run("heads", study_file, "--only", "prior", "--quick", "--json").stdout)
-    assert printed == record_of(Path("results/tiny") / "heads.json")
-
-
-@pytest.mark.parametrize(
-    ("cut", "pooling", "mask", "holds"),
-    [
-        ("before the classifier", "global average", {}, "features"),
-        ("before the classifier", "global average", {"mask": "centre"}, "features, mask centre"),
-        ("before the last stage", "none", {}, "activations before the last stage"),
-    ],
-)
-def test_stores_of_one_backbone_are_told_apart(tmp_path, cut, pooling, mask, holds):
+def test_stores_of_one_backbone_are_told_apart(tmp_path):
     """Features, those of masked images, and activations differ in their recipe alone."""
     recipe = Recipe(
-        backbone="tiny", cut=cut, pooling=pooling, weights="0" * 64, preprocessing=mask,
-        precision="fp32",
+        backbone="tiny", cut="before the classifier", pooling="global average", weights="0" * 64,
+        preprocessing={}, precision="fp32",
     )  # fmt: skip
-    store = FeatureStore(tmp_path, recipe)
-    store.prepare()
-    check_canaries(store.path, recipe, np.ones((4, 3), np.float32), provenance={})
-    assert [row["holds"] for row in describe(tmp_path)] == [holds]
+    masked = replace(recipe, preprocessing={"mask": "centre"})
+    for made in (recipe, masked, replace(recipe, cut="before the last stage", pooling="none")):
+        store = FeatureStore(tmp_path, made)
+        store.prepare()
+        check_canaries(store.path, made, np.ones((4, 3), np.float32), provenance={})
+    shown = {row["holds"] for row in describe(tmp_path)}
+    assert shown == {"features", "features, mask centre", "activations before the last stage"}

@@ -87,9 +87,8 @@ def test_images_of_the_study_get_the_probabilities_of_the_comparison(compared, h
     expected = kept.proba[head, 0][[row_of[row["key"]] for row in compared_rows]]
     given = [row["probability"] for row in compared_rows]
     np.testing.assert_allclose(given, expected, atol=1e-6)
-    assert all(
-        row["predicted"] == "ab"[int(np.argmax(row["probability"]))] for row in record["rows"]
-    )
+    for row in record["rows"]:
+        assert row["predicted"] == "ab"[int(np.argmax(row["probability"]))]
 
 
 @pytest.mark.parametrize(
@@ -222,20 +221,6 @@ def test_a_head_that_the_record_does_not_name_is_not_offered(compared):
         predict(folder("linear"), [Path("here")])
 
 
-@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-def test_a_head_with_one_altered_byte_is_refused(compared, name):
-    """And fitted again by the command that the message names."""
-    file = folder("linear") / name
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 4
-    file.write_bytes(data)
-    with pytest.raises(ResultsError, match=rf"linear/{name} is not .*headrace heads STUDY again"):
-        predict(folder("linear"), [Path("here")])
-    record = compare(compared, CompareOptions(heads=HEADS, seeds=2))
-    assert (record["backbones"][0]["reused"], record["backbones"][0]["fitted"]) == (3, 1)
-    assert predict(folder("linear"), [Path("here")])["computed"] == 0
-
-
 def test_another_recipe_is_refused_and_the_field_named(compared):
     """A head never sees features that were made in another way."""
     file = folder("linear") / "model.json"
@@ -264,17 +249,14 @@ def test_the_command_prints_a_table_and_writes_a_csv(compared):
     lines = Path("out/rows.csv").read_text().splitlines()
     assert lines[0] == "study,path,key,predicted,a,b"
     assert len(lines) == 61
-    result = CliRunner().invoke(main, ["predict", *map(str, arguments), *engine, "--json"])
-    record = json.loads(result.stdout)
-    assert len(record["rows"]) == 60
-    assert record["skipped"][0]["path"] == "nowhere.png"
 
 
 def test_a_model_that_cannot_be_used_costs_no_other(compared):
-    """Of several: the others answer, and the exit code is that of the failure."""
+    """Of several: the others answer, as JSON too, and the exit code is that of the failure."""
     good, bad = (str(compared.results / "heads" / "tiny" / head) for head in ("linear", "gone"))
     command = ["predict", "there", "--model", bad, "--model", good, "--json", "--engine", "torch"]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 5
-    assert [*json.loads(result.stdout)] == [good]
+    (record,) = json.loads(result.stdout).values()
+    assert len(record["rows"]) == 24
     assert "gone" in result.stderr

@@ -6,33 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline.words import (
-    are,
-    as_file_name,
-    counted,
-    have,
-    percent,
-    printable,
-    to_jsonable,
-    zero_noise,
-)
-
-LEFT = -4.441e-18
+from pipeline.words import as_file_name, printable, to_jsonable, zero_noise
 
 
 @pytest.mark.parametrize(
-    ("n", "words"), [(0, "0 images are"), (1, "1 image is"), (2, "2 images are")]
-)
-def test_a_count_and_its_verb_go_together(n, words):
-    """Only one is singular."""
-    assert f"{counted(n, 'image')} {are(n)}" == words
-    assert have(n) == ("has" if n == 1 else "have")
-    assert counted(n, "copy", "copies") == f"{n} {'copy' if n == 1 else 'copies'}"
-    assert percent(n / 1000) == f"0.{n} %"
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"), [(LEFT, 0.0), (1.11e-16, 0.0), (-0.0, 0.0), (-4e-4, -4e-4), (1e-8, 1e-8)]
+    ("value", "shown"), [(-4.4e-18, 0.0), (1.1e-16, 0.0), (-0.0, 0.0), (-4e-4, -4e-4), (1e-8, 1e-8)]
 )
 def test_only_what_rounding_leaves_is_nothing(value, shown):
     """Small values stay, with their sign: an interval that ends at -0.0 points ends below 0."""
@@ -50,14 +28,10 @@ def test_only_what_rounding_leaves_is_nothing(value, shown):
     ],
 )
 def test_a_name_cannot_drive_a_terminal(name, shown):
-    """What is not UTF-8, or turns the text round, is an escape."""
+    """What is not UTF-8, or turns the text round, is an escape; a file's name is in no folder."""
     assert printable(name) == shown
-    printable(name).encode()
-
-
-def test_a_name_of_ours_is_a_part_of_a_files_name():
-    """Nothing in it leads to another folder."""
-    assert as_file_name("timm:a/b+c") == "timm_a_b+c"
+    assert as_file_name(f"timm:{name}/b+c")[:5] == "timm_"
+    assert as_file_name(f"timm:{name}/b+c")[-4:] == "_b+c"
 
 
 @dataclass

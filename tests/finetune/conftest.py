@@ -16,12 +16,12 @@ from tests.tiny import write_tiny_study
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 
 
-def torchrun(folder, module, *arguments):
-    """Run a module in two processes, in a folder; what they print is captured."""
+def torchrun(folder, *arguments):
+    """Run ``tests.finetune.group`` in two processes, in a folder; what they print is captured."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     folder.mkdir(exist_ok=True)
     return subprocess.run(
-        [*command, "-m", f"tests.finetune.{module}", *arguments],
+        [*command, "-m", "tests.finetune.group", str(folder), *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import CheckpointError, PipelineError
+from pipeline.errors import CheckpointError
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import OPTIMISERS
@@ -60,13 +60,10 @@ def whole(tmp_path_factory):
 
 def _check_goes_on(folder, whole, settings=SETTINGS):
     """Run again, a training ends as the one that met nothing, and leaves little behind."""
-    found = train_job(folder, settings=settings)
-    assert same(found[0], whole[0])
-    without_times = [
-        [replace(row, seconds=0, images_per_second=0) for row in rows]
-        for rows in (found[1], whole[1])
-    ]
-    assert without_times[0] == without_times[1]
+    (tensors_, rows), (expected, of_whole) = train_job(folder, settings=settings), whole
+    assert same(tensors_, expected)
+    untimed = {"seconds": 0, "images_per_second": 0}
+    assert [replace(r, **untimed) for r in rows] == [replace(r, **untimed) for r in of_whole]
     # Killed while it clears away behind the last save, it has nothing left to save.
     names = os.listdir(folder)
     assert {name.split("-")[0] for name in names} == {"checkpoint"}
@@ -131,13 +128,21 @@ def test_a_power_cut_takes_no_checkpoint_that_was_saved(tmp_path):
     assert rows_at_risk(notes, tmp_path) == []
 
 
+def _cut_off(folder, saves, settings=SETTINGS):
+    """Train until so many checkpoints were saved; whether that was before the end."""
+    checkpoints = CutOff(folder, IDENTITY, seconds=0)
+    checkpoints.last = saves
+    try:
+        train(small_net(), Pictures(), Pictures(3, seed=1), settings, checkpoints=checkpoints)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
 @pytest.fixture
 def half_way(tmp_path):
     """A folder with the checkpoints of two of four steps."""
-    checkpoints = CutOff(tmp_path / "t", IDENTITY, seconds=0)
-    checkpoints.last = 2
-    with pytest.raises(KeyboardInterrupt):
-        train(small_net(), Pictures(), Pictures(3, seed=1), SETTINGS, checkpoints=checkpoints)
+    assert _cut_off(tmp_path / "t", 2)
     assert len(os.listdir(tmp_path / "t")) == 2
     return tmp_path / "t"
 
@@ -213,8 +218,6 @@ def test_another_training_is_refused_with_the_field_that_differs(half_way, field
         assert f"training has {field} " in str(caught.value)
         assert "asked for is " in str(caught.value)
         assert f"with the settings it has, or delete the folder {half_way}" in str(caught.value)
-    assert isinstance(caught.value, PipelineError)
-    assert isinstance(caught.value, ValueError)
 
 
 def test_a_finished_training_is_not_run_again(tmp_path):
@@ -235,33 +238,5 @@ def test_neither_checkpoints_nor_interruptions_move_a_bit(tmp_path, optimiser):
     settings, never = replace(SETTINGS, optimiser=optimiser), small_net()
     train(never, Pictures(), Pictures(3, seed=1), settings)
     for saves in range(1, 6):
-        checkpoints = CutOff(tmp_path / str(saves), IDENTITY, seconds=0)
-        checkpoints.last = saves
-        try:
-            train(small_net(), Pictures(), Pictures(3, seed=1), settings, checkpoints=checkpoints)
-        except KeyboardInterrupt:
-            assert saves < 5
+        assert _cut_off(tmp_path / str(saves), saves, settings) == (saves < 5)
         assert same(train_job(tmp_path / str(saves), settings=settings)[0], tensors(never))
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        torch.tensor(3.0),
-        torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last),
-        torch.arange(6).reshape(2, 3).T,
-        torch.tensor([0.1, float("nan"), -0.0], dtype=torch.float64),
-        torch.ones(3, dtype=torch.bfloat16),
-        torch.zeros(0, 3),
-    ],
-)
-def test_a_tensor_comes_back_bit_for_bit(tmp_path, tensor):
-    """Whatever its type, shape and layout, and twice under two names."""
-    state = {"x": 0.1 + 0.2, "infinite": float("inf"), "none": None}
-    Checkpoints(tmp_path, {}).save(state, {"a": tensor, "b": tensor})
-    loaded, tensors_ = Checkpoints(tmp_path, {}).load()
-    assert loaded == state
-    for name in "ab":
-        assert tensors_[name].dtype == tensor.dtype
-        bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (tensors_[name], tensor)]
-        assert torch.equal(*bits)

@@ -5,15 +5,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.cli import main
 from pipeline.errors import EngineError
-from pipeline.finetune import distributed as parallel
+from pipeline.features.extract import extract
 from pipeline.finetune.distributed import Group, joined
-from tests.finetune.conftest import torchrun
+from pipeline.study import load_study
+from tests.finetune.conftest import TORCH, torchrun
+from tests.finetune.group import curves, install_repeatable_tiny
 from tests.finetune.jobs import IDENTITY, CutOff
-from tests.finetune.parallel_jobs import curves
+from tests.result_files import record_of
+from tests.tiny import write_tiny_study
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def both(tmp_path_factory):
     for name in ("taken over", "alone-0"):
         with pytest.raises(KeyboardInterrupt):
             curves(checkpoints=CutOff(folder / name, IDENTITY, seconds=0))
-    done = torchrun(folder, "parallel_jobs", str(folder))
+    done = torchrun(folder)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
@@ -74,15 +79,6 @@ def test_the_mean_over_processes_is_the_mean_over_rows(n, size, seed):
     assert [row for rows, factor in shares if factor for row in rows] == list(range(n))
 
 
-def test_one_process_is_a_group_of_one(monkeypatch):
-    """Nothing is started without ``torchrun``, and nothing is waited for."""
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined("cpu") as device:
-        assert device == "cpu"
-        assert parallel.group() == Group(rank=0, size=1)
-        assert parallel.summed(torch.ones(1)).item() == 1
-
-
 def test_more_processes_than_gpus_is_an_error(monkeypatch):
     """The message says how many to start."""
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -90,3 +86,55 @@ def test_more_processes_than_gpus_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(EngineError, match="process 4 .* 2 CUDA devices.*--nproc-per-node 2"):
         joined("cuda").__enter__()
+
+
+#: Of 32 images, seven steps: shares of 3 and 2 images, and one of one image each.
+OPTIONS = ["--method", "full", "--epochs", "2", "--batch-size", "5", "--learning-rate", "0.01"]
+OPTIONS += ["--device", "cpu", "--no-figures", "--json"]
+
+
+def _curve(record):
+    names = ["fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy"]
+    (model,) = record["backbones"][0]["models"]
+    return np.array([[epoch[name] for name in names] for epoch in model["curves"]])
+
+
+@pytest.mark.slow  # two starts of torchrun; one is above
+def test_the_command_killed_in_two_processes_goes_on(tmp_path, monkeypatch):
+    """Run again, it trains the second epoch alone, and the curve is that of one process.
+
+    The first process alone prints, tells of epochs, and writes, once.
+    """
+    install_repeatable_tiny(monkeypatch, tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    file, group = write_tiny_study(tmp_path), tmp_path / "group"
+    extract(load_study(file), TORCH)
+    command = ["finetune", str(file), *OPTIONS]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    killed = torchrun(group, "--die", *command)
+    assert "exitcode  : -9" in killed.stderr
+    assert "epoch 1/2: " in killed.stderr
+    again = torchrun(group, *command)
+    assert again.returncode == 0, again.stderr
+    assert "epoch 1/2: " not in again.stderr
+    assert again.stderr.count("epoch 2/2: ") == again.stderr.count("full on tiny") == 1
+    record = json.loads(again.stdout)
+    assert record_of(group / "results" / "tiny" / "finetune.json") == record
+    published = [json.loads((group / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert published[1] == []
+    once = [name for name in published[0] if not name.startswith("checkpoint-")]
+    assert sorted(once) == [
+        "finetune.csv",
+        "finetune.h5",
+        "finetune.json",
+        "finetune.json",  # with the tables that were made of it
+        "finetune_costs.csv",
+        "model.json",
+        "model.safetensors",
+        "probabilities.safetensors",
+    ]
+    of_group, of_one = _curve(record), _curve(json.loads(done.stdout))
+    assert of_group.shape == (2, 4)
+    assert np.abs(of_group - of_one).max() < 1e-5
+    assert abs(of_one[0, 0] - of_one[1, 0]) > 1e-3  # or it would say nothing

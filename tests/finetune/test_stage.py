@@ -268,7 +268,7 @@ def test_what_cannot_work_shows_before_any_work(stored, trainings):
         with pytest.raises(EngineError, match="no CUDA device"):
             finetune(stored, **only("lp", device="cuda"))
     other = replace(stored.backbones[0], name="timm:resnet18")
-    with pytest.raises(StudyError, match=r"timm:resnet18 has no cut.*tiny"):
+    with pytest.raises(StudyError, match=r"timm:resnet18 has no cut.*tiny.*full needs none"):
         finetune(
             replace(stored, backbones=(stored.backbones[0], other)), **only("lp", "last_block")
         )
