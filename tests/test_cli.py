@@ -49,7 +49,7 @@ assert CliRunner().invoke(main, ["--help"]).exit_code == 0
 """
 STAGES = """
 import pipeline.compare, pipeline.report.page, pipeline.report.pictures
-from pipeline.features import export, extract, load
+from pipeline.features import extract, load, maintain
 """
 #: What is run, and modules that it does not import.
 LIGHT = [
