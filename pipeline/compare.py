@@ -12,7 +12,7 @@ comparison of algorithms over folds, and the sets of heads that may be the best.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,10 @@ from pipeline.evaluation.compare_heads import (
     COMPARED_BY,
     HEADS_SCHEMA,
     bases,
-    best_by_validation,
     clinical,
     compare_heads,
     eval_sets,
+    rank_heads,
     score_heads,
 )
 from pipeline.evaluation.metrics import METRICS, Proba, on_all_rows, score
@@ -63,18 +63,16 @@ from pipeline.heads.save import (
     SavedHead,
     code_version,
     digest_of,
-    fit_file,
     fit_keys,
-    head_folder,
     read_fit,
-    save_head,
+    save_fit,
 )
 from pipeline.heads.search import TIME_LIMIT, Fit, Fitting, deal_folds
 from pipeline.parallel import run_parallel
 from pipeline.progress import Progress
 from pipeline.randomness import stream
 from pipeline.results import ResultSet, read_set, write_set
-from pipeline.study import SOURCE, BackboneChoice, Study
+from pipeline.study import SOURCE, Study
 from pipeline.words import as_file_name, printable, to_jsonable
 
 _LOG = logging.getLogger(__name__)
@@ -167,11 +165,6 @@ class _Heads:
                 of_head[fitted_to] = fit.out_of_fold[0]
         return predictions_of(self.samples, proba)
 
-    def add_files(self, results: Path, folder: Path, digests: Mapping[str, str]) -> None:
-        """Take note of the files of a head's folder."""
-        place = folder.relative_to(results).as_posix()
-        self.files |= {f"{place}/{name}": digest for name, digest in digests.items()}
-
 
 def compare(
     study: Study,
@@ -206,25 +199,20 @@ def compare(
     samples, _ = load_samples(study, run.options.samples)
     leaks = find_leaks(study, samples)
     scored: list[_Heads] = []
-
-    def announce(heads: _Heads) -> None:
-        file = b"" if heads.figures else predictions_file({heads.backbone: heads.predictions()})
-        on_scores(_record(run, samples, leaks, [*scored, heads]), file)
-
     for backbone, features in feature_tables(study, samples):
         if isinstance(features, Exception):
             scored.append(_left_out(run, backbone, samples, features))
             continue
         samples = features.samples
         heads = _reuse(run, features)
-        if heads.entry:
-            announce(heads)
-        else:
-            fitting = _fit(run, heads, features)
-            if heads.fits:
-                _score(run, heads, fitting, announce)
-            _save(run, heads, features)
         scored.append(heads)
+        fitting = None if heads.entry else _fit(run, heads, features)
+        if heads.entry:
+            file = predictions_file({backbone: heads.predictions()})
+            on_scores(_record(run, samples, leaks, scored), b"" if heads.figures else file)
+        if fitting:
+            _finish(run, heads, fitting)
+            _save(run, heads, features)
     record = _record(run, samples, leaks, scored)
     if not record["backbones"]:
         reasons = "; ".join(f"{f['head']}: {f['reason']}" for f in record["failures"])
@@ -279,35 +267,31 @@ def _reuse(run: _Run, features: FeatureTable) -> _Heads:
 
     The fits of heads that are not asked for stay in place too.
     """
-    options, results, samples = run.options, run.study.results, features.samples
-    X = features.X if features.views is None else features.views
+    options, name = run.options, features.backbone
     keys = fit_keys(
-        samples,
-        X,
+        _unfitted(run, features),
+        features.samples,
+        features.X if features.views is None else features.views,
         run.table,
         seeds=run.seeds,
         preprocessing=options.preprocessing,
-        networks=_networks(features, run.study.backbones),
     )
     settings = (options.baseline, options.repeats, options.thorough, options.draws)
     code = code_version(Path(__file__).parent)
-    of_specs = {name: keys[name] for name in run.specs}
-    key = digest_of([features.backbone, of_specs, run.seeds, settings, code])
-    heads = _Heads(backbone=features.backbone, samples=samples, key=key, fit_keys=keys)
-    usable: dict[str, Fit] = {}
-    for name in keys:
-        folder = head_folder(results, features.backbone, name)
-        if stored := read_fit(folder, keys[name]):
-            fit, digests = stored
-            heads.add_files(results, folder, digests)
-            if options.repeats <= (0 if fit.out_of_fold is None else len(fit.out_of_fold)):
-                usable[name] = fit
-    heads.fits = {name: usable[name] for name in run.specs if name in usable}
+    key = digest_of([name, {head: keys[head] for head in run.specs}, run.seeds, settings, code])
+    heads = _Heads(backbone=name, samples=features.samples, key=key, fit_keys=keys)
+    for head in keys:
+        fit, digests = read_fit(run.study.results, name, head, keys[head]) or (None, {})
+        heads.files |= digests
+        divisions = 0 if fit is None or fit.out_of_fold is None else len(fit.out_of_fold)
+        if fit and head in run.specs and options.repeats <= divisions:
+            heads.fits[head] = fit
+    heads.fits = {head: heads.fits[head] for head in run.specs if head in heads.fits}
     if run.earlier and heads.fits.keys() == run.specs.keys():
         for entry in run.earlier.record["backbones"]:
             if entry.get("key") == key:
                 heads.entry = entry | {"reused": len(run.specs), "fitted": 0}
-                figures = _figures(run.earlier, features.backbone)
+                figures = _figures(run.earlier, name)
                 heads.files |= figures
                 heads.figures = bool(figures)
     return heads
@@ -316,18 +300,19 @@ def _reuse(run: _Run, features: FeatureTable) -> _Heads:
 def _figures(earlier: ResultSet, backbone: str) -> dict[str, str]:
     """SHA-256 of the figures of a backbone that are as an earlier run drew them."""
     try:
-        names = [name for name in earlier.digests if f"-{as_file_name(backbone)}." in name]
         return {
-            name: earlier.digests[name]
-            for name in names
-            if name.startswith("figures/heads-") and earlier.read(name)
+            name: digest
+            for name, digest in earlier.digests.items()
+            if name.startswith("figures/heads-")
+            and f"-{as_file_name(backbone)}." in name
+            and earlier.read(name)
         }
     except ResultsError:
         return {}
 
 
 def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
-    """Fit the heads that no earlier run left."""
+    """Fit the heads that no earlier run left, and score all."""
     data, split = features.domain(SOURCE, FIT), features.samples.split
     fitting = Fitting(
         data,
@@ -338,72 +323,72 @@ def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
         views=None if features.views is None else features.views[data.row],
     )
     validation = features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None
-    fits = heads.fits | fitting.fit(features.X, np.flatnonzero(split != FIT), validation)
-    heads.fits = {name: fits[name] for name in run.specs if name in fits}
+    new = fitting.fit(features.X, np.flatnonzero(split != FIT), validation)
+    fits = heads.fits | new
+    heads.fits = {head: fits[head] for head in run.specs if head in fits}
     heads.failures = fitting.failures
+    if fits:
+        heads.entry = {
+            "backbone": heads.backbone,
+            "reused": len(fits) - len(new),
+            "fitted": len(new),
+            "key": heads.key,
+            **_first_scores(run, eval_sets(heads.samples), heads.fits),
+        }
     return fitting
 
 
-def _score(run: _Run, heads: _Heads, fitting: Fitting, announce: Callable[[_Heads], None]) -> None:
-    """Score all heads and announce the scores; then fit the new ones out of fold."""
-    sets = eval_sets(heads.samples)
-    new = {name: fit for name, fit in heads.fits.items() if fit.models}
-    heads.entry = {
-        "backbone": heads.backbone,
-        "reused": len(heads.fits) - len(new),
-        "fitted": len(new),
-        "key": heads.key,
-        **_scores(sets, heads.fits, run.specs, run.seeds[0], run.options),
-    }
-    announce(heads)
-    heads.fits |= fitting.out_of_fold(new, run.options.repeats)
-    _add_scores(heads.entry, fitting.data, sets, heads.fits, run.seeds[0], run.options)
+def _finish(run: _Run, heads: _Heads, fitting: Fitting) -> None:
+    """Fit the new heads out of fold, and add the scores that the printed table does not show."""
+    if heads.entry:
+        new = {name: fit for name, fit in heads.fits.items() if fit.models}
+        heads.fits |= fitting.out_of_fold(new, run.options.repeats)
+        _add_scores(run, heads.entry, fitting.data, eval_sets(heads.samples), heads.fits)
 
 
 def _save(run: _Run, heads: _Heads, features: FeatureTable) -> None:
     """Write every new head; one that cannot be saved is named with its reason."""
-    samples, results = heads.samples, run.study.results
-    networks = _networks(features, run.study.backbones)
     for name, reason in heads.failures.items():
         _LOG.warning("%s on %s failed: %s", name, heads.backbone, reason)
+    unfitted = _unfitted(run, features)
     for name, fit in heads.fits.items():
         if not fit.models:  # of an earlier run
             continue
-        folder = head_folder(results, heads.backbone, name)
-        head = SavedHead(
-            head=name,
-            study=run.study.name,
-            classes=tuple(printable(label) for label in samples.classes),
-            networks=networks,
-            models=fit.models,
-            seeds=fit.seeds,
-            parameters=fit.chosen,
-            images=int(np.sum(samples.split == FIT)),
-            window=samples.items[0].reading.window,  # the source comes first
-            frame=samples.items[0].reading.frame,
+        head = replace(
+            unfitted, head=name, models=fit.models, seeds=fit.seeds, parameters=fit.chosen
         )
+        key = heads.fit_keys[name]
         try:
-            heads.add_files(
-                results, folder, save_head(folder, head, fit_file(heads.fit_keys[name], fit))
-            )
+            heads.files |= save_fit(run.study.results, heads.backbone, head, fit, key)
         except ModelError as cause:
             _LOG.warning("%s on %s is not saved: %s", name, heads.backbone, cause)
             heads.not_saved[name] = str(cause)
 
 
-def _networks(features: FeatureTable, backbones: Sequence[BackboneChoice]) -> tuple[Network, ...]:
-    """The frozen networks behind the features of one backbone, or of several joined by ``+``."""
-    weights = {choice.name: choice.weights for choice in backbones}
+def _unfitted(run: _Run, features: FeatureTable) -> SavedHead:
+    """What the saved heads on a backbone have in common."""
+    weights = {choice.name: choice.weights for choice in run.study.backbones}
+    # The frozen networks behind the features, of several backbones joined by "+".
     names = [features.backbone] if features.backbone in weights else features.backbone.split("+")
-    return tuple(
-        Network(
-            recipe=store.recipe,
-            dim=width,
-            weights=weights[name]
-            if weights[name] == "imagenet"
-            else str(Path(weights[name]).resolve()),
-        )
-        for name, store, width in zip(names, features.stores, features.widths, strict=True)
+    files = [weights[name] for name in names]
+    return SavedHead(
+        head="",
+        study=run.study.name,
+        classes=tuple(printable(label) for label in features.samples.classes),
+        networks=tuple(
+            Network(
+                recipe=store.recipe,
+                dim=width,
+                weights=file if file == "imagenet" else str(Path(file).resolve()),
+            )
+            for file, store, width in zip(files, features.stores, features.widths, strict=True)
+        ),
+        models=(),
+        seeds=(),
+        parameters={},
+        images=int(np.sum(features.samples.split == FIT)),
+        window=features.samples.items[0].reading.window,  # the source comes first
+        frame=features.samples.items[0].reading.frame,
     )
 
 
@@ -442,51 +427,53 @@ def _record(
 # Evaluation: the entry of one backbone in the record.
 
 
-def _scores(
-    sets: Sequence[DomainData],
-    fits: Mapping[str, Fit],
-    specs: Mapping[str, HeadSpec],
-    seed: int,
-    options: CompareOptions,
-) -> Record:
+def _first_scores(run: _Run, sets: Sequence[DomainData], fits: Mapping[str, Fit]) -> Record:
+    """What the printed table shows; the rest is empty still."""
     import scipy.special  # noqa: F401 - for all intervals, once and not in every fork
 
     proba = {name: fit.mean_proba for name, fit in fits.items()}
     jobs: list[Callable[[], Any]] = [
-        *(partial(_row_scores, data, proba, _SHOWN, seed, options) for data in sets),
-        *(partial(_differences, data, proba, seed, options) for data in sets),
+        *(partial(_row_scores, run, data, proba, _SHOWN) for data in sets),
+        *(partial(_differences, run, data, proba) for data in sets),
     ]
     with Progress("scores", len(jobs), unit="tables") as progress:
         done = run_parallel(jobs, done=progress.advance)
+    ranking = [data for data in sets if data.role == VALIDATION] or sets
+    order = list(fits)
+    if ranking:
+        order = rank_heads(ranking[0], {name: p[ranking[0].row] for name, p in proba.items()})
     domains = [
         {
             **data.record(),
             "rows": [
                 {
                     "head": name,
-                    "fit_seconds": round(fit.seconds, 3),
+                    "fit_seconds": round(fits[name].seconds, 3),
                     "scores": scores[name],
                     "differences": differences[name],
                     "clinical": None,
                 }
-                for name, fit in fits.items()
+                for name in order
             ],
         }
         for data, scores, differences in zip(
             sets, done[: len(sets)], done[len(sets) :], strict=True
         )
     ]
-    best = None
-    for data in sets:
-        if data.role == VALIDATION:
-            best = best_by_validation(data, {name: p[data.row] for name, p in proba.items()})
-    order = _order(domains, best)
-    for domain in domains:
-        domain["rows"].sort(key=lambda row: order.index(row["head"]))
     return {
-        "best": best,
+        "best": order[0] if ranking and ranking[0].role == VALIDATION else None,
         "domains": domains,
-        "heads": [_description(name, fit, specs[name]) for name, fit in fits.items()],
+        "heads": [
+            {
+                "head": name,
+                "about": run.specs[name].about,
+                "seeds": len(fit.seeds),
+                "fit_seconds": round(fit.seconds, 3),
+                "chosen": dict(fit.chosen),
+                "curves": dict(fit.curves),
+            }
+            for name, fit in fits.items()
+        ],
         "selection_corrected": {},
         "seed_spread": [],
         "algorithms": [],
@@ -495,19 +482,18 @@ def _scores(
 
 
 def _add_scores(
+    run: _Run,
     entry: Record,
     fit_rows: DomainData,
     sets: Sequence[DomainData],
     fits: Mapping[str, Fit],
-    seed: int,
-    options: CompareOptions,
 ) -> None:
     """Add what the printed table does not show, and what is known of heads out of fold."""
     proba = {name: fit.mean_proba for name, fit in fits.items()}
-    metrics = COMPARED_BY if options.repeats else ()
+    metrics = COMPARED_BY if run.options.repeats else ()
     jobs: list[Callable[[], Any]] = [
-        *(partial(_best_of, metric, fit_rows, fits, seed) for metric in metrics),
-        *(partial(_more_scores, data, proba, seed, options) for data in sets),
+        *(partial(_best_of, run, metric, fit_rows, fits) for metric in metrics),
+        *(partial(_more_scores, run, data, proba) for data in sets),
     ]
     done = run_parallel(jobs)
     best, more = done[: len(metrics)], done[len(metrics) :]
@@ -517,57 +503,45 @@ def _add_scores(
         for row in domain["rows"]:
             row["scores"] |= by_head[row["head"]]["scores"]
             row["clinical"] = by_head[row["head"]]["clinical"]
-    if options.thorough:
-        spread = run_parallel([partial(_seed_spread, data, fits, seed, options) for data in sets])
-        likely = run_parallel(
-            [partial(_confidence_set, data, fits, seed, options) for data in sets]
-        )
+    if run.options.thorough:
+        spread = run_parallel([partial(_seed_spread, run, data, fits) for data in sets])
         entry["seed_spread"] = [row for rows in spread for row in rows]
-        entry["algorithms"] = list(_algorithms(fit_rows, fits, seed, options))
-        entry["confidence_sets"] = likely
+        entry["algorithms"] = list(_algorithms(run, fit_rows, fits))
+        entry["confidence_sets"] = run_parallel(
+            [partial(_confidence_set, run, data, fits) for data in sets]
+        )
 
 
 def _row_scores(
-    data: DomainData,
-    proba: Mapping[str, Proba],
-    metrics: Sequence[str],
-    seed: int,
-    options: CompareOptions,
+    run: _Run, data: DomainData, proba: Mapping[str, Proba], metrics: Sequence[str]
 ) -> dict[str, Record]:
     """Scores in a domain with intervals, by head and metric."""
     of_domain = {name: p[data.row] for name, p in proba.items()}
-    scores = score_heads(data, of_domain, seed=seed, draws=options.draws, metrics=metrics)
+    draws = run.options.draws
+    scores = score_heads(data, of_domain, seed=run.seeds[0], draws=draws, metrics=metrics)
     return {
         name: {metric: _short(interval.record()) for metric, interval in of_head.items()}
         for name, of_head in scores.items()
     }
 
 
-def _more_scores(
-    data: DomainData, proba: Mapping[str, Proba], seed: int, options: CompareOptions
-) -> dict[str, Record]:
+def _more_scores(run: _Run, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
     """By head, what the printed table does not show: other scores, what a clinician asks."""
     metrics = [metric for metric in METRICS if metric not in _SHOWN]
-    scores = _row_scores(data, proba, metrics, seed, options)
-    rng = stream(f"clinical {data.name} {data.role}", seed)
-    drawn = draw_patients(data.group, rng, draws=options.draws)
+    scores = _row_scores(run, data, proba, metrics)
+    drawn = draw_patients(data.group, _rng(run, "clinical", data), draws=run.options.draws)
     return {
         name: {"scores": scores[name], "clinical": clinical(data.with_(proba=p[data.row]), drawn)}
         for name, p in proba.items()
     }
 
 
-def _differences(
-    data: DomainData,
-    proba: Mapping[str, Proba],
-    seed: int,
-    options: CompareOptions,
-) -> dict[str, Record]:
+def _differences(run: _Run, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
     """Differences from the baseline, by head and metric."""
     by_head: dict[str, Record] = {name: {} for name in proba}
-    if options.baseline in proba and len(proba) > 1:
+    if run.options.baseline in proba and len(proba) > 1:
         of_domain = {name: p[data.row] for name, p in proba.items()}
-        by_metric = compare_heads(data, of_domain, options.baseline, seed=seed)
+        by_metric = compare_heads(data, of_domain, run.options.baseline, seed=run.seeds[0])
         for metric, differences in by_metric.items():
             for name, difference in differences.items():
                 by_head[name][metric] = _short(difference.record())
@@ -579,40 +553,22 @@ def _short(record: Mapping[str, Any]) -> Record:
     return {k: v for k, v in record.items() if k not in ("images", "patients")}
 
 
-def _order(domains: Sequence[Record], best: str | None) -> list[str]:
-    """Heads by validation accuracy, else by that of the first domain; the best one first."""
-    if not domains:
-        return [] if best is None else [best]
-    ranking = next((domain for domain in domains if domain["role"] == VALIDATION), domains[0])
-    accuracy = {row["head"]: row["scores"]["accuracy"]["estimate"] for row in ranking["rows"]}
-    return sorted(accuracy, key=lambda name: (name != best, -accuracy[name]))
+def _rng(run: _Run, purpose: str, data: DomainData) -> np.random.Generator:
+    return stream(f"{purpose} {data.name} {data.role}", run.seeds[0])
 
 
-def _description(name: str, fit: Fit, spec: HeadSpec) -> Record:
-    """How a head was fitted."""
-    return {
-        "head": name,
-        "about": spec.about,
-        "seeds": len(fit.seeds),
-        "fit_seconds": round(fit.seconds, 3),
-        "chosen": dict(fit.chosen),
-        "curves": dict(fit.curves),
-    }
-
-
-def _best_of(metric: str, data: DomainData, fits: Mapping[str, Fit], seed: int) -> Record | None:
+def _best_of(run: _Run, metric: str, data: DomainData, fits: Mapping[str, Fit]) -> Record | None:
     """What the best head is worth on new patients; None without folds."""
     proba = {h: fit.out_of_fold[0] for h, fit in fits.items() if fit.out_of_fold is not None}
     if not proba:
         return None
     held_out = np.isfinite(np.stack(list(proba.values()))).all(axis=(0, 2))
-    proba = {h: p[held_out] for h, p in proba.items()}
     label, group = data.labelled()[held_out], data.group[held_out]
-    statistics = [METRICS[metric](label, p) for p in proba.values()]
+    statistics = [METRICS[metric](label, p[held_out]) for p in proba.values()]
     if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
         return None
     chosen, apparent, interval = bbc_cv(
-        statistics, group, stream("selection", seed), *bases(metric, label, group)
+        statistics, group, stream("selection", run.seeds[0]), *bases(metric, label, group)
     )
     return {
         "head": list(proba)[chosen],
@@ -625,9 +581,7 @@ def _best_of(metric: str, data: DomainData, fits: Mapping[str, Fit], seed: int) 
 # What --thorough adds.
 
 
-def _seed_spread(
-    data: DomainData, fits: Mapping[str, Fit], seed: int, options: CompareOptions
-) -> list[Record]:
+def _seed_spread(run: _Run, data: DomainData, fits: Mapping[str, Fit]) -> list[Record]:
     """Mean and spread of the scores of each head that was fitted for several seeds."""
     rows = []
     for head, fit in fits.items():
@@ -636,8 +590,7 @@ def _seed_spread(
             values = np.array([on_all_rows(statistic, len(data)) for statistic in statistics])
             if len(values) < 2 or not np.isfinite(values).all():
                 continue
-            rng = stream(f"seeds {data.name} {data.role}", seed)
-            mean = bootstrap_interval(statistics, data.group, rng, draws=options.draws)
+            rng, draws = _rng(run, "seeds", data), run.options.draws
             rows.append(
                 {
                     "head": head,
@@ -646,37 +599,33 @@ def _seed_spread(
                     "metric": metric,
                     "seeds": len(values),
                     "sd": float(values.std(ddof=1)),
-                    **mean.record(),
+                    **bootstrap_interval(statistics, data.group, rng, draws=draws).record(),
                 }
             )
     return rows
 
 
-def _confidence_set(
-    data: DomainData, fits: Mapping[str, Fit], seed: int, options: CompareOptions
-) -> Record:
+def _confidence_set(run: _Run, data: DomainData, fits: Mapping[str, Fit]) -> Record:
     """The heads that may have the best accuracy on a domain."""
     label, names = data.labelled(), list(fits)
     members = confidence_set(
         [METRICS["accuracy"](label, fit.mean_proba[data.row]) for fit in fits.values()],
         data.group,
-        stream(f"confidence set {data.name} {data.role}", seed),
-        draws=options.draws,
+        _rng(run, "confidence set", data),
+        draws=run.options.draws,
     )
     record = {"domain": data.name, "role": data.role, "alpha": SET_ALPHA}
     return {**record, "members": [names[k] for k in members]}
 
 
-def _algorithms(
-    data: DomainData, fits: Mapping[str, Fit], seed: int, options: CompareOptions
-) -> Iterator[Record]:
+def _algorithms(run: _Run, data: DomainData, fits: Mapping[str, Fit]) -> Iterator[Record]:
     """Every kind of head against the baseline, fitted again on each fold of each division."""
+    repeats, label = run.options.repeats, data.labelled()
     folds = [
         (repeat, outside)
-        for repeat in range(options.repeats)
-        for _, outside in deal_folds(data, seed + repeat)
+        for repeat in range(repeats)
+        for _, outside in deal_folds(data, run.seeds[0] + repeat)
     ]
-    label = data.labelled()
     for metric in COMPARED_BY:
         values = {
             name: np.array(
@@ -686,7 +635,7 @@ def _algorithms(
             for name, fit in fits.items()
             if fit.out_of_fold is not None
         }
-        baseline = values.pop(options.baseline, None)
+        baseline = values.pop(run.options.baseline, None)
         for head, of_head in values.items():
             if baseline is None or len(folds) < 2 or not np.isfinite(of_head - baseline).all():
                 continue
@@ -697,5 +646,5 @@ def _algorithms(
                 "difference": float(difference.mean()),
                 "splits": len(difference),
                 "rope": ROPE,
-                **correlated_t(difference, runs=options.repeats),
+                **correlated_t(difference, runs=repeats),
             }

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import joblib
@@ -394,6 +396,10 @@ def test_thorough_adds_spread_algorithms_and_sets(study):
     assert all("linear" in s["members"] and "prior" not in s["members"] for s in sets)
 
 
+def run_of(seed, **more):
+    return SimpleNamespace(options=replace(SMALL, **more), seeds=(seed,))
+
+
 def made_up_fits(data, repeats=2):
     """Out-of-fold probabilities of heads of growing skill."""
     rng = np.random.default_rng(5)
@@ -417,18 +423,18 @@ def test_algorithms_are_compared_over_all_folds_of_all_divisions():
         )
         for name, fit in fits.items()
     }
-    options = replace(SMALL, repeats=2, baseline="a")
-    rows = list(compare_module._algorithms(data, fits, 7, options))
+    run = partial(run_of, 7, repeats=2)
+    rows = list(compare_module._algorithms(run(baseline="a"), data, fits))
     row = next(r for r in rows if (r["head"], r["metric"]) == ("c", "accuracy"))
     expected = correlated_t(right["c"] - right["a"], runs=2)
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     assert row["difference"] == pytest.approx((right["c"] - right["a"]).mean())
-    back = compare_module._algorithms(data, fits, 7, replace(options, baseline="c"))
+    back = compare_module._algorithms(run(baseline="c"), data, fits)
     turned = next(r for r in back if (r["head"], r["metric"]) == ("a", "accuracy"))
     assert (turned["difference"], turned["worse"]) == pytest.approx(
         (-row["difference"], row["better"])
     )
-    assert not list(compare_module._algorithms(data, fits, 7, replace(options, baseline="linear")))
+    assert not list(compare_module._algorithms(run(baseline="linear"), data, fits))
 
 
 def test_the_selection_corrected_value_is_that_of_the_first_division():
@@ -438,14 +444,14 @@ def test_the_selection_corrected_value_is_that_of_the_first_division():
     for fit in fits.values():
         fit.out_of_fold[0, 50:] = np.nan
     for metric in ("accuracy", "auroc"):
-        best = compare_module._best_of(metric, data, fits, 7)
+        best = compare_module._best_of(run_of(7), metric, data, fits)
         statistics = [
             METRICS[metric](data.label[:50], f.out_of_fold[0, :50]) for f in fits.values()
         ]
         _, *expected = bbc_cv(statistics, data.group[:50], stream("selection", 7))
         assert [best["apparent"], best["estimate"]] == [expected[0], expected[1].estimate]
         assert (best["head"], best["among"], best["images"], best["patients"]) == ("c", 3, 50, 50)
-    assert compare_module._best_of("accuracy", data, {}, 7) is None
+    assert compare_module._best_of(run_of(7), "accuracy", data, {}) is None
 
 
 def test_the_spread_is_over_trainings_and_the_interval_over_patients_too():
@@ -457,8 +463,7 @@ def test_the_spread_is_over_trainings_and_the_interval_over_patients_too():
         "mlp": Fit(models=(), seeds=(0, 1, 2, 3), proba=members),
         "lda": Fit(models=(), seeds=(0,), proba=members[:1]),
     }
-    options = replace(SMALL, draws=300)
-    (row, *_) = found = compare_module._seed_spread(data, fits, 0, options)
+    (row, *_) = found = compare_module._seed_spread(run_of(0, draws=300), data, fits)
     assert {one["head"] for one in found} == {"mlp"}
     values = (members.argmax(2) == data.label).mean(axis=1)
     assert (row["metric"], row["seeds"]) == ("accuracy", 4)

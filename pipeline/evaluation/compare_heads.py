@@ -285,19 +285,19 @@ def _comparable(data: DomainData, proba: Proba) -> list[str]:
     return [metric for metric in COMPARED_BY if metric != "auroc" or rarest >= AUROC_PATIENTS]
 
 
-def best_by_validation(data: DomainData, proba: Mapping[str, Proba]) -> str:
-    """The head of the highest accuracy on these rows; of equals, the lowest log loss.
+def rank_heads(data: DomainData, proba: Mapping[str, Proba]) -> list[str]:
+    """Heads by accuracy on rows with labels, of equals by log loss; the best one first.
 
-    Nothing is fitted to it: the name says which row of a table to read, and its own value
-    on these rows is too good by what the choice among many is worth.
+    On validation rows nothing is fitted to the choice of the first: it says which row of a table
+    to read, and its own value there is too good by what the choice among many is worth.
     """
     label = data.labelled()
 
     def rank(head: str) -> tuple[float, float]:
         accuracy, loss = (score(m, label, proba[head]) for m in ("accuracy", "log_loss"))
-        return accuracy or 0.0, -(loss or 0.0)
+        return -(accuracy or 0.0), loss or 0.0
 
-    return max(proba, key=rank)
+    return sorted(proba, key=rank)
 
 
 def compared_heads(results: Path) -> ResultSet:

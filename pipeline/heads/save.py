@@ -103,10 +103,6 @@ class Network:
     dim: int
     weights: str
 
-    def to_json(self) -> dict[str, Any]:
-        """As ``model.json`` has it."""
-        return {**asdict(self), "recipe": self.recipe.to_json()}
-
 
 @dataclass(frozen=True, kw_only=True)
 class SavedHead:
@@ -140,6 +136,15 @@ class SavedHead:
     def dim(self) -> int:
         """Width of the features that the head takes."""
         return sum(network.dim for network in self.networks)
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``model.json`` has it, without the models."""
+        values = {name: value for name, value in vars(self).items() if name != "models"}
+        values["networks"] = [
+            {**asdict(network), "recipe": network.recipe.to_json()} for network in self.networks
+        ]
+        text = json.dumps(values, default=str)
+        return dict(json.loads(text))
 
     @property
     def contains_training_features(self) -> bool:
@@ -177,7 +182,7 @@ def head_folder(results: Path, backbone: str, head: str) -> Path:
 
 
 def save_head(
-    folder: Path, head: SavedHead, beside: Mapping[str, bytes] | None = None
+    folder: Path, head: SavedHead, beside: Mapping[str, bytes] = MappingProxyType({})
 ) -> dict[str, str]:
     """Write a head, and files beside it; SHA-256 of each by name. An older one is replaced.
 
@@ -185,18 +190,15 @@ def save_head(
         ModelError: It holds objects of types that :func:`load_head` would refuse.
         WriteFailedError: The disk refused.
     """
-    data = _to_bytes(list(head.models))
-    values = {name: value for name, value in vars(head).items() if name != "models"}
+    files = {_MODEL: _to_bytes(list(head.models)), **beside}
+    versions = {name: version(name) for name in ("headrace", "scikit-learn")}
     description = {
         "format": _FORMAT,
-        "headrace": version("headrace"),
-        "scikit-learn": version("scikit-learn"),
-        **values,
-        "networks": [network.to_json() for network in head.networks],
+        **versions,
+        **head.to_json(),
         "contains_training_features": head.contains_training_features,
     }
-    description = json.loads(json.dumps(description, default=str))
-    return write_set(folder / DESCRIPTION, description, {_MODEL: data, **(beside or {})})
+    return write_set(folder / DESCRIPTION, description, files)
 
 
 def load_head(folder: Path) -> SavedHead:
@@ -274,30 +276,28 @@ def _head(values: Mapping[str, Any], models: tuple[Any, ...]) -> SavedHead:
 
 
 def fit_keys(
+    unfitted: SavedHead,
     samples: Samples,
     X: NDArray[np.float32],
     specs: Mapping[str, HeadSpec],
     *,
     seeds: Sequence[int],
     preprocessing: str,
-    networks: Sequence[Network],
 ) -> dict[str, str]:
     """For each head, a hash of all that its fit and its ``model.json`` depend on.
 
     Args:
+        unfitted: What the heads have in common.
         samples: ``n`` images.
         X: Their features, ``(n, d)``, or those of ``k`` views, ``(n, k, d)``.
         specs: By name.
         seeds: Of stochastic heads.
         preprocessing: Name in the table.
-        networks: That the features are of.
     """
     data = hashlib.sha256(np.ascontiguousarray(X).data)
     for array in (samples.label, samples.group, samples.domain, samples.split):
         data.update(json.dumps(array.tolist()).encode())
-    reading = samples.items[0].reading  # the source comes first
-    described = [samples.classes, [n.to_json() for n in networks], reading.window, reading.frame]
-    common = [data.hexdigest(), preprocessing, code_version(*_CODE), described]
+    common = [data.hexdigest(), preprocessing, code_version(*_CODE), unfitted.to_json()]
     return {
         name: digest_of(
             [*common, spec.about, repr(dict(spec.grid)), seeds if spec.stochastic else seeds[:1]]
@@ -323,16 +323,24 @@ def code_version(*places: Path) -> str:
     return digest.hexdigest()
 
 
-def fit_file(key: str, fit: Fit) -> dict[str, bytes]:
-    """Name and content of the file of a fit, which is saved beside its head."""
-    return {_FIT: _to_bytes(vars(replace(fit, models=())) | {"key": key})}
+def save_fit(results: Path, backbone: str, head: SavedHead, fit: Fit, key: str) -> dict[str, str]:
+    """Save a head of a study with what its fit has shown, under its key.
+
+    SHA-256 of each file, by name below the results; errors as :func:`save_head`.
+    """
+    folder = head_folder(results, backbone, head.head)
+    shown = _to_bytes(vars(replace(fit, models=())) | {"key": key})
+    return _below(results, folder, save_head(folder, head, {_FIT: shown}))
 
 
-def read_fit(folder: Path, key: str) -> tuple[Fit, dict[str, str]] | None:
-    """The fit of that key in a saved head's folder, without its models, and SHA-256 by file.
+def read_fit(
+    results: Path, backbone: str, name: str, key: str
+) -> tuple[Fit, dict[str, str]] | None:
+    """The fit of that key of a saved head, without its models, and SHA-256 by file.
 
     None where there is none, or none is whole.
     """
+    folder = head_folder(results, backbone, name)
     try:
         saved = read_set(folder / DESCRIPTION, "heads")
         saved.check()
@@ -344,7 +352,13 @@ def read_fit(folder: Path, key: str) -> tuple[Fit, dict[str, str]] | None:
         return None
     if values.pop("key", None) != key:
         return None
-    return Fit(**values), {**saved.digests, DESCRIPTION: saved.sha256}
+    digests = {**saved.digests, DESCRIPTION: saved.sha256}
+    return Fit(**values), _below(results, folder, digests)
+
+
+def _below(results: Path, folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
+    place = folder.relative_to(results).as_posix()
+    return {f"{place}/{file}": digest for file, digest in digests.items()}
 
 
 # Objects as bytes.

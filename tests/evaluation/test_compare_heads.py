@@ -10,9 +10,9 @@ from pipeline.data.items import Item
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.compare_heads import (
-    best_by_validation,
     compare_heads,
     eval_sets,
+    rank_heads,
     score_heads,
 )
 from pipeline.evaluation.intervals import rate_interval, share_of
@@ -252,7 +252,7 @@ def test_the_best_is_the_most_accurate_and_of_equals_the_better_calibrated():
     sure = np.eye(2)[data.label] * 0.8 + 0.1
     faint = np.eye(2)[data.label] * 0.2 + 0.4
     p = {"wrong": 1 - sure, "faint": faint, "sure": sure}
-    assert best_by_validation(data, p) == "sure"
+    assert rank_heads(data, p)[0] == "sure"
 
 
 # --- what is evaluated at all

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 
@@ -17,7 +18,6 @@ from sklearn.linear_model import LogisticRegression
 from cache.recipe import Recipe
 from pipeline import randomness
 from pipeline.data import patients
-from pipeline.data.grey_levels import Reading
 from pipeline.errors import ModelError, ResultsError
 from pipeline.heads import HEADS, mlp, save
 from pipeline.heads.base import PREPROCESSING, PreprocessedHead, make_preprocessing
@@ -26,15 +26,14 @@ from pipeline.heads.save import (
     DESCRIPTION,
     Network,
     SavedHead,
-    fit_file,
     fit_keys,
     head_folder,
     load_head,
     read_fit,
+    save_fit,
     save_head,
 )
 from pipeline.heads.search import Fit
-from pipeline.results import write_set
 from tests import result_files
 from tests.heads.made_up_rows import made_up_rows
 
@@ -233,15 +232,17 @@ FIT = Fit(
 
 
 @pytest.fixture
-def folder(tmp_path):
-    write_set(tmp_path / DESCRIPTION, {}, {"model.safetensors": b"x", **fit_file("key", FIT)})
-    return tmp_path
+def stored(tmp_path):
+    """Whether the fit is read back, under a key and with as many divisions in folds."""
+    save_fit(tmp_path, "tiny", saved(fitted("prior")), FIT, "key")
+    return partial(read_fit, tmp_path, "tiny", "some")
 
 
-def test_a_fit_comes_back_without_its_models(folder):
+def test_a_fit_comes_back_without_its_models(stored):
     """Numbers as they were."""
-    found, digests = read_fit(folder, "key")
-    assert digests.keys() == {DESCRIPTION, "model.safetensors", _FIT}
+    found, digests = stored("key")
+    files = (DESCRIPTION, "model.safetensors", _FIT)
+    assert digests.keys() == {f"heads/tiny/some/{name}" for name in files}
     assert found.models == ()
     for name in ("seeds", "chosen", "curves", "seconds"):
         assert getattr(found, name) == getattr(FIT, name)
@@ -249,20 +250,18 @@ def test_a_fit_comes_back_without_its_models(folder):
     np.testing.assert_array_equal(found.out_of_fold, FIT.out_of_fold)
 
 
-def test_what_cannot_be_used_is_no_error(folder):
+def test_what_cannot_be_used_is_no_error(stored, tmp_path):
     """Another key, a damaged file, a head that is not saved, nothing at all."""
-    assert read_fit(folder, "other") is None
-    result_files.rewrite(
-        folder / DESCRIPTION, files=fit_file("key", replace(FIT, out_of_fold=None))
-    )
-    assert read_fit(folder, "key")[0].out_of_fold is None
+    assert stored("other") is None
+    folder = head_folder(tmp_path, "tiny", "some")
     for name in (_FIT, "model.safetensors", DESCRIPTION):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[:-1])
-        assert read_fit(folder, "key") is None
+        assert stored("key") is None
         (folder / name).write_bytes(data)
+    assert stored("key") is not None
     (folder / DESCRIPTION).unlink()
-    assert read_fit(folder, "key") is None
+    assert stored("key") is None
 
 
 def test_the_key_moves_with_everything_that_a_fit_depends_on(monkeypatch):
@@ -271,27 +270,25 @@ def test_the_key_moves_with_everything_that_a_fit_depends_on(monkeypatch):
     And what is saved beside the fit: classes, the place of the weights, how files are read.
     """
     rows = made_up_rows(n=20)
-    samples = {
-        **dict.fromkeys(("group", "domain", "split"), rows.group),
-        "label": rows.label,
-        "classes": ("healthy", "ill"),
-        "items": [SimpleNamespace(reading=Reading())],
-    }
+    samples = SimpleNamespace(
+        **dict.fromkeys(("group", "domain", "split"), rows.group), label=rows.label
+    )
     network = Network(recipe=RECIPE, dim=8, weights="here.pth")
 
-    def key(head="mlp", changed=MappingProxyType({}), how=MappingProxyType({}), **more):
-        given = {"X": rows.features, "seeds": (0, 1), "preprocessing": "l2", "networks": [network]}
+    def key(head="mlp", how=MappingProxyType({}), described=MappingProxyType({}), **more):
+        given = {"samples": samples, "X": rows.features, "seeds": (0, 1), "preprocessing": "l2"}
         specs = {head: replace(HEADS[head], **how)}
-        return fit_keys(SimpleNamespace(**samples | changed), specs=specs, **given | more)[head]
+        unfitted = replace(saved(), **{"networks": (network,)} | described)
+        return fit_keys(unfitted, specs=specs, **given | more)[head]
 
     others = [
         key(X=-rows.features),
-        key(changed={"label": 1 - rows.label}),
-        key(changed={"classes": ("healthy", "tuberculosis")}),
-        key(changed={"items": [SimpleNamespace(reading=Reading(window=(0, 9)))]}),
-        key(changed={"items": [SimpleNamespace(reading=Reading(frame="first"))]}),
-        key(networks=[replace(network, weights="there.pth")]),
-        key(networks=[replace(network, recipe=replace(RECIPE, weights="01"))]),
+        key(samples=SimpleNamespace(**vars(samples) | {"label": 1 - rows.label})),
+        key(described={"classes": ("healthy", "tuberculosis")}),
+        key(described={"window": (0, 9)}),
+        key(described={"frame": "first"}),
+        key(described={"networks": (replace(network, weights="there.pth"),)}),
+        key(described={"networks": (replace(network, recipe=replace(RECIPE, weights="01")),)}),
         key("linear"),
         key(how={"about": "mlp with {'hidden': 8}"}),
         key(how={"grid": {"learning_rate": (1e-4, 1e-3)}}),
