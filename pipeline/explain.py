@@ -31,7 +31,7 @@ from pipeline.data.images import SHEET_SIDE, SheetEntry, draw_sheet
 from pipeline.data.patients import FIT, draw_patients
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, ModelError, StudyError
-from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
+from pipeline.evaluation.bootstrap import percentile_interval
 from pipeline.evaluation.compare_heads import compared_heads, eval_sets, heads_by_validation
 from pipeline.export import TrainedModel, load_trained
 from pipeline.features.load import choose_backbone, load_features
@@ -353,8 +353,8 @@ def _interval(
     if not defined.any():
         return None
     shares, draws = shares[defined], draw_patients(group[defined], rng)
-    values = bootstrap_values([lambda weights: weights @ shares / weights.sum(-1)], draws)
-    low, high = percentile_interval(values[0]) if len(draws.patients) > 1 else (None, None)
+    values = draws.mean(shares)
+    low, high = percentile_interval(values) if len(draws.patients) > 1 else (None, None)
     return {"estimate": float(shares.mean()), "low": low, "high": high}
 
 

@@ -26,13 +26,6 @@ from pipeline.evaluation.metrics import on_all_rows
 SET_ALPHA = 0.1
 
 
-def bootstrap_values(
-    statistics: Sequence[WeightedStatistic], draws: PatientDraws
-) -> NDArray[np.float64]:
-    """Values ``(S, B)`` of several statistics on the same draws; NaN where undefined."""
-    return draws.apply(lambda weights: np.stack([statistic(weights) for statistic in statistics]))
-
-
 def percentile_interval(
     values: NDArray[np.float64], *, level: float = LEVEL
 ) -> tuple[float, float]:
@@ -95,7 +88,7 @@ def bootstrap_interval(
         draws: Number of draws.
     """
     drawn = draw_patients(group, rng, draws=draws)
-    values = bootstrap_values(statistics, drawn)
+    values = drawn.apply(_together(statistics))
     # A seed is drawn as a patient is: each of them is a sample of one.
     seeds = draw_patients(np.arange(len(statistics)), rng, draws=draws).weights()
     means = (seeds * values.T).sum(axis=1) / len(statistics)
@@ -192,7 +185,7 @@ def confidence_set(
         Their numbers, ascending; the best is missing with a chance of ``SET_ALPHA``.
     """
     scores = np.array([on_all_rows(statistic, len(group)) for statistic in statistics])
-    values = bootstrap_values(statistics, draw_patients(group, rng, draws=draws))
+    values = draw_patients(group, rng, draws=draws).apply(_together(statistics))
     values = values[:, np.isfinite(values).all(axis=0)]
     alive = list(range(len(scores)))
     while len(alive) > 1:
@@ -211,3 +204,8 @@ def _worst(scores: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[in
     spread = np.maximum(np.sqrt((moved**2).mean(axis=1)), 1e-12)
     t = lag / spread
     return int(t.argmax()), float(((moved / spread[:, None]).max(axis=0) >= t.max()).mean())
+
+
+def _together(statistics: Sequence[WeightedStatistic]) -> WeightedStatistic:
+    """Values ``(S, b)`` of several statistics on the same draws."""
+    return lambda weights: np.stack([statistic(weights) for statistic in statistics])

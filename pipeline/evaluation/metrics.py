@@ -6,7 +6,7 @@ value itself (:func:`score`). With two classes the second is the positive one. W
 labels do not define (AUROC where one class is absent) is NaN in a draw and None as a value.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -103,32 +103,27 @@ def _weighted_average_precision(
 
 
 def _balanced_accuracy(label: Labels, proba: Proba) -> WeightedStatistic:
-    truth = _one_hot(label, proba.shape[1])[:, np.unique(label)]
-    hit = truth * is_right(label, proba)[:, None]
-
-    def statistic(weights: Weights) -> NDArray[np.float64]:
-        hits, rows = weights @ hit, weights @ truth
-        # A mean over fewer classes is another number: a draw that lost one has none.
-        return np.where((rows > 0).all(axis=1), _mean_of_shares(hits, rows), np.nan)
-
-    return statistic
+    """A mean over fewer classes is another number: a draw that lost one has none."""
+    right = is_right(label, proba)
+    return _mean_of([weighted_ratio(right & (label == k), label == k) for k in np.unique(label)])
 
 
 def _f1(label: Labels, proba: Proba) -> WeightedStatistic:
-    """Of the positive class; the mean over the classes for more than two."""
+    """Of the positive class; the mean over the classes that there are for more than two."""
     _refuse_unlabelled(label)
-    truth = _one_hot(label, proba.shape[1])
-    predicted = _one_hot(proba.argmax(axis=1), proba.shape[1])
-    twice_hit, size = 2 * truth * predicted, truth + predicted
+    positive = slice(1, 2) if proba.shape[1] == 2 else slice(None)
+    truth, called = (
+        _one_hot(of, proba.shape[1])[:, positive] for of in (label, proba.argmax(axis=1))
+    )
 
-    def binary(weights: Weights) -> NDArray[np.float64]:
-        n = weights @ size[:, 1]
-        return (weights @ twice_hit[:, 1]) / np.where(n > 0, n, 1)  # none true, none predicted: 0
+    twice, either = 2 * truth * called, truth + called
 
-    def macro(weights: Weights) -> NDArray[np.float64]:
-        return _mean_of_shares(weights @ twice_hit, weights @ size)
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        size = weights @ either
+        shares = weights @ twice / np.where(size > 0, size, 1)  # none true, none called: 0
+        return np.asarray(shares.sum(axis=1) / np.maximum(1, (size > 0).sum(axis=1)))
 
-    return binary if proba.shape[1] == 2 else macro
+    return statistic
 
 
 def _recall_of(k: int) -> Metric:
@@ -149,8 +144,7 @@ def _one_against_rest(
     def build(label: Labels, proba: Proba) -> WeightedStatistic:
         _refuse_unlabelled(label)
         columns = [1] if proba.shape[1] == 2 else range(proba.shape[1])
-        parts = [statistic_of(label == k, proba[:, k]) for k in columns]
-        return lambda weights: np.asarray(np.mean([part(weights) for part in parts], axis=0))
+        return _mean_of([statistic_of(label == k, proba[:, k]) for k in columns])
 
     return build
 
@@ -194,11 +188,8 @@ def _one_hot(label: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
     return np.asarray(np.eye(classes)[label])
 
 
-def _mean_of_shares(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the classes ``(B, K)`` that a draw has of ``over / under``."""
-    present = under > 0
-    shares = np.where(present, over / np.where(present, under, 1), 0.0)
-    return np.asarray(shares.sum(axis=1) / present.sum(axis=1))
+def _mean_of(parts: Sequence[WeightedStatistic]) -> WeightedStatistic:
+    return lambda weights: np.asarray(np.mean([part(weights) for part in parts], axis=0))
 
 
 def _divided(

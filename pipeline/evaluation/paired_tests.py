@@ -23,6 +23,8 @@ ALPHA = 0.05
 #: Probability that a planned comparison is decided, if the observed difference is the true one.
 _POWER = 0.8
 _BLOCK_CELLS = 1 << 22  # 32 MB of signs at once
+#: A variance below it is none: equal differences, summed in floating point.
+_ROUNDING = 1e-26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +47,9 @@ class Difference:
 
     def record(self) -> dict[str, Any]:
         """One flat row: the interval, the test, and what it would take to settle it."""
-        values = asdict(self)
-        open_still = self.verdict == "inconclusive"
-        settled = patients_to_settle(self.interval) if open_still else None
-        return {**values.pop("interval"), **values, "patients_to_settle": settled}
+        is_open, values = self.verdict == "inconclusive", asdict(self)
+        needed = patients_to_settle(self.interval) if is_open else None
+        return {**values.pop("interval"), **values, "patients_to_settle": needed}
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -86,13 +87,14 @@ def sign_flip(
     return ((1 + reached) / (draws + 1)).reshape(difference.shape[:-1])
 
 
-def delong(
+def paired_delong(
     label: NDArray[np.integer],
-    scores: NDArray[np.floating],
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
     *,
     group: NDArray[Any],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """AUROCs of ``m`` scores on the same images, ``(m,)``, and their covariance ``(m, m)``.
+) -> float:
+    """Two-sided p of "two scores ``(n,)`` of the same images have the same AUROC" (DeLong 1988).
 
     In O(n log n) as X. Sun and W. Xu (IEEE SPL 2014). Several images of a patient have N.
     Obuchowski's variance (Biometrics 1997): DeLong's, with the images' shares summed within
@@ -100,32 +102,36 @@ def delong(
 
     Args:
         label: Shape ``(n,)``, 0 or 1.
-        scores: Shape ``(m, n)``; larger means class 1.
+        first: Larger means class 1.
+        second: The same of the other score.
         group: Patient of each image.
 
     Raises:
         ValueError: Not two classes, or one of them in fewer than two patients.
     """
-    patient = np.unique(group, return_inverse=True)[1]
-    is_positive = label == 1
-    patients = [np.unique(patient[label == k]).size for k in (0, 1)]
+    everyone, patient = np.unique(group, return_inverse=True)
+    of_class = [label == 1, label == 0]
+    patients = [np.unique(patient[rows]).size for rows in of_class]
     if set(np.unique(label)) != {0, 1} or min(patients) < 2:
         raise ValueError(
             "DeLong's variance needs labels 0 and 1, each in two patients or more; got labels "
-            f"{np.unique(label)}, patients of 0 and 1 {patients}"
+            f"{np.unique(label)}, patients of 1 and 0 {patients}"
         )
-    v10, v01 = _shares(is_positive, scores)
-    m, n = v10.shape[1], v01.shape[1]
-    area = v10.mean(axis=1)
-    up = _patient_sums(v10 - area[:, None], patient[is_positive], patient) / m
-    down = _patient_sums(v01 - area[:, None], patient[~is_positive], patient) / n
-    cross = up @ down.T  # 0 unless a patient has images of both classes
-    covariance = (
-        _unbiased(patient[is_positive]) * (up @ up.T)
-        + _unbiased(patient[~is_positive]) * (down @ down.T)
-        + _unbiased(patient) * (cross + cross.T)
+    shares = _shares(of_class[0], np.stack([first, second]))
+    gaps = [of_first - of_second for of_first, of_second in shares]
+    difference = float(gaps[0].mean())
+    up, down = (
+        np.bincount(patient[rows], (gap - difference) / gap.size, minlength=everyone.size)
+        for rows, gap in zip(of_class, gaps, strict=True)
     )
-    return area, covariance
+    unbiased = [n / (n - 1) for n in (*patients, everyone.size)]
+    # The last is 0 unless a patient has images of both classes.
+    variance = np.dot(unbiased, [up @ up, down @ down, 2 * up @ down])
+    if variance > _ROUNDING:
+        return float(2 * scipy.special.ndtr(-abs(difference) / np.sqrt(variance)))
+    # One that orders by chance is perfect on all pairs of strangers as often as this.
+    pairs = disjoint_pairs(label, group)
+    return min(1.0, 2 * 0.5**pairs) if difference else 1.0
 
 
 def _shares(
@@ -141,40 +147,6 @@ def _shares(
     v10 = (joint[:, :m] - rankdata(positive, axis=1)) / n
     v01 = 1 - (joint[:, m:] - rankdata(negative, axis=1)) / m
     return v10, v01
-
-
-def paired_delong(
-    label: NDArray[np.integer],
-    first: NDArray[np.floating],
-    second: NDArray[np.floating],
-    *,
-    group: NDArray[Any],
-) -> float:
-    """Two-sided p of "two scores ``(n,)`` of the same images have the same AUROC" (DeLong 1988).
-
-    Arguments and errors are those of :func:`delong`.
-    """
-    areas, c = delong(label, np.stack([first, second]), group=group)
-    difference = float(areas[0] - areas[1])
-    error = float(np.sqrt(max(c[0, 0] + c[1, 1] - 2 * c[0, 1], 0.0)))
-    if error:
-        return float(2 * scipy.special.ndtr(-abs(difference) / error))
-    # One that orders by chance is perfect on all pairs of strangers as often as this.
-    pairs = disjoint_pairs(label, group)
-    return min(1.0, 2 * 0.5**pairs) if difference else 1.0
-
-
-def _patient_sums(
-    share: NDArray[np.float64], patient: NDArray[np.intp], everyone: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    """Sum ``(m, n)`` within patients, ``(m, P)``; a patient without such images has 0."""
-    patients = int(everyone.max()) + 1
-    return np.stack([np.bincount(patient, weights=row, minlength=patients) for row in share])
-
-
-def _unbiased(patient: NDArray[np.intp]) -> float:
-    count = np.unique(patient).size
-    return count / (count - 1)
 
 
 def disjoint_pairs(label: NDArray[np.integer], patient: NDArray[Any]) -> int:

@@ -11,7 +11,6 @@ from scipy.stats import t as student
 
 from pipeline.evaluation.paired_tests import (
     correlated_t,
-    delong,
     holm,
     mcnemar,
     paired_delong,
@@ -181,15 +180,6 @@ def obuchowski(y, scores, group):
     return area, covariance + s11 * i / (i - 1) / (m * n)
 
 
-def test_the_clustered_variance_equals_its_definition():
-    """Obuchowski 1997 by loops, for two scores at once."""
-    y, scores, group = clustered()
-    area, covariance = obuchowski(y, scores, group)
-    found = delong(y, scores, group=group)
-    np.testing.assert_allclose(found[0], area)
-    np.testing.assert_allclose(found[1], covariance)
-
-
 @pytest.mark.parametrize("y", [[0] * 6, [1] * 6, [0, 1, 2, 0, 1, 2], [0, 0, 0, 0, 0, 1]])
 def test_delong_refuses_one_class_and_more_than_two_and_a_class_of_one_patient(y):
     """It has no variance there."""
@@ -198,7 +188,7 @@ def test_delong_refuses_one_class_and_more_than_two_and_a_class_of_one_patient(y
 
 
 def test_the_paired_test_by_patient_uses_the_clustered_variance():
-    """And p from its z; which head is the first, and the order of images, change nothing."""
+    """Obuchowski 1997 by loops; which head is first, and the order of images, change nothing."""
     y, scores, group = clustered()
     area, c = obuchowski(y, scores, group)
     spread = np.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1])
