@@ -215,7 +215,7 @@ def _leave_out(
     """
     rows: set[int] = set()
     for shared in overlap:
-        if shared.learns and (shared.severity == LEAK or shared.near):
+        if shared.learns and (shared.finding.severity == LEAK or shared.near):
             rows.update(shared.rows.tolist())
     for conflicting in samples.conflicts(picture_ids(samples, facts).tolist()):
         rows.update(conflicting)

@@ -128,43 +128,19 @@ def _rows_by_role(roles: NDArray[np.str_]) -> dict[str, NDArray[np.intp]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What two roles have in common; rows of images, those of the first role first.
+    """What two roles have in common.
 
     Attributes:
-        roles: The two; fit and validation before targets.
-        patients: Ids that are in both.
-        same_people: Whether an id is the same person in both: within one data set.
-        copies: Rows of equal pictures.
+        finding: What is said of it.
+        learns: Whether a head is fitted or chosen in one of the roles.
         near: Near copies.
-        joined: How many of these pictures have the same patient id or file name too.
-        images: Images of the second role.
-        rows: Those of them that the first role knows already.
+        rows: Images of the second role that the first knows already; fit and validation are first.
     """
 
-    roles: tuple[str, str]
-    patients: NDArray[np.str_]
-    same_people: bool
-    copies: tuple[tuple[int, int], ...]
+    finding: Finding
+    learns: bool
     near: tuple[NearPair, ...]
-    joined: int
-    images: int
     rows: NDArray[np.intp]
-
-    @property
-    def severity(self) -> str:
-        """How bad it is: ids of two data sets say nothing where no picture speaks for them."""
-        if not (self.copies or self.near):
-            return LEAK if self.same_people and self.learns else NOTE
-        # Two targets that share a picture are each scored rightly; they are not independent.
-        if not self.learns:
-            return WARNING
-        sure = self.copies or self.joined or len(self.near) > _BY_CHANCE
-        return LEAK if sure or (self.same_people and self.patients.size) else WARNING
-
-    @property
-    def learns(self) -> bool:
-        """Whether a head is fitted or chosen in one of the roles."""
-        return self.roles[0].startswith(_OF_SOURCE)
 
 
 def overlaps(study: Study, samples: Samples, facts: NDArray[Any] | None) -> tuple[Overlap, ...]:
@@ -182,9 +158,7 @@ def overlaps(study: Study, samples: Samples, facts: NDArray[Any] | None) -> tupl
     tests = {target.name for target in study.targets if target.of_source}
     of_source = {role for role in rows_of if role in tests or role.startswith(_OF_SOURCE)}
     made = (
-        _overlap(
-            samples, ids, near, (a, b), (rows_of[a], rows_of[b]), same_people={a, b} <= of_source
-        )
+        _overlap(samples, roles, ids, near, (a, b), same_people={a, b} <= of_source)
         for a, b in combinations(rows_of, 2)
     )
     return tuple(overlap for overlap in made if overlap is not None)
@@ -192,72 +166,55 @@ def overlaps(study: Study, samples: Samples, facts: NDArray[Any] | None) -> tupl
 
 def _overlap(
     samples: Samples,
+    roles: NDArray[np.str_],
     ids: NDArray[np.str_],
     near: Sequence[NearPair],
-    roles: tuple[str, str],
-    rows: tuple[NDArray[np.intp], NDArray[np.intp]],
+    both: tuple[str, str],
     *,
     same_people: bool,
 ) -> Overlap | None:
-    first, second = rows
+    first, second = (np.flatnonzero(roles == role) for role in both)
     row_of = {ids[row]: row for row in first.tolist()}
-    copies = tuple((row_of[ids[row]], row) for row in second.tolist() if ids[row] in row_of)
-    in_first, in_second = (set(of_role.tolist()) for of_role in rows)
-    pairs = []
-    for pair in near:
-        a, b = pair.rows if pair.rows[0] in in_first else pair.rows[::-1]
-        if a in in_first and b in in_second:
-            pairs.append(pair)
+    copies = [(row_of[ids[row]], row) for row in second.tolist() if ids[row] in row_of]
+    near = tuple(pair for pair in near if {*roles[[*pair.rows]].tolist()} == {*both})
     patients = np.intersect1d(_named_patients(samples, first), _named_patients(samples, second))
-    if not (copies or pairs or patients.size):
+    counts = len(copies), len(near), patients.size
+    if not any(counts):
         return None
-    together = [*copies, *(pair.rows for pair in pairs)]
+    pairs = [*copies, *(pair.rows for pair in near)]
     names = [PurePosixPath(item.path).name for item in samples.items]
-    same_id = [samples.group[a] == samples.group[b] for a, b in together]
-    joined = sum(
-        same or names[a] == names[b] for same, (a, b) in zip(same_id, together, strict=True)
-    )
-    leaked = np.isin(second, [row for pair in together for row in pair])
+    same_id = [samples.group[a] == samples.group[b] for a, b in pairs]
+    is_joined = any(same_id) or any(names[a] == names[b] for a, b in pairs)
+    leaked = np.isin(second, [row for pair in pairs for row in pair])
     if same_people or any(same_id):  # then an id is a person, and all his images are known
         leaked |= np.isin(samples.group[second], patients)
-    return Overlap(
-        roles=roles,
-        patients=patients,
-        same_people=same_people,
-        copies=copies,
-        near=tuple(pairs),
-        joined=joined,
-        images=second.size,
-        rows=second[leaked],
+    learns = both[0].startswith(_OF_SOURCE)
+    if not pairs:  # ids of two data sets say nothing where no picture speaks for them
+        severity = LEAK if same_people and learns else NOTE
+    elif not learns:  # two targets are each scored rightly; they are not independent
+        severity = WARNING
+    else:
+        sure = copies or is_joined or len(near) > _BY_CHANCE or (same_people and patients.size)
+        severity = LEAK if sure else WARNING
+    person = "patient" if same_people else "patient id"
+    nouns = ("equal picture", ""), ("near copy", "near copies"), (person, "")
+    listed = [counted(n, *noun) for n, noun in zip(counts, nouns, strict=True) if n]
+    finding = Finding(
+        check=_OVERLAP,
+        severity=severity,
+        where=" and ".join(both),
+        text=f"{' and '.join(listed)} {are(sum(counts))} in both",
+        examples=_first_of([" = ".join(map(samples.name_of, pair)) for pair in pairs]),
+        advice=_ADVICE[severity],
+        share=float(leaked.mean()) if pairs or same_people else 0.0,
     )
+    return Overlap(finding=finding, learns=learns, near=near, rows=second[leaked])
 
 
 def _named_patients(samples: Samples, rows: NDArray[np.intp]) -> NDArray[np.str_]:
     """Patients of some images; an image that is its own patient has none."""
     named = [row for row in rows.tolist() if samples.group[row] != samples.items[row].path]
     return np.unique(samples.group[named])
-
-
-def _overlap_finding(samples: Samples, overlap: Overlap) -> Finding:
-    near, copies, patients = (len(x) for x in (overlap.near, overlap.copies, overlap.patients))
-    person = "patient" if overlap.same_people else "patient id"
-    evidence = (
-        (copies, "equal picture", "equal pictures"),
-        (near, "near copy", "near copies"),
-        (patients, person, f"{person}s"),
-    )
-    listed = [counted(*kind) for kind in evidence if kind[0]]
-    pairs = [*overlap.copies, *(pair.rows for pair in overlap.near)]
-    names = [" = ".join(samples.name_of(row) for row in pair) for pair in pairs]
-    return Finding(
-        check=_OVERLAP,
-        severity=overlap.severity,
-        where=" and ".join(overlap.roles),
-        text=f"{' and '.join(listed)} {are(copies + near + patients)} in both",
-        examples=_first_of(names),
-        advice=_ADVICE[overlap.severity],
-        share=len(overlap.rows) / overlap.images if pairs or overlap.same_people else 0.0,
-    )
 
 
 _EXCLUDE = (
@@ -283,7 +240,7 @@ def check_leaks(
     seen = counted(np.unique(patients_of(samples)).size, "patient")
     none = _fine(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
     return [
-        *([_overlap_finding(samples, shared) for shared in overlap] or [none]),
+        *([shared.finding for shared in overlap] or [none]),
         *(finding for domain in study.domains for finding in _without_patient(domain, samples)),
         *_check_copies(samples, ids),
         _check_conflicts(samples, ids),
