@@ -8,8 +8,19 @@ from PIL import Image
 from scipy import ndimage
 
 from pipeline.data.attributes import read_attributes
-from pipeline.demo import SITES, SOURCE, Hospital, cohort, expose, write_demo
-from pipeline.demo.phantom import CANVAS, CLASSES, REACH, Patient, chest
+from pipeline.demo import (
+    CANVAS,
+    CLASSES,
+    REACH,
+    SITES,
+    SOURCE,
+    Hospital,
+    Patient,
+    chest,
+    cohort,
+    expose,
+    write_demo,
+)
 from pipeline.errors import StudyError
 from pipeline.study import load_study
 

@@ -22,8 +22,7 @@ from pipeline.data.images import PixelPolicy
 from pipeline.data.index import FACTS
 from pipeline.data.leaks import NOTE, OK, WARNING
 from pipeline.data.samples import load_samples
-from pipeline.demo import Hospital, expose
-from pipeline.demo.phantom import Patient, chest
+from pipeline.demo import Hospital, Patient, chest, expose
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.separability import Separability
 from pipeline.features import backbones

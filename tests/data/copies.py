@@ -14,8 +14,7 @@ from pipeline.data.images import Content
 from pipeline.data.index import facts_of
 from pipeline.data.near_copies import find_near_copies
 from pipeline.data.patients import patient_of
-from pipeline.demo import Hospital, expose
-from pipeline.demo.phantom import CLASSES, Patient, chest
+from pipeline.demo import CLASSES, Hospital, Patient, chest, expose
 from tests.audit_worlds import COPIES
 
 STRANGERS, COPIED, SIDE = 2000, 200, 224
