@@ -33,6 +33,7 @@ from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, ModelError, StudyError
 from pipeline.evaluation.bootstrap import percentile_interval
 from pipeline.evaluation.compare_heads import compared_heads, eval_sets, heads_by_validation
+from pipeline.evaluation.metrics import Proba
 from pipeline.export import TrainedModel, load_trained
 from pipeline.features.load import choose_backbone, load_features
 from pipeline.finetune.data import load_pixels
@@ -55,7 +56,6 @@ _BATCH = 16
 _NOTHING = 1e-9
 
 _Maps = NDArray[np.float32]
-Proba = NDArray[np.float64]
 
 
 def explain(
@@ -97,7 +97,7 @@ def explain(
         held = load_pixels(subset, model.policy, folder=study.results)
         return held.batch(np.arange(len(subset)))
 
-    fit = samples.where(_sampled(samples, samples.split == FIT, images, study.seed))
+    fit = _sampled(samples, samples.split == FIT, images, study.seed)
     maps = ActivationMaps(model.network, pixels_of(fit), device)
     shuffled = _shuffled_head(maps.features, fit.label, study.seed)
     folder = study.results / "explain" / as_file_name(f"{choice.name}-{name}")
@@ -105,7 +105,7 @@ def explain(
     sheets: dict[str, bytes] = {}
     for data in eval_sets(samples):
         of_domain = (samples.domain == data.name) & (samples.split == data.role)
-        subset = samples.where(_sampled(samples, of_domain, images, study.seed))
+        subset = _sampled(samples, of_domain, images, study.seed)
         with Progress(f"maps of {data.name} {data.role}", len(subset)) as progress:
             (proba, of_model), (_, of_shuffled) = maps.of(pixels_of(subset), model.head, shuffled)
             progress.advance(len(subset))
@@ -113,13 +113,11 @@ def explain(
         domains.append(
             {"domain": data.name, "role": data.role, "rows": rows, "audit": _audited(study, data)}
         )
-        for kind, chosen in _pictured(samples, of_domain, model, study.seed).items():
-            if chosen.any():
-                of_kind = samples.where(chosen)
-                pixels = pixels_of(of_kind)
-                ((proba, of_model),) = maps.of(pixels, model.head)
-                file = f"{as_file_name(data.name)}-{data.role}-{kind}.png"
-                sheets[file] = draw_sheet(list(_pairs(of_kind, pixels, proba, of_model)))
+        for kind, pictured in _pictured(samples, of_domain, model, study.seed).items():
+            pixels = pixels_of(pictured)
+            ((proba, of_model),) = maps.of(pixels, model.head)
+            file = f"{as_file_name(data.name)}-{data.role}-{kind}.png"
+            sheets[file] = draw_sheet(list(_pairs(pictured, pixels, proba, of_model)))
     record = {
         "schema": SCHEMA,
         "study": study.name,
@@ -160,32 +158,31 @@ def _best_with_layers(study: Study, backbone: str | None) -> tuple[str, str, dic
     raise ExportError(f"no head can be explained: {why}. Run headrace heads STUDY --only linear")
 
 
-def _sampled(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.bool_]:
+def _sampled(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> Samples:
     """At most so many of each class among some rows."""
     keep = np.zeros(len(samples), bool)
     for label in range(len(samples.classes)):
         rows = np.flatnonzero(among & (samples.label == label))
         keep[stream(f"explain {label}", seed).permutation(rows)[:most]] = True
-    return keep
+    return samples.where(keep)
 
 
 def _pictured(
     samples: Samples, among: NDArray[np.bool_], model: TrainedModel, seed: int
-) -> dict[str, NDArray[np.bool_]]:
-    """Some rows at random, and the errors with the highest probability, as it was stored."""
-    stored = model.stored
-    proba_of = dict(zip(map(bytes, stored.key), stored.proba[model.trained], strict=True))
+) -> dict[str, Samples]:
+    """Some images at random, and the errors with the highest probability, as it was stored."""
+    proba_of = dict(zip(map(bytes, model.stored.key), model.proba, strict=True))
     rows = np.flatnonzero(among & (samples.label >= 0))
-    proba = [proba_of.get(samples.key[row]) for row in rows]
-    errors = {
-        row: p.max()
-        for row, p in zip(rows, proba, strict=True)
-        if p is not None and p.argmax() != samples.label[row]
-    }
+    stored = {row: proba_of[key] for row in rows if (key := samples.key[row]) in proba_of}
+    errors = [row for row, proba in stored.items() if proba.argmax() != samples.label[row]]
+    errors.sort(key=lambda row: -stored[row].max())
+    chosen = {"errors": errors, "sample": [*stream("sample", seed).permutation(rows)]}
     number = np.arange(len(samples))
-    surest = sorted(errors, key=lambda row: -errors[row])[:_PICTURES]
-    sample = stream("sample", seed).permutation(rows)[:_PICTURES]
-    return {"errors": np.isin(number, surest), "sample": np.isin(number, sample)}
+    return {
+        kind: samples.where(np.isin(number, of_kind[:_PICTURES]))
+        for kind, of_kind in chosen.items()
+        if of_kind
+    }
 
 
 def _shuffled_head(features: Tensor, label: NDArray[np.int64], seed: int) -> nn.Module:
@@ -236,17 +233,14 @@ class ActivationMaps:
         The network, which takes nearly all of the time, looks at each picture once.
         """
         centre = self.features.double().mean(0)[:, None, None]
-        for head in heads:
-            head.to(self.device).double().eval()
-        parts: list[list[tuple[Proba, _Maps]]] = [[] for _ in heads]
+        batches = []
         for part in torch.split(pixels, _BATCH):
             features, outputs = _outputs(self.network, part.to(self.device), [self._module])
             away = _by_view(self._after(outputs[self._module]), features)[:, 0].double() - centre
-            for head, of_head in zip(heads, parts, strict=True):
-                of_head.append(_proba_and_maps(head, features.double(), away))
+            batches.append([_proba_and_maps(head, features.double(), away) for head in heads])
         return [
             (np.concatenate([p for p, _ in of_head]), np.concatenate([m for _, m in of_head]))
-            for of_head in parts
+            for of_head in zip(*batches, strict=True)
         ]
 
 
@@ -294,7 +288,7 @@ def _last_activations(
 def _proba_and_maps(head: nn.Module, features: Tensor, away: Tensor) -> tuple[Proba, _Maps]:
     """Of pooled features ``(n, d)``, and of activations less the centre ``(n, d, h, w)``."""
     pooled = features.requires_grad_()
-    proba = head(pooled)
+    proba = head.to(features.device).double().eval()(pooled)
     logits = proba.clamp_min(1e-300).log()
     chosen = nn.functional.one_hot(proba.argmax(1), logits.shape[1]).to(logits.dtype)
     others = (1 - chosen) / (logits.shape[1] - 1)

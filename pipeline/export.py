@@ -31,7 +31,6 @@ from pipeline.evaluation.predictions import (
     PROBABILITIES,
     TRAINED_PROBABILITIES,
     Predictions,
-    Trained,
     read_predictions,
 )
 from pipeline.features.backbones import NO_DOWNLOAD, TIMM
@@ -121,8 +120,8 @@ class TrainedModel:
         head: From features to probabilities ``(n, K)``.
         policy: From files to pixels.
         saved: The saved head, where it is one.
-        stored: The probabilities of the study's images by all models of its stage.
-        trained: Which of them are this model's.
+        stored: The study's images with the probabilities by all models of its stage.
+        proba: This model's of them.
         card: What is known of it; JSON types.
     """
 
@@ -131,7 +130,7 @@ class TrainedModel:
     policy: PixelPolicy
     saved: SavedHead | None
     stored: Predictions
-    trained: Trained
+    proba: Proba
     card: dict[str, Any]
 
 
@@ -162,6 +161,7 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
             f"{file} has no probabilities of {name} on {on} with seed {seed}; first run: headrace "
             f"{stage} STUDY{option}"
         )
+    proba = stored.proba[name, seed]
     policy, reading = pixel_policy(choice, None), samples.items[0].reading  # source comes first
     card = {
         "model": name,
@@ -176,7 +176,7 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
         "headrace": version("headrace"),
         **about,
         "tested": _tested(study, stage, on, column, name),
-        **_on_validation(stored, (name, seed)),
+        **_on_validation(stored, proba),
     }
     return TrainedModel(
         network=network,
@@ -184,7 +184,7 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
         policy=policy,
         saved=saved,
         stored=stored,
-        trained=(name, seed),
+        proba=proba,
         card=card,
     )
 
@@ -261,7 +261,7 @@ def _tested(
     ]
 
 
-def _on_validation(stored: Predictions, trained: Trained) -> dict[str, Any]:
+def _on_validation(stored: Predictions, proba: Proba) -> dict[str, Any]:
     """Calibration, and thresholds of two classes."""
     rows = stored.split == VALIDATION
     if not rows.any():
@@ -271,7 +271,7 @@ def _on_validation(stored: Predictions, trained: Trained) -> dict[str, Any]:
         role=VALIDATION,
         group=stored.patient[rows],
         label=stored.label[rows],
-        proba=stored.proba[trained][rows],
+        proba=proba[rows],
     )
     share = float(np.mean(data.labelled() == 1))
     two = len(stored.classes) == 2 and 0 < share < 1

@@ -90,10 +90,17 @@ def _add_auxiliary(backbone: Any, file: Path, classes: int, seed: int) -> None:
     backbone.aux_logits = True
 
 
-def _small_cnn(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
-    """Four stages of 3 x 3 convolution, BatchNorm, ReLU and pooling; then the head."""
+def _from_nothing(name: str, size: int, seed: int) -> tuple[nn.Module, int]:
+    """The body of a network of its own, and how many features it gives.
+
+    ``scratch_mlp`` averages pixels to 64 x 64 at most; ``scratch_cnn`` has four stages of 3 x 3
+    convolution, BatchNorm, ReLU and pooling.
+    """
+    if name == "scratch_mlp":
+        side = min(_MLP_SIDE, size)
+        return nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(1)), 3 * side * side
     layers: list[nn.Module] = []
-    with _drawn_from(seed, "scratch_cnn"):
+    with _drawn_from(seed, name):
         for before, width in zip((3, *_CNN_WIDTHS), _CNN_WIDTHS, strict=False):
             layers += [
                 nn.Conv2d(before, width, 3, padding=1, bias=False),
@@ -101,15 +108,7 @@ def _small_cnn(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
                 nn.ReLU(),
                 nn.MaxPool2d(2),
             ]
-    backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-    return Classifier(Normalise(policy), backbone, _new_head(_CNN_WIDTHS[-1], classes, seed))
-
-
-def _small_mlp(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
-    """The head alone, on pixels averaged to 64 x 64 at most."""
-    side = min(_MLP_SIDE, policy.size)
-    backbone = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(1))
-    return Classifier(Normalise(policy), backbone, _new_head(3 * side * side, classes, seed))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1)), _CNN_WIDTHS[-1]
 
 
 def main_logits(output: Any) -> Tensor:
@@ -313,13 +312,12 @@ def assemble(
     """
     method = METHODS[name]
     if method.pretrained:
-        network: Any = build(backbone, file)
+        network, dim = build(backbone, file), spec_of(backbone).dim
         if backbone == "googlenet" and method.moves == ALL and method.trains:
             _add_auxiliary(network, file, classes, seed)
-        head = _new_head(spec_of(backbone).dim, classes, seed)
-        whole = Classifier(Normalise(policy), network, head)
     else:
-        whole = _SCRATCH[name](policy, classes, seed)
+        network, dim = _from_nothing(name, policy.size, seed)
+    whole = Classifier(Normalise(policy), network, _new_head(dim, classes, seed))
     whole.requires_grad_(requires_grad=False)
     for module in [whole.head, *_moving(whole.backbone, method.moves, backbone)]:
         module.requires_grad_()
@@ -346,9 +344,3 @@ def _moving(network: nn.Module, moves: str, backbone: str) -> list[nn.Module]:
             raise EngineError(f"{backbone} has no BatchNorm: bn_only has nothing to move in it")
         return norms
     return []
-
-
-#: The networks that start from nothing.
-_SCRATCH: Mapping[str, Callable[[PixelPolicy, int, int], Classifier]] = MappingProxyType(
-    {"scratch_cnn": _small_cnn, "scratch_mlp": _small_mlp}
-)

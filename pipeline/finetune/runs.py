@@ -282,19 +282,18 @@ def run_method(run: Experiment, name: str) -> None:
     if record and record.samples == samples and (is_current or name not in run.named):
         _LOG.info("%s on %s: trained already", name, run.backbone(name))
         return
-    assembly = run.assemble(name)
+    assembly, proba = run.assemble(name), None
     if not METHODS[name].trains:
         if is_first:
             record, proba = _interpolate(run, name, assembly)
-            model.save(replace(record, identity=identity, samples=samples), assembly.state(), proba)
+    elif record and is_current:  # trained, but images were added since
+        assembly.load(model.state())
     else:
-        if record and is_current:  # trained, but images were added since
-            assembly.load(model.state())
-        else:
-            record = _train(run, name, assembly, identity)
-        if is_first:
+        record = _train(run, name, assembly, identity)
+    if is_first and record:
+        if proba is None:
             proba = run.predict(name, assembly, np.arange(len(run.samples)))
-            model.save(replace(record, samples=samples), assembly.state(), proba)
+        model.save(replace(record, identity=identity, samples=samples), assembly.state(), proba)
     wait_for_all(run.device)
 
 
