@@ -126,17 +126,12 @@ def _with(build):
     return buffer.getvalue()
 
 
-def _features(**options):
+def _features(*given, **options):
     def build(file):
         del file["features"]
-        file.create_dataset("features", **options)
+        file.create_dataset("features", *given, **options)
 
     return build
-
-
-def _external_data(file):
-    del file["features"]
-    file.create_dataset("features", FEATURES.shape, "<f4", external=[("secret", 0, 4096)])
 
 
 def _virtual(file):
@@ -144,6 +139,11 @@ def _virtual(file):
     layout = h5py.VirtualLayout(FEATURES.shape, "<f4")
     layout[:] = h5py.VirtualSource("secret", "features", FEATURES.shape)
     file.create_virtual_dataset("features", layout)
+
+
+def _group(file):
+    del file["features"]
+    file.create_group("features")
 
 
 def _linked(link):
@@ -154,50 +154,28 @@ def _linked(link):
     return build
 
 
-def _not_allocated(file):
-    del file["features"]
-    file.create_dataset("features", FEATURES.shape, "<f4")
+def _attribute(name, value, of="/"):
+    return lambda file: file[of].attrs.__setitem__(name, value)
 
 
-def _folder(file):
-    del file["features"]
-    file.create_group("features")
-
-
-def _attribute(name, value):
-    return lambda file: file.attrs.__setitem__(name, value)
-
-
-def _value(row, value):
-    return lambda file: file["features"].__setitem__(row, value)
-
-
-def _key_twice(file):
-    file["key"][3] = file["key"][2]
-
-
-def _extra(file):
-    file["label"] = [0]
-
-
-def _dataset_attribute(file):
-    file["features"].attrs["patient"] = "a name"
+def _value(row, value, of="features"):
+    return lambda file: file[of].__setitem__(row, value)
 
 
 #: Files that are named by their own SHA-256, so that only the schema can refuse them.
 CRAFTED = {
-    "external data": _external_data,
+    "external data": _features(FEATURES.shape, "<f4", external=[("secret", 0, 4096)]),
     "virtual": _virtual,
     "soft link": _linked(h5py.SoftLink("/elsewhere")),
     "external link": _linked(h5py.ExternalLink("other.h5", "features")),
     "gzip": _features(data=FEATURES, compression="gzip"),
     "checksummed": _features(data=FEATURES, fletcher32=True),
     "chunked": _features(data=FEATURES, chunks=(2, jobs.WIDTH)),
-    "no bytes behind the shape": _not_allocated,
-    "group": _folder,
-    "extra member": _extra,
+    "no bytes behind the shape": _features(FEATURES.shape, "<f4"),
+    "group": _group,
+    "extra member": lambda file: file.__setitem__("label", [0]),
     "extra attribute": _attribute("patient", "a name"),
-    "attribute on a dataset": _dataset_attribute,
+    "attribute on a dataset": _attribute("patient", "a name", of="features"),
     "float64": _features(data=FEATURES.astype("<f8")),
     "big-endian": _features(data=FEATURES.astype(">f4")),
     "strings": _features(data=["x"] * len(FEATURES)),
@@ -206,7 +184,7 @@ CRAFTED = {
     "too few rows": _features(data=FEATURES[:-1]),
     "NaN": _value((2, 3), np.nan),
     "infinite": _value((0, 0), np.inf),
-    "key twice": _key_twice,
+    "key twice": _value(3, jobs.rows_of(KEYS)[0][2], of="key"),
     "n wrong": _attribute("n", len(FEATURES) + 1),
     "n infinite": _attribute("n", np.inf),
     "n missing": lambda file: file.attrs.__delitem__("n"),

@@ -151,19 +151,6 @@ def test_a_real_limit_on_the_size_of_files_is_a_clean_error(tmp_path, children):
     assert not os.listdir(store.path / "parts")
 
 
-def test_a_second_run_does_nothing(tmp_path, whole):
-    """All rows are there and right, so nothing is computed, written or moved."""
-    jobs.run(tmp_path, tmp_path / "log")
-    jobs.run(tmp_path, tmp_path / "again")
-    again = {note["what"] for note in jobs.notes_in(tmp_path / "again")}
-    assert "done" in again
-    assert not {"computed", "error", "replace"} & again
-    store = FeatureStore(tmp_path, jobs.RECIPE)
-    keys = jobs.all_keys()
-    assert np.array_equal(store.read(keys), jobs.rows_of(keys)[1])
-    assert list(store.parts) == [whole]
-
-
 def test_a_power_cut_takes_no_acknowledged_row(tmp_path):
     """Bytes are synced before they get their name, and the name before it is acknowledged."""
     checks.check_power_loss(tmp_path)

@@ -1,8 +1,10 @@
-"""The store in ordinary use: what goes in comes out, once and in the order asked for."""
+"""The store: what goes in comes out, commits in time, compaction and collection of garbage."""
 
 import errno
 import os
 import re
+import socket
+import time
 from dataclasses import replace
 from shutil import copytree
 
@@ -14,9 +16,10 @@ from hypothesis.extra import numpy as hnp
 
 import cache
 from cache import disk
+from cache import store as store_module
 from cache.errors import BadFeaturesError, MissingRowsError, StoreFormatError, WriteFailedError
 from cache.part import Part, from_bytes, name_of, to_bytes
-from cache.store import FeatureStore, compact, stores_in
+from cache.store import FeatureStore, Writer, compact, gc, quarantined, stores_in
 from tests import cache_jobs as jobs
 from tests.cache.store_checks import StoreWarnings
 
@@ -32,6 +35,18 @@ def store(tmp_path):
 
 def reopened(store):
     return FeatureStore(store.path.parent, store.recipe)
+
+
+def assert_holds(store, keys=KEYS):
+    """On disk are the right rows of these keys, and no others."""
+    opened = reopened(store)
+    assert opened.keys() == set(keys)
+    assert not keys or np.array_equal(opened.read(keys), jobs.rows_of(keys)[1])
+
+
+def sizes(store):
+    """Rows of each part, in the order of the commits."""
+    return [part.rows for part in store.parts.values()]
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -243,3 +258,212 @@ def test_a_file_where_a_folder_must_be_is_a_failed_write(tmp_path):
     store = FeatureStore(tmp_path / "features", jobs.RECIPE)
     with pytest.raises(WriteFailedError, match="features/tiny-"):
         store.prepare()
+
+
+# Compaction, and what is left behind.
+
+
+def commit_in_threes(store, keys=KEYS, *, provenance="{}"):
+    for start in range(0, len(keys), 3):
+        store.commit(*jobs.rows_of(keys[start : start + 3]), provenance=provenance)
+
+
+def test_provenances_are_kept_apart(store):
+    """Each merged part says truly which device made its rows."""
+    commit_in_threes(store, KEYS[:6], provenance='{"device":"cpu"}')
+    commit_in_threes(store, KEYS[6:], provenance='{"device":"cuda"}')
+    assert compact(store) == 2
+    assert {(p.provenance, p.rows) for p in store.parts.values()} == {
+        ('{"device":"cpu"}', 6),
+        ('{"device":"cuda"}', 6),
+    }
+    assert_holds(store)
+
+
+def test_a_key_that_is_there_twice_is_kept_once_with_the_row_readers_saw(store):
+    """Merging does not change what was read before."""
+    for shift in range(3):
+        key, features = jobs.rows_of(KEYS)
+        store.commit(key, features + shift)
+    before = store.read(KEYS)
+    compact(store)
+    assert sizes(store) == [len(KEYS)]
+    assert np.array_equal(store.read(KEYS), before)
+
+
+def test_merged_parts_stay_below_the_limit(store, monkeypatch):
+    """However many rows there are, one part's worth of memory is enough."""
+    commit_in_threes(store)
+    size = max(part.size for part in store.parts.values())
+    monkeypatch.setattr(store_module, "MAX_PART_BYTES", 2 * size)
+    compact(store)
+    assert len(store.parts) == 2
+    assert_holds(store)
+
+
+def test_a_part_that_goes_bad_during_the_merge_is_not_merged(store, monkeypatch):
+    """What the scan accepted is checked again; the rest of its group stays."""
+    commit_in_threes(store)
+    bad = min(store.parts)
+    whole = store_module.from_bytes
+
+    def gone_bad(data, *, name, fingerprint):
+        if name == bad:
+            (store.path / "parts" / bad).write_bytes(data[:-1])
+            data = data[:-1]
+        return whole(data, name=name, fingerprint=fingerprint)
+
+    monkeypatch.setattr(store_module, "from_bytes", gone_bad)
+    compact(store)
+    assert quarantined(store) == [bad]
+    assert len(store) == 9
+    assert_holds(store, sorted(store.keys()))
+
+
+HOST = socket.gethostname().replace("-", "_")
+DEAD = 2**22 + 1  # Linux gives no process a number above 2**22
+
+
+def _temporary(store, host, pid, *, hours=0.0):
+    file = store.path / f".tmp-{host}-{pid}-{'0' * 32}"
+    file.write_bytes(b"half a part")
+    then = time.time() - hours * 3600
+    os.utime(file, (then, then))
+    return file.name
+
+
+def test_garbage_is_what_dead_writers_left_and_what_is_a_day_old(store):
+    """A living process of this host keeps its file for ever, one elsewhere for a day."""
+    commit_in_threes(store)
+    dead = _temporary(store, HOST, DEAD)
+    impossible = _temporary(store, HOST, "9" * 30)
+    old = _temporary(store, "elsewhere", os.getpid(), hours=24.1)
+    kept = {
+        _temporary(store, HOST, os.getpid(), hours=100),
+        _temporary(store, "elsewhere", DEAD, hours=23.9),
+        ".tmp-of-somebody-else",
+    }
+    (store.path / ".tmp-of-somebody-else").touch()
+    os.utime(store.path / ".tmp-of-somebody-else", (0, 0))
+    assert set(gc(store)) == {dead, impossible, old}
+    assert {name for name in os.listdir(store.path) if name != "parts"} == kept
+    assert_holds(store)
+    assert gc(store) == []
+
+
+def test_a_temporary_file_is_never_data(store):
+    """Even when it holds a whole part: it has no name yet, so nobody acknowledged it."""
+    name = store.commit(*jobs.rows_of(KEYS))
+    (store.path / "parts" / name).rename(store.path / "parts" / disk.temporary_name())
+    assert not len(FeatureStore(store.path.parent, store.recipe))
+
+
+# The writer.
+
+
+MANY = [jobs.key_of(number) for number in range(2500)]
+ROWS = jobs.rows_of(MANY)[1]
+
+
+def test_it_commits_at_1024_rows(store):
+    """No more than one commit's rows are at risk, and the rest goes on leaving."""
+    output = np.empty(jobs.WIDTH, np.float32)
+    with Writer(store) as writer:
+        for key in MANY:
+            output[:] = jobs.row_of(key)  # an engine may use its array again
+            writer.add(key, output)
+    assert sizes(store) == [1024, 1024, 452]
+    assert_holds(store, MANY)
+
+
+def test_it_commits_after_30_seconds(store, monkeypatch):
+    """A slow network loses half a minute at most; the clock starts with the first row."""
+    now = [1000.0]
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: now[0])
+    with Writer(store) as writer:
+        for key, row, seconds in zip(MANY, ROWS, [0, 29.9, 0.1, 500, 29, 0], strict=False):
+            now[0] += seconds
+            writer.add(key, row)
+        assert sizes(store) == [3]
+    assert sizes(store) == [3, 3]
+
+
+def test_wide_rows_are_committed_by_their_size(store, monkeypatch):
+    """Activations of 512 x 7 x 7 do not pile up to 1024 rows in memory."""
+    monkeypatch.setattr(store_module, "BYTES_PER_COMMIT", 5 * ROWS[0].nbytes)
+    with Writer(store) as writer:
+        for key, row in zip(MANY[:12], ROWS, strict=False):
+            writer.add(key, row)
+    assert sizes(store) == [5, 5, 2]
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError, SystemExit])
+def test_an_interruption_commits_what_there_is(store, interruption):
+    """Ctrl-C, a mistake elsewhere or an exit cost no row that was computed."""
+    with pytest.raises(interruption), Writer(store) as writer:
+        for key, row in zip(MANY[:7], ROWS, strict=False):
+            writer.add(key, row)
+        raise interruption
+    assert_holds(store, MANY[:7])
+
+
+def test_an_interruption_of_the_commit_itself_loses_nothing(store, monkeypatch):
+    """Ctrl-C while the part is on its way to the disk: it is written on leaving."""
+    whole = disk.replace
+
+    def interrupted(*_):
+        monkeypatch.setattr(disk, "replace", whole)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(disk, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), Writer(store) as writer:
+        for key, row in zip(MANY[:7], ROWS, strict=False):
+            writer.add(key, row)
+        writer.commit()
+    assert_holds(store, MANY[:7])
+
+
+def test_a_disk_that_refuses_is_asked_once(store, monkeypatch):
+    """The error ends the run; leaving does not try the same rows again."""
+    tries = []
+
+    def full(*_):
+        tries.append(1)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk, "write", full)
+    with pytest.raises(WriteFailedError, match="No space left"), Writer(store) as writer:
+        writer.add(MANY[0], ROWS[0])
+        writer.commit()
+    assert len(tries) == 1
+
+
+BAD_ROWS = {
+    "NaN": (MANY[5], np.where(np.arange(6) == 2, np.nan, ROWS[5]), "1 of 1 rows are not finite"),
+    "float64": (MANY[5], ROWS[5].astype(float), "float64"),
+    "other shape": (MANY[5], ROWS[5][:1], r"shape \(1,\) among rows of shape \(6,\)"),
+    "short key": (MANY[5][:31], ROWS[5], "32"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_refused_when_it_comes_and_the_good_ones_are_kept(store, case):
+    """The error points at the row that caused it, and takes no other row with it."""
+    key, row, message = BAD_ROWS[case]
+    with pytest.raises(BadFeaturesError, match=message), Writer(store) as writer:
+        for good in range(5):
+            writer.add(MANY[good], ROWS[good])
+        writer.add(key, row.astype(np.float32) if case == "NaN" else row)
+    assert_holds(store, MANY[:5])
+
+
+def test_the_first_row_of_a_key_stands(store):
+    """A key that is stored or buffered is not stored again."""
+    with Writer(store) as writer:
+        for key in (MANY[0], MANY[1], MANY[0]):
+            writer.add(key, jobs.row_of(key))
+        writer.add(MANY[1], ROWS[1] + 1)
+        writer.commit()
+        writer.add(MANY[0], ROWS[0] + 1)
+    assert sizes(store) == [2]
+    assert_holds(store, MANY[:2])
