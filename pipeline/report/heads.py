@@ -3,7 +3,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.evaluation.intervals import TOO_FEW
-from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, format_value
+from pipeline.report.table import (
+    Column,
+    Detail,
+    Heading,
+    Part,
+    Record,
+    Table,
+    about,
+    format_value,
+)
 from pipeline.words import counted
 
 _CLINICAL_NOTES = (
@@ -34,7 +43,7 @@ def heads(record: Record) -> Iterator[Part]:
         advice = ". ".join(dict.fromkeys(leak["advice"] for leak in leaks))
         yield f"Do not trust these numbers. {seen}. {advice}."
     for results in record["backbones"]:
-        yield from _of_backbone(record, results)
+        yield from about(_of_backbone(record, results), backbone=results["backbone"])
     yield from _not_scored(record)
     for failure in record["failures"]:
         yield f"{failure['head']} on {failure['backbone']} failed: {failure['reason']}"
@@ -54,8 +63,8 @@ def _not_scored(record: Record) -> Iterator[str]:
 
 
 def _of_backbone(record: Record, results: Record) -> Iterator[Part]:
-    backbone, classes = results["backbone"], ", ".join(record["classes"])
-    yield Heading(f"{record['study']} on {backbone}, classes {classes}")
+    classes = ", ".join(record["classes"])
+    yield Heading(f"{record['study']} on {results['backbone']}, classes {classes}")
     if results["reused"]:
         reused = counted(results["reused"], "head")
         yield f"{reused} reused from an earlier run, {results['fitted']} fitted."
@@ -65,13 +74,13 @@ def _of_backbone(record: Record, results: Record) -> Iterator[Part]:
             f"Points are differences of accuracy from the baseline {record['baseline']}; p is "
             f"adjusted for the number of heads (Holm). {legend}"
         )
-    for domain in results["domains"]:
-        yield _scores(backbone, results["best"], domain, legend)
-        yield from _clinical(backbone, domain)
-        legend = ""
+    for number, domain in enumerate(results["domains"]):
+        scores = _scores(results["best"], domain, () if number else (legend,))
+        of_domain = scores, *_clinical(domain)
+        yield from about(of_domain, domain=domain["domain"], role=domain["role"])
     yield from _selection_corrected(results["selection_corrected"])
-    yield from _seeds(backbone, results["seed_spread"])
-    yield from _algorithms(backbone, record["baseline"], results["algorithms"])
+    yield from _seeds(results["seed_spread"])
+    yield from _algorithms(record["baseline"], results["algorithms"])
     for candidates in results["confidence_sets"]:
         yield (
             f"{name_of_domain(candidates)}: the best head is one of these "
@@ -85,22 +94,12 @@ def _scored(row: Record, difference: Record) -> Record:
     return {**row, **row["scores"], "points": difference, "p": difference.get("p_adjusted")}
 
 
-def _domain_table(
-    backbone: str,
-    domain: Record,
-    columns: Sequence[Column],
-    rows: Sequence[Record],
-    *notes: str,
-    key: str,
-) -> Table:
-    """The table of one domain, headed by how many images and patients it has."""
+def _title(domain: Record) -> str:
     images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
-    about = {"backbone": backbone, "domain": domain["domain"], "role": domain["role"]}
-    title = f"{name_of_domain(domain)}: {images} of {patients}"
-    return Table(title, columns, rows, about=about, notes=tuple(filter(None, notes)), key=key)
+    return f"{name_of_domain(domain)}: {images} of {patients}"
 
 
-def _scores(backbone: str, best: str | None, domain: Record, legend: str) -> Table:
+def _scores(best: str | None, domain: Record, legend: Sequence[str]) -> Table:
     rows = [
         {**_scored(row, row["differences"].get("accuracy", {})), "best": row["head"] == best}
         for row in domain["rows"]
@@ -113,8 +112,8 @@ def _scores(backbone: str, best: str | None, domain: Record, legend: str) -> Tab
         Column("fit s", "seconds", field="fit_seconds"),
         *(Column(m, "number", interval=True, field=m, csv_only=True) for m in others),
     )
-    notes = *_too_few(domain["rows"]), *_open(domain["rows"]), legend
-    return _domain_table(backbone, domain, columns, rows, *notes, key="heads")
+    notes = *_too_few(domain["rows"]), *_open(domain["rows"]), *legend
+    return Table(_title(domain), columns, rows, key="heads", notes=notes)
 
 
 def _too_few(rows: Sequence[Record]) -> Iterator[str]:
@@ -142,7 +141,7 @@ def _open(rows: Sequence[Record]) -> Iterator[str]:
         yield f"Patients that would decide the differences left open: {', '.join(needed)}."
 
 
-def _clinical(backbone: str, domain: Record) -> Iterator[Table]:
+def _clinical(domain: Record) -> Iterator[Table]:
     """Net benefit, likelihood ratios and calibration in the large, one row for each head."""
     clinical = {row["head"]: row["clinical"] for row in domain["rows"] if row["clinical"]}
     if not clinical:
@@ -167,7 +166,6 @@ def _clinical(backbone: str, domain: Record) -> Iterator[Table]:
         ),
         [*rows, {"head": "treat all", **treat_all}],
         key="heads_clinical",
-        about={"backbone": backbone, "domain": domain["domain"], "role": domain["role"]},
         notes=_CLINICAL_NOTES,
         detail=True,
     )
@@ -189,7 +187,7 @@ def _selection_corrected(by_metric: Mapping[str, Record]) -> Iterator[str]:
 # Of ``--thorough``.
 
 
-def _seeds(backbone: str, spread: Sequence[Record]) -> Iterator[Table]:
+def _seeds(spread: Sequence[Record]) -> Iterator[Table]:
     rows = [{**row, "where": name_of_domain(row)} for row in spread if row["metric"] == "accuracy"]
     if rows:
         yield Table(
@@ -202,11 +200,10 @@ def _seeds(backbone: str, spread: Sequence[Record]) -> Iterator[Table]:
             ),
             rows,
             key="heads_seeds",
-            about={"backbone": backbone},
         )
 
 
-def _algorithms(backbone: str, baseline: str, compared: Sequence[Record]) -> Iterator[Table]:
+def _algorithms(baseline: str, compared: Sequence[Record]) -> Iterator[Table]:
     rows = [row for row in compared if row["metric"] == "accuracy"]
     if rows:
         equal = f"Within {100 * rows[0]['rope']:.0f} point."
@@ -222,7 +219,6 @@ def _algorithms(backbone: str, baseline: str, compared: Sequence[Record]) -> Ite
             ),
             sorted(rows, key=lambda row: -row["difference"]),
             key="heads_algorithms",
-            about={"backbone": backbone},
         )
 
 
@@ -237,13 +233,12 @@ def finetune(record: Record) -> Iterator[Part]:
     for results in record["backbones"]:
         backbone, classes = results["backbone"], ", ".join(record["classes"])
         yield Heading(f"{record['study']} on {backbone}, fine-tuned, classes {classes}")
-        yield from _methods(results)
+        yield from about(_methods(results), backbone=backbone)
     yield from _not_scored(record)
     yield from (f"{part} failed: {reason}" for part, reason in record["failures"].items())
 
 
 def _methods(results: Record) -> Iterator[Part]:
-    backbone = results["backbone"]
     seconds = {(model["method"], model["seed"]): model["seconds"] for model in results["models"]}
     several = len({seed for _, seed in seconds}) > 1
     columns = (
@@ -264,10 +259,16 @@ def _methods(results: Record) -> Iterator[Part]:
             }
             for row in domain["rows"]
         ]
-        yield _domain_table(backbone, domain, columns, rows, legend, key="finetune")
-        legend = ""
-    yield from _against_heads(results["domains"], backbone)
-    yield _costs(results["models"], backbone)
+        yield Table(
+            _title(domain),
+            columns,
+            rows,
+            key="finetune",
+            about={"domain": domain["domain"], "role": domain["role"]},
+            notes=(legend,) if domain is results["domains"][0] else (),
+        )
+    yield from _against_heads(results["domains"])
+    yield _costs(results["models"])
     if not several:
         yield Detail("One seed was trained: a difference between methods may be one of seeds.")
     for model in results["models"]:
@@ -278,12 +279,12 @@ def _methods(results: Record) -> Iterator[Part]:
             )
     if results["heads_fitted_to_others"]:
         yield (
-            f"The heads of {backbone} were fitted to other images than these methods, so they are "
-            "not compared."
+            f"The heads of {results['backbone']} were fitted to other images than these methods, "
+            "so they are not compared."
         )
 
 
-def _against_heads(domains: Sequence[Record], backbone: str) -> Iterator[Table]:
+def _against_heads(domains: Sequence[Record]) -> Iterator[Table]:
     """Methods against the best head of stage 2, on the same images."""
     rows = [
         {
@@ -309,11 +310,10 @@ def _against_heads(domains: Sequence[Record], backbone: str) -> Iterator[Table]:
             ),
             rows,
             key="finetune_heads",
-            about={"backbone": backbone},
         )
 
 
-def _costs(models: Sequence[Record], backbone: str) -> Table:
+def _costs(models: Sequence[Record]) -> Table:
     rows = [{**m, "trend": m["trend"] or ("too few epochs" if m["epochs"] else "")} for m in models]
     in_the_same_time = "Heads that could be fitted on stored features in the same time."
     return Table(
@@ -330,5 +330,4 @@ def _costs(models: Sequence[Record], backbone: str) -> Table:
         ),
         rows,
         key="finetune_costs",
-        about={"backbone": backbone},
     )

@@ -1,11 +1,10 @@
 """What stage 4 found: for each target the verdict, the effects, the adaptation methods."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
+from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, about
 from pipeline.words import counted
 
 #: Words for the effects of the record.
@@ -121,9 +120,7 @@ def _target(target: Record) -> Iterator[Part]:
     name = f"{target['target']} on {target['backbone']}"
     yield Heading(name if target["labelled"] else f"{name}, without labels")
     yield " ".join(target["verdict"])
-    about = {"backbone": target["backbone"], "target": target["target"]}
-    for table in _tables(target):
-        yield replace(table, about={**about, **table.about})
+    yield from about(_tables(target), backbone=target["backbone"], target=target["target"])
     yield Detail(
         f"The source has {counted(target['source_images'], 'image')} of "
         f"{counted(target['source_patients'], 'patient')}, {target['target']} has "

@@ -8,8 +8,8 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -153,6 +153,15 @@ class Detail(str):
 
 #: What a stage's module makes of a record. A plain string is a paragraph.
 Part = Table | str
+
+
+def about(parts: Iterable[Part], **names: str) -> Iterator[Part]:
+    """Parts whose tables are about this, and about what they were."""
+    for part in parts:
+        if isinstance(part, Table):
+            yield replace(part, about={**names, **part.about})
+        else:
+            yield part
 
 
 def format_value(value: Any, kind: str) -> str:
