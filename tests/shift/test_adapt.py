@@ -12,7 +12,7 @@ from pipeline.shift.adapt import (
     transport_map,
 )
 from pipeline.shift.head import INVERSE_PENALTY, fit_source
-from tests import shifted_worlds as worlds
+from tests.shift import worlds
 from tests.shift.worlds import embedded
 
 FEW_LABELS = "50 labels a class"

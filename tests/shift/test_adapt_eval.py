@@ -17,7 +17,7 @@ from pipeline.shift import adapt_eval
 from pipeline.shift.adapt import ADAPTERS
 from pipeline.shift.adapt_eval import AdaptationPlan, SealedLabels, predict_target, score
 from pipeline.shift.head import fit_source
-from tests import shifted_worlds as worlds
+from tests.shift import worlds
 from tests.shift.worlds import embedded
 
 PLAN = AdaptationPlan(seeds=(0, 1), shots=(5, 25), draws=200)

@@ -12,8 +12,7 @@ from pipeline.shift.label_free import (
     estimate_prior,
     fit_calibration,
 )
-from tests.score_worlds import draw_scores
-from tests.shift.worlds import scored
+from tests.shift.worlds import draw_scores, scored
 
 
 def estimated(source, label, target, *, draws=2, seed=0, groups=(None, None)):
