@@ -5,6 +5,7 @@ because what the parts share is then computed once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -63,7 +64,7 @@ def _standardisation(model: SourceModel, target: _Rows, parts: _Parts) -> list[_
         share = len(rows) / (len(rows) + _PSEUDO_COUNT)
         mean = share * rows.mean(axis=0) + (1 - share) * model.mean
         scale = np.sqrt(share * rows.var(axis=0) + (1 - share) * model.scale**2)
-        return lambda features: _proba(model, (features - mean) / scale)
+        return lambda features: model.head.predict_proba((features - mean) / scale)
 
     return [adapted(np.asarray(target[part], dtype=np.float64)) for part in parts]
 
@@ -75,7 +76,7 @@ def _balanced_standardisation(model: SourceModel, target: _Rows, parts: _Parts) 
     def adapted(rows: _Rows) -> _Predictor:
         mean, scale, prior = _balanced_statistics(model, rows, calibration)
         return lambda features: reweighted(
-            calibration(_proba(model, (features - mean) / scale)), prior / model.prior
+            calibration(model.head.predict_proba((features - mean) / scale)), prior / model.prior
         )
 
     return [adapted(target[part]) for part in parts]
@@ -112,16 +113,6 @@ def _balanced_statistics(
     return mean, scale, prior
 
 
-def _coral(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
-    """Give the source the target's mean and covariance, and fit the head there (CORAL)."""
-    return _moved(model, target, parts, coral_map)
-
-
-def _linear_transport(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
-    """Carry the source to the target by linear optimal transport, and fit the head there."""
-    return _moved(model, target, parts, transport_map)
-
-
 def coral_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
     """CORAL's map Cs^-1/2 Ct^1/2 (Sun et al. 2016) of two covariances (d, d), from the right."""
     return _power(source, -0.5) @ _power(target, 0.5)
@@ -143,7 +134,7 @@ def _moved(
     parts: _Parts,
     map_between: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
 ) -> list[_Predictor]:
-    """Carry the source's rows over by a map made from the two shrunk covariances.
+    """Carry the source's rows over by a map made from the two shrunk covariances; fit them there.
 
     Both are taken in the source's principal components: there a covariance of a few hundred
     rows can be estimated.
@@ -224,16 +215,12 @@ ADAPTERS: Mapping[str, _Adapter] = MappingProxyType(
         "source_only": _source_only,
         "standardisation": _standardisation,
         "balanced_standardisation": _balanced_standardisation,
-        "coral": _coral,
-        "linear_transport": _linear_transport,
+        "coral": partial(_moved, map_between=coral_map),
+        "linear_transport": partial(_moved, map_between=transport_map),
         "importance_weighting": _importance_weighting,
         "prior_shift": _prior_shift,
     }
 )
-
-
-def _proba(model: SourceModel, standardised: _Rows) -> NDArray[np.float64]:
-    return np.asarray(model.head.predict_proba(standardised), dtype=np.float64)
 
 
 def _calibration(model: SourceModel) -> Calibration:

@@ -164,18 +164,17 @@ def score(
         StudyError: The target has no labels.
     """
     target = target.with_(label=sealed.unseal(plan.digest()))
-    baseline = predicted[_BASELINE]
     draws = draw_patients(target.group, np.random.default_rng(6), draws=plan.draws)
-    shots = _k_shot(model, target, plan)
-    curve = _rows(shots, baseline, target, draws, target_labels=True)
-    rows = _rows(predicted, baseline, target, draws)
-    gains = [row["difference"] for row in curve]
-    helpful = [
-        row
-        for row, gain in zip(curve, gains, strict=True)
-        if verdict(gain["low"], gain["high"], gain["p_adjusted"]) == "better"
-    ]
-    return [*rows, *(helpful[:1] or curve[-1:])], _best(rows, predicted, target, draws)
+    base = _right(predicted[_BASELINE], target)
+    rows = _rows(predicted, base, target, draws)
+    curve = _rows(_k_shot(model, target, plan), base, target, draws, target_labels=True)
+    helpful = [row for row in curve if _is_better(**row["difference"])]
+    gains = {name: _right(t, target) - base for name, t in predicted.items() if name != _BASELINE}
+    return [*rows, *(helpful[:1] or curve[-1:])], _best(rows, gains, draws) if gains else None
+
+
+def _is_better(low: float, high: float, p_adjusted: float, **_: float) -> bool:
+    return verdict(low, high, p_adjusted) == "better"
 
 
 def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Predicted:
@@ -208,7 +207,7 @@ def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Pr
 
 def _rows(
     tables: _Predicted,
-    baseline: NDArray[np.float64],
+    base: NDArray[np.float64],
     target: DomainData,
     draws: PatientDraws,
     *,
@@ -218,64 +217,56 @@ def _rows(
 
     Returns:
         ``method``; ``accuracy`` and ``auroc``, means over the divisions (None where a class is
-        absent); ``difference`` of the accuracy to the baseline's, None for the baseline itself;
-        ``target_labels``: whether labels of the target were used.
+        absent); ``difference`` of the accuracy to the baseline's, whose hits are ``base``, None
+        for the baseline itself; ``target_labels``: whether labels of the target were used.
     """
-    right, base = {name: _right(t, target) for name, t in tables.items()}, _right(baseline, target)
-    gains = {name: hit - base for name, hit in right.items() if name != _BASELINE}
-    p_values = []
-    for name, gain in gains.items():
-        rng = np.random.default_rng([zlib.crc32(name.encode()), 6])
-        p_values.append(float(sign_flip(gain, target.group, rng, draws=len(draws))))
-    differences = {}
-    for name, p, p_adjusted in zip(gains, p_values, holm(p_values).tolist(), strict=True):
-        low, high = mean_bounds(gains[name], draws)
-        ends = {"estimate": float(gains[name].mean()), "low": low, "high": high}
-        differences[name] = {**ends, "p": p, "p_adjusted": p_adjusted}
-    return [
-        {
-            "method": name,
-            "accuracy": float(right[name].mean()),
-            "auroc": _mean_auroc(target.labelled(), table),
-            "difference": differences.get(name),
-            "target_labels": target_labels,
-        }
-        for name, table in tables.items()
-    ]
+    rows: list[_Record] = []
+    for name, table in tables.items():
+        hit = _right(table, target)
+        aurocs = [metric("auroc", target.labelled(), proba) for proba in table]
+        difference = None
+        if name != _BASELINE:
+            gain, rng = hit - base, np.random.default_rng([zlib.crc32(name.encode()), 6])
+            low, high = mean_bounds(gain, draws)
+            p = float(sign_flip(gain, target.group, rng, draws=len(draws)))
+            difference = {"estimate": float(gain.mean()), "low": low, "high": high, "p": p}
+        rows.append(
+            {
+                "method": name,
+                "accuracy": float(hit.mean()),
+                "auroc": None if None in aurocs else float(np.mean(aurocs)),  # type: ignore[arg-type]
+                "difference": difference,
+                "target_labels": target_labels,
+            }
+        )
+    compared = [row["difference"] for row in rows if row["difference"]]
+    adjusted = holm([difference["p"] for difference in compared]).tolist()
+    for difference, p in zip(compared, adjusted, strict=True):
+        difference["p_adjusted"] = p
+    return rows
 
 
 def _best(
-    rows: list[_Record], tables: _Predicted, target: DomainData, draws: PatientDraws
-) -> BestMethod | None:
+    rows: list[_Record], gains: Mapping[str, NDArray[np.float64]], draws: PatientDraws
+) -> BestMethod:
     """The best method at the mean gain out of bag of whatever is best in bag.
 
     That is bootstrap bias correction (Tsamardinos et al. 2018). The lower end of the method's
     interval moves with the gain. The upper one stays: where one method is truly the best, the
     corrected gain is too low.
     """
-    methods = {row["method"]: row["difference"] for row in rows if row["difference"]}
-    if not methods:
-        return None
-    base = _right(tables[_BASELINE], target)
-    gains = np.stack([_right(tables[name], target) - base for name in methods])
     unseen = replace(draws, counts=(draws.counts == 0).astype(np.uint8))
-    inside, outside = (np.stack([d.mean(gain) for gain in gains]) for d in (draws, unseen))
+    inside, outside = (np.stack([d.mean(g) for g in gains.values()]) for d in (draws, unseen))
     # Where no patient is left out of a draw, it says nothing.
     corrected = float(np.nanmean(outside[inside.argmax(axis=0), np.arange(len(draws))]))
-    name = list(methods)[int(gains.mean(axis=1).argmax())]
-    apparent = methods[name]
+    best = max(gains, key=lambda name: gains[name].mean())
+    (apparent,) = (row["difference"] for row in rows if row["method"] == best)
     low = apparent["low"] + corrected - apparent["estimate"]
     high = max(apparent["high"], apparent["high"] + corrected - apparent["estimate"])
     shown = low > 0 and apparent["p_adjusted"] <= ALPHA
-    return BestMethod(method=name, estimate=corrected, low=low, high=high, shown=shown)
+    return BestMethod(method=best, estimate=corrected, low=low, high=high, shown=shown)
 
 
 def _right(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:
     """Share of the divisions in which each image is right, shape (n,)."""
     return np.asarray((table.argmax(axis=2) == target.labelled()).mean(axis=0))
-
-
-def _mean_auroc(label: NDArray[np.int64], tables: NDArray[np.float64]) -> float | None:
-    values = [metric("auroc", label, table) for table in tables]
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None

@@ -48,61 +48,34 @@ _CELLS = 1 << 22
 _Shares = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AccuracyEstimate:
-    """What the scores of a target say about its accuracy and its classes.
-
-    Attributes:
-        accuracy: By formula of :data:`FORMULAS`, each with a 95 % interval.
-        prevalence: Share of each class in the target (MLLS), in label order.
-    """
-
-    accuracy: Mapping[str, Interval]
-    prevalence: tuple[Interval, ...]
-
-    @property
-    def low(self) -> float:
-        """Lower end of the range over all formulas."""
-        return min(interval.low for interval in self.accuracy.values())
-
-    @property
-    def high(self) -> float:
-        """Upper end."""
-        return max(interval.high for interval in self.accuracy.values())
-
-    def record(self, classes: Sequence[str], *, withheld: bool) -> dict[str, Any]:
-        """As ``shift.json`` has it; without an accuracy where it is ``withheld``."""
-        accuracy = {} if withheld else self.accuracy
-        return {
-            "low": None if withheld else self.low,
-            "high": None if withheld else self.high,
-            "estimates": [{"method": name, **of.ends()} for name, of in accuracy.items()],
-            "prevalence": [
-                {"name": name, "method": "mlls", **share.ends()}
-                for name, share in zip(classes, self.prevalence, strict=True)
-            ],
-            "warning": _OVERLAP if withheld else _ASSUMPTION,
-        }
-
-
 def estimate_accuracy(
-    source: DomainData, target: DomainData, rng: np.random.Generator, *, draws: int = _DRAWS
-) -> AccuracyEstimate:
+    source: DomainData,
+    target: DomainData,
+    rng: np.random.Generator,
+    *,
+    classes: Sequence[str],
+    draws: int = _DRAWS,
+) -> dict[str, Any]:
     """Estimate accuracy and class mix of a target without its labels.
 
     Args:
         source: Labels, and probabilities out of fold; every class is present.
         target: Probabilities of the same head.
         rng: Source of the draws.
+        classes: Names in label order.
         draws: How often the patients of both domains are drawn.
+
+    Returns:
+        ``low`` and ``high``, the range over all formulas; ``estimates``, of the accuracy by each
+        of :data:`FORMULAS`; ``prevalence``, the share of each class in the target (MLLS); and
+        ``warning``, what the estimates cannot see.
     """
-    classes = source.scored().shape[1]
     of_source = draw_patients(source.group, rng, draws=draws, label=source.labelled())
     of_target = draw_patients(target.group, rng, draws=draws)
     once = np.ones((1, len(source))), np.ones((1, len(target)))
     whole = fit_calibration(source.scored(), source.labelled())
     (estimate,) = _estimates(source, target, *once, whole)
-    step = max(1, _CELLS // (max(len(source), len(target)) * classes))
+    step = max(1, _CELLS // (max(len(source), len(target)) * len(classes)))
     drawn = np.concatenate(
         [
             # Each calibration starts where that of the data ended: a few steps are left.
@@ -117,11 +90,25 @@ def estimate_accuracy(
     # Patients of the target are right together as those of the source are.
     trials = share_of(weighted_mean(~source.wrong()), source.group).trials
     trials *= target.patients / source.patients
-    accuracy = {
-        name: _with_outcomes(interval, trials)
-        for name, interval in zip(FORMULAS, intervals, strict=False)
+    accuracy = [_with_outcomes(interval, trials) for interval in intervals[: len(FORMULAS)]]
+    return {
+        "low": min(interval.low for interval in accuracy),
+        "high": max(interval.high for interval in accuracy),
+        "estimates": [
+            {"method": name, **interval.ends()}
+            for name, interval in zip(FORMULAS, accuracy, strict=True)
+        ],
+        "prevalence": [
+            {"name": name, "method": "mlls", **share.ends()}
+            for name, share in zip(classes, intervals[len(FORMULAS) :], strict=True)
+        ],
+        "warning": _ASSUMPTION,
     }
-    return AccuracyEstimate(accuracy=accuracy, prevalence=tuple(intervals[len(FORMULAS) :]))
+
+
+def without_accuracy(estimate: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without an accuracy, where no image of the source stands for the target's."""
+    return {**estimate, "low": None, "high": None, "estimates": [], "warning": _OVERLAP}
 
 
 def _with_outcomes(expected: Interval, trials: float) -> Interval:

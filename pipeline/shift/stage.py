@@ -43,7 +43,7 @@ from pipeline.shift.covariates import Measures, acquisition_differences, summary
 from pipeline.shift.decompose import decompose, error_table
 from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, detect, images_differ
 from pipeline.shift.head import AnalysedHead, SourceModel, analysed_head, fit_source
-from pipeline.shift.label_free import NO_OVERLAP, estimate_accuracy
+from pipeline.shift.label_free import NO_OVERLAP, estimate_accuracy, without_accuracy
 from pipeline.shift.subgroups import subgroups
 from pipeline.shift.verdict import caveats, verdict, verdict_without_labels
 from pipeline.study import SOURCE, Study
@@ -285,9 +285,10 @@ def analyse_target(
     sealed = SealedLabels(target.label, plan.digest())
     blind = head.scored(target.sealed())
     tests, domain_auc = detect(source, blind, draws=options.draws)
-    estimate = estimate_accuracy(source, blind, np.random.default_rng([study.seed, 11]))
-    # An interval wholly above it: then no image of the source says how right the head is.
-    accuracy_range = estimate.record(classes, withheld=domain_auc.low > NO_OVERLAP)
+    rng = np.random.default_rng([study.seed, 11])
+    accuracy_range = estimate_accuracy(source, blind, rng, classes=classes)
+    if domain_auc.low > NO_OVERLAP:
+        accuracy_range = without_accuracy(accuracy_range)
     if not labelled:
         shifted = any(test.p_adjusted is not None and test.p_adjusted <= LEVEL for test in tests)
         details = _without_labels(source, blind.name, accuracy_range, shifted=shifted)
@@ -301,7 +302,7 @@ def analyse_target(
         details["thresholds"] = transferred_thresholds(
             source,
             opened,
-            prevalence=estimate.prevalence[1].estimate,
+            prevalence=accuracy_range["prevalence"][1]["estimate"],
             score_changed=details["labels_needed"],
         )
         details["adaptation"] = rows

@@ -23,7 +23,6 @@ FEW_IMAGES, FEW_PATIENTS = 30, 10
 #: In the order of the report; the last two need a threshold.
 _METRICS = ("accuracy", "auroc", "sensitivity", "specificity")
 _Record = dict[str, Any]
-_Mask = NDArray[np.bool_]
 
 
 def subgroups(
@@ -56,10 +55,17 @@ def subgroups(
         members = {name: grouping.member == k for k, name in enumerate(grouping.names)}
         reasons = {name: _too_few(target, rows) for name, rows in members.items()}
         large = {name: rows for name, rows in members.items() if not reasons[name]}
-        compared = _by_metric(target, large, threshold, patients, seed)
-        elsewhere: Mapping[str, Mapping[str, float]] = {}
-        if grouping.attribute in on_source:
-            elsewhere = _estimates(source, on_source[grouping.attribute], threshold)
+        inside = {n: _shares(target, rows, threshold, patients) for n, rows in large.items()}
+        others = {n: _shares(target, ~rows, threshold, patients) for n, rows in large.items()}
+        elsewhere = _values(source, on_source.get(grouping.attribute), threshold)
+        metrics: dict[str, dict[str, _Record]] = {name: {} for name in members}
+        for metric in _METRICS:
+            of_groups = {n: shares[metric] for n, shares in inside.items() if metric in shares}
+            rest = {n: others[n][metric] for n in of_groups if metric in others[n]}
+            compared = _compare(of_groups, rest, np.random.default_rng([seed, 20]))
+            for name, record in compared.items():
+                on_the_source = elsewhere.get(name, {}).get(metric)
+                metrics[name][metric] = {**record, "source": on_the_source}
         records += [
             {
                 "attribute": grouping.attribute,
@@ -67,40 +73,14 @@ def subgroups(
                 "images": int(rows.sum()),
                 "patients": np.unique(target.group[rows]).size,
                 "reason": reasons[name],
-                "metrics": {
-                    metric: {**of_groups[name], "source": elsewhere.get(name, {}).get(metric)}
-                    for metric, of_groups in compared.items()
-                    if name in of_groups
-                },
+                "metrics": metrics[name],
             }
             for name, rows in members.items()
         ]
     return records
 
 
-def _by_metric(
-    target: DomainData,
-    groups: Mapping[str, _Mask],
-    threshold: float | None,
-    patients: PatientDraws,
-    seed: int,
-) -> dict[str, dict[str, _Record]]:
-    """By metric and large group, see :func:`_compare`."""
-    inside = {name: _shares(target, rows, threshold, patients) for name, rows in groups.items()}
-    rest: dict[str, dict[str, Share]] = {}
-    if len(groups) > 1:
-        rest = {name: _shares(target, ~rows, threshold, patients) for name, rows in groups.items()}
-    return {
-        metric: _compare(
-            {name: shares[metric] for name, shares in inside.items() if metric in shares},
-            {name: shares[metric] for name, shares in rest.items() if metric in shares},
-            np.random.default_rng([seed, 20]),
-        )
-        for metric in _METRICS
-    }
-
-
-def _too_few(data: DomainData, rows: _Mask) -> str | None:
+def _too_few(data: DomainData, rows: NDArray[np.bool_]) -> str | None:
     images, patients = int(rows.sum()), np.unique(data.group[rows]).size
     if images < FEW_IMAGES:
         return f"too few: {counted(images, 'image')}, {FEW_IMAGES} needed"
@@ -110,9 +90,11 @@ def _too_few(data: DomainData, rows: _Mask) -> str | None:
 
 
 def _shares(
-    data: DomainData, rows: _Mask, threshold: float | None, patients: PatientDraws
+    data: DomainData, rows: NDArray[np.bool_], threshold: float | None, patients: PatientDraws
 ) -> dict[str, Share]:
     """The metrics of chosen rows, but for those that need a class with too few patients."""
+    if not rows.any():
+        return {}
     data = data.take(rows)
     label, proba = data.labelled(), data.scored()
     of_class = [label == k for k in range(proba.shape[1])]
@@ -135,10 +117,12 @@ def _shares(
     return shares
 
 
-def _estimates(
-    data: DomainData, grouping: Grouping, threshold: float | None
+def _values(
+    data: DomainData, grouping: Grouping | None, threshold: float | None
 ) -> dict[str, dict[str, float]]:
     """By group, where there are enough images, the value of each metric."""
+    if grouping is None:
+        return {}
     patients, values = leave_out_patients(data.group), {}
     for k, group in enumerate(grouping.names):
         rows = grouping.member == k
@@ -149,7 +133,7 @@ def _estimates(
 
 
 def _compare(
-    inside: Mapping[str, Share], others: Mapping[str, Share], rng: np.random.Generator
+    inside: Mapping[str, Share], rest: Mapping[str, Share], rng: np.random.Generator
 ) -> dict[str, _Record]:
     """One metric in each group and against all other images, for all groups at once.
 
@@ -158,7 +142,7 @@ def _compare(
         ``difference_low`` and ``difference_high``, None where those are too few; ``worst``:
         whether it is the lowest of those whose attribute is known.
     """
-    rest = {name: others[name] for name in inside if len(inside) > 1 and name in others}
+    rest = rest if len(inside) > 1 else {}
     intervals = simultaneous_intervals([*inside.values()], rng)
     apart = simultaneous_differences([(inside[name], rest[name]) for name in rest], rng)
     differences = dict(zip(rest, apart, strict=True))

@@ -153,9 +153,10 @@ def named(seed: int, change: Change, *, attribute: bool = True, patients: int = 
 def estimated(seed: int, change: Change, patients: int) -> tuple[bool, float]:
     """Whether the range without labels holds the accuracy that labels show, and its width."""
     model, target, _ = pair(seed, change, patients)
-    estimate = estimate_accuracy(model.data, target.sealed(), np.random.default_rng(seed))
-    held = estimate.low <= 1 - target.wrong().mean() <= estimate.high
-    return held, estimate.high - estimate.low
+    rng = np.random.default_rng(seed)
+    estimate = estimate_accuracy(model.data, target.sealed(), rng, classes=("well", "ill"))
+    low, high = estimate["low"], estimate["high"]
+    return low <= 1 - target.wrong().mean() <= high, high - low
 
 
 def rates(
