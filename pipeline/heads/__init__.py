@@ -59,8 +59,8 @@ def _always(path: str, **parameters: Any) -> Callable[[int], Any]:
     return lambda _seed: late(path)(**parameters)
 
 
-def _of_seed(path: str) -> Callable[[int], Any]:
-    return lambda seed: late(path)(random_state=seed)
+def _of_seed(path: str, **parameters: Any) -> Callable[[int], Any]:
+    return lambda seed: late(path)(**parameters, random_state=seed)
 
 
 #: To add a head: one line here; the contract tests run over the table.
@@ -117,9 +117,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         ),
         # No grid: its defaults are hardly ever far from the best.
         "forest": HeadSpec(
-            make=lambda seed: late("sklearn.ensemble.ExtraTreesClassifier")(
-                n_estimators=20, random_state=seed
-            ),
+            make=_of_seed("sklearn.ensemble.ExtraTreesClassifier", n_estimators=20),
             scikit_learn=True,
             about="20 extremely random trees a seed",
             stochastic=True,

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Self
@@ -20,7 +21,7 @@ _BLOCK = 1 << 20
 class Parameters:
     """scikit-learn's contract without scikit-learn, which takes a second to import.
 
-    The constructor stores its arguments under their names; ``clone`` works.
+    The constructor, that of a dataclass, stores its arguments; ``clone`` works.
     """
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: FBT001, FBT002 - as there
@@ -117,6 +118,7 @@ class PriorHead(Head):
         return np.tile(self.shares_, (len(self._rows(X)), 1))
 
 
+@dataclass(eq=False)
 class PreprocessedHead(Parameters):
     """A head behind its preprocessing: what is saved, and predicts.
 
@@ -125,9 +127,8 @@ class PreprocessedHead(Parameters):
         head: A classifier with ``predict_proba``.
     """
 
-    def __init__(self, preprocessing: Any, head: Any) -> None:
-        self.preprocessing = preprocessing
-        self.head = head
+    preprocessing: Any
+    head: Any
 
     @property
     def classes_(self) -> NDArray[Any]:
@@ -146,6 +147,7 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(shape[0], start + step))
 
 
+@dataclass(eq=False)
 class Standardiser(Parameters):
     """Columns of mean 0 and variance 1, but a column that hardly varies is not blown up.
 
@@ -161,8 +163,7 @@ class Standardiser(Parameters):
         scale_: What it is divided by, shape ``(d,)``.
     """
 
-    def __init__(self, widths: Sequence[int] | None = None) -> None:
-        self.widths = widths
+    widths: Sequence[int] | None = None
 
     def fit(self, X: ArrayLike, _y: object = None) -> Self:
         """Learn from features ``(n, d)``."""
@@ -203,8 +204,8 @@ def transform_in_blocks(
     return np.empty((0, X.shape[1]), np.float32) if out is None else out
 
 
-#: To add one: a line here, which makes an unfitted transformer: one of scikit-learn's, or one
-#: with its ``fit`` and ``transform``, whose type is then named in ``save.TRUSTED``.
+#: To add one: a line here, which makes an unfitted transformer: one of scikit-learn's, or
+#: :class:`Parameters` with its ``fit`` and ``transform``.
 PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
         STANDARDISE: Standardiser,

@@ -20,7 +20,7 @@ Platt (1999) does, so that separated classes have a finite answer.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -29,7 +29,7 @@ from scipy.linalg import cho_factor, cho_solve, eigh, solve
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from pipeline.heads.base import Head, row_blocks
+from pipeline.heads.base import Head, Parameters, row_blocks
 
 _PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
 #: Patients of one size are solved together, so many at a time that this many numbers are held.
@@ -38,13 +38,13 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Calibration(Parameters):
     """A fitted map from scores to probabilities.
 
     Attributes:
         scale: Not negative: a higher score never means a lower probability.
         offset: Shape ``(K,)``.
-        loss: Mean log loss of the rows that it was fitted to, in nats.
+        loss: Mean log loss of the rows that it was fitted to.
     """
 
     scale: float
@@ -59,17 +59,7 @@ class Calibration:
 def _fit_calibration(
     scores: NDArray[np.floating], y: NDArray[np.integer], *, offsets: bool = True
 ) -> Calibration:
-    """Fit the map by maximum likelihood.
-
-    Args:
-        scores: Of rows that the scorer was not fitted to, shape ``(n, K)``; rows that are not
-            finite are left out.
-        y: Labels 0 to K - 1, shape ``(n,)``.
-        offsets: Whether each class has an offset; without them only the scale is fitted.
-
-    Raises:
-        ValueError: No row is left, or one class only.
-    """
+    """Fit the map to held-out scores ``(n, K)`` by maximum likelihood; NaN rows are left out."""
     finite = np.isfinite(scores).all(axis=1)
     scores, y = np.asarray(scores, np.float64)[finite], y[finite]
     counts = np.bincount(y, minlength=scores.shape[1])
@@ -105,23 +95,16 @@ def best_calibration(
     return best, calibrations[best]
 
 
-def ridge_path(
+def _ridge_path(
     X: NDArray[np.floating],
     Y: NDArray[np.floating],
     penalties: NDArray[np.floating],
     groups: NDArray[Any],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Solve every penalty, and leave every group out exactly.
+    """Coefficients ``(P, d, K)``, intercepts ``(P, K)``, and held-out predictions ``(P, n, K)``.
 
-    Args:
-        X: Features, shape ``(n, d)``; no float64 copy of all is made unless ``n < d``.
-        Y: Targets, shape ``(n, K)``.
-        penalties: Shape ``(P,)``, positive; of the sum of squares, as scikit-learn's ``alpha``.
-        groups: Patients, shape ``(n,)``.
-
-    Returns:
-        Coefficients ``(P, d, K)``, intercepts ``(P, K)``, and what a fit without the row's
-        group predicts for each row, ``(P, n, K)``.
+    Each row is predicted by a fit without its group. No float64 copy of ``X``, ``(n, d)``, is made
+    unless ``n < d``.
     """
     wide = len(X) < X.shape[1]
     centre, mean = X.mean(axis=0, dtype=np.float64), Y.mean(axis=0)
@@ -155,7 +138,7 @@ def ridge_path(
     return coef, mean - centre @ coef, held_out
 
 
-def ridge(
+def _ridge(
     X: NDArray[np.floating], Y: NDArray[np.floating], penalty: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Coefficients ``(d, K)`` and intercept ``(K,)`` of one penalty, a sixth of the time."""
@@ -171,10 +154,7 @@ def _scatter(
     centres: NDArray[np.floating],
     labels: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
-    """Sum ``(d, d)`` of the outer products of rows less the centre of all, or of their label.
-
-    Products of some rows at a time have the centres' precision, their sum float64.
-    """
+    """Sum ``(d, d)`` of the outer products of rows less the centre of all, or of their label."""
     total = np.zeros((X.shape[1], X.shape[1]))
     for rows in row_blocks(X.shape):
         centred = X[rows] - (centres if labels is None else centres[labels[rows]])
@@ -203,6 +183,7 @@ def _same_sized_groups(groups: NDArray[Any], width: int) -> Iterator[NDArray[np.
             yield at[start : start + step]
 
 
+@dataclass(kw_only=True, eq=False)
 class RidgeHead(Head):
     """Ridge regression on the classes; chooses its penalty among several as it is fitted.
 
@@ -214,39 +195,28 @@ class RidgeHead(Head):
         calibration: Of an earlier fit, for one penalty: nothing is held out then.
 
     Attributes:
-        best_params_: The chosen penalty.
-        fixed_params_: What the constructor takes to make the same choice again.
         coef_: Shape ``(d, K)``.
         intercept_: Shape ``(K,)``.
         calibration_: Scores to probabilities.
+        fixed_params_: What the constructor takes to make the same choice again.
     """
 
-    def __init__(
-        self,
-        *,
-        penalties: tuple[float, ...] = _PENALTIES,
-        calibration: Calibration | None = None,
-    ) -> None:
-        self.penalties = penalties
-        self.calibration = calibration
+    penalties: tuple[float, ...] = _PENALTIES
+    calibration: Calibration | None = None
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
-        """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
-
-        Raises:
-            ValueError: A penalty that is not positive, or see :class:`Head`.
-        """
+        """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole."""
         rows, labels = self._rows_to_fit(X, y)
         if min(self.penalties, default=0) <= 0:
             raise ValueError(f"penalties {self.penalties}: allowed are positive numbers")
         targets = np.eye(len(self.classes_))[labels]
         if self.calibration:
             (penalty,) = self.penalties
-            self.coef_, self.intercept_ = ridge(rows, targets, penalty)
+            self.coef_, self.intercept_ = _ridge(rows, targets, penalty)
             self.calibration_ = self.calibration
             return self
         patients = self._patients(groups, len(rows))
-        coef, intercept, held_out = ridge_path(rows, targets, np.asarray(self.penalties), patients)
+        coef, intercept, held_out = _ridge_path(rows, targets, np.asarray(self.penalties), patients)
         best, self.calibration_ = best_calibration(held_out, labels)
         penalty = self.penalties[best]
         self.best_params_ = {"penalty": penalty}
@@ -260,6 +230,7 @@ class RidgeHead(Head):
         return self.calibration_.proba(rows @ self.coef_ + self.intercept_)
 
 
+@dataclass(kw_only=True, eq=False)
 class DiscriminantHead(Head):
     """Gaussian classes with one shrunk covariance.
 
@@ -277,19 +248,12 @@ class DiscriminantHead(Head):
         intercept_: Shape ``(K,)``.
     """
 
-    coef_: NDArray[np.float64]
-    intercept_: NDArray[np.float64]
-
-    def __init__(self, *, shrinkage: float | str = "auto") -> None:
-        self.shrinkage = shrinkage
+    shrinkage: float | str = "auto"
+    coef_: NDArray[np.float64] = field(init=False, repr=False)
+    intercept_: NDArray[np.float64] = field(init=False, repr=False)
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit features ``(n, d)`` to labels ``(n,)``.
-
-        Raises:
-            ValueError: A shrinkage that is not allowed, or see :class:`Head`.
-            LinAlgError: No row differs from its class's mean.
-        """
+        """Fit features ``(n, d)`` to labels; a LinAlgError if no row differs from its mean."""
         _fit_discriminants([self], X, y)
         return self
 
@@ -302,7 +266,7 @@ class DiscriminantHead(Head):
 def discriminant_path(
     heads: Sequence[DiscriminantHead], X: ArrayLike, y: ArrayLike, other: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Fit heads that differ in their shrinkage; their probabilities ``(heads, m, K)`` of others."""
+    """Fit heads that differ in shrinkage; their probabilities ``(heads, m, K)`` of other rows."""
     _fit_discriminants(heads, X, y)
     return np.stack([head.predict_proba(other) for head in heads])
 
@@ -353,6 +317,7 @@ def _shrunk(
     return np.asarray(shrunk * np.outer(scale, scale))
 
 
+@dataclass(kw_only=True, eq=False)
 class PrototypeHead(Head):
     """Cosine of a row with the mean of each class's unit rows.
 
@@ -365,11 +330,10 @@ class PrototypeHead(Head):
     Attributes:
         means_: Mean of the unit rows of each class, shape ``(K, d)``.
         calibration_: Cosines to probabilities; its offsets are zero.
-        fixed_params_: What the constructor takes to make the same choice again.
+        fixed_params_: As of :class:`RidgeHead`.
     """
 
-    def __init__(self, *, calibration: Calibration | None = None) -> None:
-        self.calibration = calibration
+    calibration: Calibration | None = None
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
         """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole."""

@@ -7,6 +7,7 @@ and one core trains one head: several heads are trained at the same time, one on
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +28,7 @@ Layers = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 Rows = tuple[NDArray[np.float32], NDArray[np.integer]]
 
 
+@dataclass(kw_only=True, eq=False)
 class MLPHead(Head):
     """A perceptron trained by AdamW on cross-entropy.
 
@@ -53,26 +55,14 @@ class MLPHead(Head):
             running means with dropout.
     """
 
-    def __init__(
-        self,
-        *,
-        hidden: int = 256,
-        depth: int = 1,
-        dropout: float = 0.5,
-        epochs: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.0,
-        random_state: int = 0,
-    ) -> None:
-        self.hidden = hidden
-        self.depth = depth
-        self.dropout = dropout
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.random_state = random_state
+    hidden: int = 256
+    depth: int = 1
+    dropout: float = 0.5
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+    random_state: int = 0
 
     def fit(self, X: ArrayLike, y: ArrayLike, validation: Rows | None = None) -> Self:
         """Train on features ``(n, d)`` and labels ``(n,)``.

@@ -1,16 +1,16 @@
 """A saved head on disk: fitted estimators, what describes them, and what their fit has shown.
 
-``model.safetensors`` has the estimators: arrays in safetensors, and what holds them as JSON beside
-them. Only objects of types that are trusted are written or built: those in ``TRUSTED``, and
-scikit-learn's public estimators. Nothing of them is called but what sets their attributes, and
-there is no pickle. (skops does the same, and imports all of scikit-learn for it: 0.5 s and 0.4 s
-more for eleven heads, where this takes 0.1 s.) Nobody checks the nodes of a tree: open a head with
-trees only from somebody you trust.
+``model.safetensors`` has the estimators: arrays, and what holds them as JSON beside them. Only
+objects of trusted types are written or built: ours of this package, public estimators of
+scikit-learn, and those in ``_TRUSTED``. Nothing of them is called but what sets their attributes,
+and there is no pickle. (skops does the same, and imports all of scikit-learn for it, which takes
+five times as long.) Nobody checks the nodes of a tree: open a head with trees only from somebody
+you trust.
 
 ``model.json`` is the record of the set (see ``pipeline.results``): a damaged or exchanged file is
 refused before a single object of it is built, and so is, beside other results, a head that
-``heads.json`` does not name. ``fit.safetensors`` has what a later run of ``heads`` needs so that
-it does not fit the head again: it does only where all that the fit depends on is the same.
+``heads.json`` does not name. By ``fit.safetensors`` a later run of ``heads`` need not fit the head
+again, where all that the fit depends on is the same.
 
 No name of a patient and no path of an image is in these files. Heads that compare with their
 training images keep the features of these, which are data about patients: the JSON says so in
@@ -42,6 +42,7 @@ from pipeline.data import patients
 from pipeline.data.samples import Samples
 from pipeline.errors import MissingResultsError, ModelError, ResultsError
 from pipeline.heads import HeadSpec
+from pipeline.heads.base import Parameters
 from pipeline.heads.search import Fit
 from pipeline.results import read_set, write_set
 from pipeline.words import as_file_name
@@ -51,18 +52,8 @@ _FORMAT = 5
 _MODEL, DESCRIPTION, _FIT = "model.safetensors", "model.json", "fit.safetensors"
 #: The code that a fit depends on; the second deals the folds.
 _CODE = (Path(__file__).parent, Path(patients.__file__), Path(randomness.__file__))
-TRUSTED = frozenset(
+_TRUSTED = frozenset(
     {
-        "pipeline.heads.base.PreprocessedHead",
-        "pipeline.heads.base.PriorHead",
-        "pipeline.heads.base.Standardiser",
-        "pipeline.heads.closed_form.Calibration",
-        "pipeline.heads.closed_form.DiscriminantHead",
-        "pipeline.heads.closed_form.PrototypeHead",
-        "pipeline.heads.closed_form.RidgeHead",
-        "pipeline.heads.mlp.MLPHead",
-        "pipeline.heads.scikit_learn.BoostingHead",
-        "pipeline.heads.scikit_learn.SVMHead",
         "sklearn._loss._loss.CyHalfBinomialLoss",
         "sklearn._loss._loss.CyHalfMultinomialLoss",
         "sklearn._loss.link.Interval",
@@ -466,12 +457,10 @@ def _type(name: str, *, estimators: bool = True) -> Any:
     """A type that is trusted; a ModelError where it is not."""
     name = _MOVED.get(name, name)
     module, _, last = name.rpartition(".")
-    if name in TRUSTED:
-        return getattr(import_module(module), last)
-    if estimators and module.startswith("sklearn."):
-        from sklearn.base import BaseEstimator  # a second to import
-
+    ours = module.startswith("pipeline.heads.")
+    if name in _TRUSTED or (estimators and (ours or module.startswith("sklearn."))):
         kind = getattr(import_module(module), last)
-        if isinstance(kind, type) and issubclass(kind, BaseEstimator):
+        base = Parameters if ours else import_module("sklearn.base").BaseEstimator
+        if name in _TRUSTED or (isinstance(kind, type) and issubclass(kind, base)):
             return kind
     raise ModelError(f"it holds objects of types that are not trusted: {name}")

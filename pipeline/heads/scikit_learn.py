@@ -5,6 +5,7 @@ Each is faster than scikit-learn's own way at equal scores, and the support vect
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +29,7 @@ _MOST_ROWS = 5000
 _COMPONENTS, _COLUMNS = 32, 64
 
 
+@dataclass(kw_only=True, eq=False)
 class SVMHead(Head):
     """Support vectors; the kernel and ``C`` are chosen by held-out log loss.
 
@@ -46,26 +48,15 @@ class SVMHead(Head):
         gamma_: Of the RBF kernel: one over the features' number and variance.
         calibration_: Scores to probabilities.
         best_params_: The chosen candidate.
-        fixed_params_: What the constructor takes to make the same choice again.
+        fixed_params_: As of :class:`pipeline.heads.closed_form.RidgeHead`.
     """
 
-    def __init__(
-        self,
-        *,
-        candidates: Sequence[tuple[str, float]] = _CANDIDATES,
-        calibration: Calibration | None = None,
-        random_state: int = 0,
-    ) -> None:
-        self.candidates = candidates
-        self.calibration = calibration
-        self.random_state = random_state
+    candidates: Sequence[tuple[str, float]] = _CANDIDATES
+    calibration: Calibration | None = None
+    random_state: int = 0
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
-        """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
-
-        Raises:
-            ValueError: A class with fewer than two patients, or see :class:`Head`.
-        """
+        """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole."""
         rows, labels = self._rows_to_fit(X, y)
         patients = self._patients(groups, len(rows))
         if len(rows) > _MOST_ROWS:
@@ -131,6 +122,7 @@ def _columns(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.column_stack([np.zeros(len(scores)), scores]) if scores.ndim == 1 else scores
 
 
+@dataclass(kw_only=True, eq=False)
 class BoostingHead(Head):
     """Small trees on histograms of a few columns; see ``HistGradientBoostingClassifier``.
 
@@ -151,18 +143,10 @@ class BoostingHead(Head):
         trees_: Fitted, of scikit-learn.
     """
 
-    def __init__(
-        self,
-        *,
-        learning_rate: float = 0.2,
-        max_iter: int = 50,
-        max_leaf_nodes: int = 8,
-        random_state: int = 0,
-    ) -> None:
-        self.learning_rate = learning_rate
-        self.max_iter = max_iter
-        self.max_leaf_nodes = max_leaf_nodes
-        self.random_state = random_state
+    learning_rate: float = 0.2
+    max_iter: int = 50
+    max_leaf_nodes: int = 8
+    random_state: int = 0
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit features ``(n, d)`` to labels ``(n,)``."""

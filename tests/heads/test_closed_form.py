@@ -16,9 +16,9 @@ from pipeline.heads.closed_form import (
     PrototypeHead,
     RidgeHead,
     _held_out_cosines,
+    _ridge,
+    _ridge_path,
     discriminant_path,
-    ridge,
-    ridge_path,
 )
 from tests.heads.made_up_rows import made_up_rows
 
@@ -37,7 +37,7 @@ def targets(request):
 def test_the_path_is_scikit_learns_ridge_one_penalty_at_a_time(targets):
     """Coefficients and intercept to 1e-8, with more rows than columns and with fewer."""
     X, Y = targets
-    coef, intercept, _ = ridge_path(X, Y, PENALTIES, np.arange(len(X)))
+    coef, intercept, _ = _ridge_path(X, Y, PENALTIES, np.arange(len(X)))
     for p, penalty in enumerate(PENALTIES):
         oracle = Ridge(alpha=penalty).fit(X, Y)
         np.testing.assert_allclose(coef[p].T, oracle.coef_, atol=1e-8)
@@ -50,7 +50,7 @@ def test_held_out_scores_are_those_of_a_refit_without_the_group(targets, grouped
     X, Y = targets
     n = len(X)
     group = np.random.default_rng(0).integers(0, n // 2, n) if grouped else np.arange(n)
-    *_, held_out = ridge_path(X, Y, PENALTIES, group)
+    *_, held_out = _ridge_path(X, Y, PENALTIES, group)
     for p, penalty in enumerate(PENALTIES):
         for one in np.unique(group):
             out = group == one
@@ -61,8 +61,8 @@ def test_held_out_scores_are_those_of_a_refit_without_the_group(targets, grouped
 def test_one_penalty_alone_is_solved_as_among_many(targets):
     """By a Cholesky factor in place of eigenvectors."""
     X, Y = targets
-    coefs, intercepts, _ = ridge_path(X, Y, PENALTIES, np.arange(len(X)))
-    coef, intercept = ridge(X, Y, PENALTIES[1])
+    coefs, intercepts, _ = _ridge_path(X, Y, PENALTIES, np.arange(len(X)))
+    coef, intercept = _ridge(X, Y, PENALTIES[1])
     np.testing.assert_allclose(coef, coefs[1], atol=1e-8)
     np.testing.assert_allclose(intercept, intercepts[1], atol=1e-8)
 
