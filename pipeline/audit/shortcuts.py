@@ -190,24 +190,21 @@ def fact_tests(samples: Samples, facts: NDArray[Any]) -> list[Job]:
     for name, rows in labelled_domains(samples):
         claim = f"the label can be predicted from {_FACTS}"
         claim += _strongest(facts[rows], samples.label[rows])
-        jobs.append(partial(_label_test, samples, FACTS, name, claim, _matrix(facts[rows])))
+        data = _matrix(facts[rows]), samples.label[rows], samples.group[rows]
+        jobs.append(partial(_test, _of_label(samples, FACTS, name, claim), *data))
     for name in _targets(samples):
+        about = {
+            "check": "domain from file properties",
+            "where": f"{SOURCE} and {name}",
+            "claim": f"the domain can be predicted from {_FACTS}",
+            "high": _HIGH_DOMAIN_AUC,
+            "advice": _STORE_ALIKE,
+        }
         rows = np.isin(samples.domain, [SOURCE, name])
         is_target = (samples.domain[rows] == name).astype(int)
         data = _matrix(facts[rows]), is_target, patients_of(samples)[rows]
-        jobs.append(partial(_facts_and_domain, name, *data))
+        jobs.append(partial(_test, about, *data))
     return jobs
-
-
-def _facts_and_domain(target: str, *data: NDArray[Any], draws: int = _DRAWS) -> ShortcutTest:
-    return ShortcutTest(
-        check="domain from file properties",
-        where=f"{SOURCE} and {target}",
-        claim=f"the domain can be predicted from {_FACTS}",
-        high=_HIGH_DOMAIN_AUC,
-        advice=_STORE_ALIKE,
-        **_result(*data, draws=draws),
-    )
 
 
 def mask_tests(samples: Samples, features: NDArray[np.floating], mask: str) -> list[Job]:
@@ -221,7 +218,11 @@ def mask_tests(samples: Samples, features: NDArray[np.floating], mask: str) -> l
     check, rest = MASKED[mask]
     claim = f"the label can be predicted from {rest}"
     return [
-        partial(_label_test, samples, check, domain, claim, features[rows])
+        partial(
+            _test,
+            _of_label(samples, check, domain, claim),
+            *(features[rows], samples.label[rows], samples.group[rows]),
+        )
         for domain, rows in labelled_domains(samples)
     ]
 
@@ -235,36 +236,22 @@ def untested(samples: Samples, checks: Sequence[str]) -> list[Finding]:
     ]
 
 
-def _label_test(
-    samples: Samples,
-    check: str,
-    domain: str,
-    claim: str,
-    X: NDArray[np.floating],
-    *,
-    draws: int = _DRAWS,
-) -> ShortcutTest:
-    rows = samples.domain == domain
+def _of_label(samples: Samples, check: str, domain: str, claim: str) -> dict[str, str]:
     words = (re.split(r"[\s_-]+", name.lower()) for name in samples.classes)
     parts = sum(not _WHOLE_PICTURE.isdisjoint(name) for name in words)
-    return ShortcutTest(
-        check=check,
-        where=domain,
-        claim=claim,
-        expected="expected of classes that are parts of the body" if parts > 1 else "",
-        **_result(X, samples.label[rows], samples.group[rows], draws=draws),
-    )
+    expected = "expected of classes that are parts of the body" if parts > 1 else ""
+    return {"check": check, "where": domain, "claim": claim, "expected": expected}
 
 
-def _result(*data: NDArray[Any], draws: int) -> dict[str, Any]:
-    """The result of a test, and what to say after it."""
+def _test(about: Mapping[str, Any], *data: NDArray[Any], draws: int = _DRAWS) -> ShortcutTest:
+    """A test of features, labels and patients; ``about`` is the rest of :class:`ShortcutTest`."""
     try:
         result = separability(*data, draws=draws)
     except StudyError as reason:
-        return {"result": reason}
+        return ShortcutTest(**about, result=reason)
     of, images = len(data[0]), result.auc.images
     drawn = f", from {images} of {counted(of, 'image')}, drawn by patient"
-    return {"result": result, "details": drawn if images < of else ""}
+    return ShortcutTest(**about, result=result, details=drawn if images < of else "")
 
 
 def _fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:

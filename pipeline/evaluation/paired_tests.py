@@ -149,7 +149,7 @@ def _shares(
     return v10, v01
 
 
-def disjoint_pairs(label: NDArray[np.integer], patient: NDArray[Any]) -> int:
+def disjoint_pairs(label: NDArray[Any], patient: NDArray[Any]) -> int:
     """How many pairs of a positive and a negative image there are that share no patient."""
     up, down = np.unique(patient[label == 1]), np.unique(patient[label == 0])
     return int(min(up.size, down.size, np.union1d(up, down).size // 2))

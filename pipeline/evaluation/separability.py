@@ -88,7 +88,10 @@ def separability(
         StudyError: A feature is not finite, or a class has fewer than two patients.
     """
     patient = np.unique(group, return_inverse=True)[1]
-    _refuse_unpredictable(features, label, patient)
+    if not np.isfinite(features).all():
+        raise StudyError("the features hold NaN or infinity: leave those columns out")
+    if _fewest_patients(label, patient) < 2:
+        raise StudyError("two classes with two patients each are needed, to learn and to predict")
     rows = _sampled(label, patient, seed)
     features, label = features[rows], label[rows]
     patient = np.unique(patient[rows], return_inverse=True)[1]
@@ -111,9 +114,7 @@ def separability(
     null, resampled = null / positives.size, resampled / positives.size
     low, high = _interval(null, resampled)
     if null[0] in {0.0, 1.0}:  # no draw of scores without an error has one
-        bound = min(
-            lower_bound_of_perfect_auroc((label == k).astype(np.int64), patient) for k in present
-        )
+        bound = min(_bound_of_perfect(label == k, patient) for k in present)
         low, high = (min(low, bound), high) if null[0] == 1 else (low, max(high, 1 - bound))
     auc = Interval(
         estimate=float(null[0]),
@@ -126,14 +127,14 @@ def separability(
     return Separability(auc=auc, p=permutation_p(null))
 
 
-def lower_bound_of_perfect_auroc(label: NDArray[np.integer], patient: NDArray[Any]) -> float:
+def _bound_of_perfect(positive: NDArray[np.bool_], patient: NDArray[np.intp]) -> float:
     """Lower bound where every positive lies above every negative: exact, and wide.
 
     Match positive with negative images into k pairs that share no patient. A head of area
     A orders all of them rightly with probability A^k, and being perfect on all images is
     no likelier. Below the root of 2.5 % that would be too great a chance.
     """
-    pairs = disjoint_pairs(label, patient)
+    pairs = disjoint_pairs(positive, patient)
     return float(_TAIL ** (1 / pairs)) if pairs else 0.0
 
 
@@ -311,12 +312,3 @@ def _fewest_patients(label: NDArray[np.integer], patient: NDArray[np.intp]) -> i
     """Patients of the rarest class; 0 where there is one class only."""
     counts = [np.unique(patient[label == k]).size for k in np.unique(label)]
     return min(counts) if len(counts) > 1 else 0
-
-
-def _refuse_unpredictable(
-    features: NDArray[np.floating], label: NDArray[np.integer], patient: NDArray[np.intp]
-) -> None:
-    if not np.isfinite(features).all():
-        raise StudyError("the features hold NaN or infinity: leave those columns out")
-    if _fewest_patients(label, patient) < 2:
-        raise StudyError("two classes with two patients each are needed, to learn and to predict")
