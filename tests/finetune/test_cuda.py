@@ -45,12 +45,15 @@ def assert_near(actual, expected, *, rtol=1e-2, atol=2e-3):
 
 
 def test_a_training_is_near_that_of_the_cpu():
-    """In fp32, with the augmentation on the device; rows and batches are on it too."""
+    """In fp32, with the augmentation and the batches on the device; so are predictions."""
     (actual, rows), (expected, of_cpu) = trained(), trained(replace(SETTINGS, device="cpu"))
     assert held().batch(np.arange(3)).device.type == DEVICE
     assert_near(actual, expected)
     losses = [[row.validation_loss for row in h] for h in (rows, of_cpu)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-2)
+    model, data = small_net(), Pictures(10)
+    proba = predict(model, data, batch_size=4, device="cpu")
+    assert predict(model, data, batch_size=4, device=DEVICE) == pytest.approx(proba, abs=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
@@ -114,10 +117,3 @@ def test_the_augmentation_is_that_of_the_cpu():
     actual = augment_lightly(pixels.to(DEVICE), 1, 2, rows).cpu().int()
     assert (actual - expected).abs().max() <= 1
     assert (actual != expected).float().mean() < 0.01
-
-
-def test_predictions_are_near_those_of_the_cpu():
-    """Rows that sum to one."""
-    model, data = small_net(), Pictures(10)
-    expected = predict(model, data, batch_size=4, device="cpu")
-    assert predict(model, data, batch_size=4, device=DEVICE) == pytest.approx(expected, abs=1e-5)

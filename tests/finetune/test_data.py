@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import pipeline.finetune.data as data_module
-from cache.store import FeatureStore
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, NoImagesError
 from pipeline.features.frozen import Frozen, build
@@ -126,9 +125,6 @@ def test_cut_and_pooling_are_in_the_recipe(study, samples):
         "cut": ("before the classifier", "after the first stage"),
         "pooling": ("global average", "none"),
     }
-    activations(study, samples)
-    opened = FeatureStore.open(store_of(study).path)
-    assert (len(opened), opened.recipe.pooling) == (60, "none")
     # The size is part of the preprocessing, so of the recipe.
     assert recipe.changes_to(store_of(study, size=16).recipe) == {"preprocessing.size": (32, 16)}
     smaller = activations(study, samples, size=16)

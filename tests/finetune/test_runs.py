@@ -10,14 +10,12 @@ from torch import nn
 
 from pipeline.data.patients import FIT
 from pipeline.data.samples import load_samples
-from pipeline.finetune.data import load_pixels, pixel_policy, stored_rows
+from pipeline.finetune.data import load_pixels, stored_rows
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import TrainingSettings
-from pipeline.finetune.networks import Classifier, assemble, cut_of
+from pipeline.finetune.networks import Classifier, cut_of
 from pipeline.finetune.runs import Experiment, fold_norms, interpolate, run_method
-from pipeline.study import load_study
 from tests.finetune.conftest import TORCH
-from tests.tiny import write_tiny_study
 
 
 @pytest.fixture
@@ -58,61 +56,34 @@ class Doubled(nn.Module):
         return activations.double()
 
 
-def _twenty_steps(name, file, study, size):
-    """The same partial training from the store and online, in float64; states by name."""
-    samples, choice = load_samples(study)[0], study.backbones[0]
-    policy = pixel_policy(choice, size)
-    stored = stored_rows(study, choice, samples, size=size, at_cut=True, engine=TORCH)
+def test_a_part_trained_from_the_store_is_the_part_trained_online(run):
+    """After 20 steps in float64 all weights agree within 1e-5; the prefix has not moved."""
+    samples, choice, states = run.samples, run.choice, []
     fit = np.flatnonzero(samples.split == FIT)[:16]
     settings = TrainingSettings(epochs=5, batch_size=4, learning_rate=1e-3, seed=0)
-    states = []
     for online in (False, True):
-        made = assemble("last_block", name, file, policy=policy, classes=2, seed=0)
+        made = run.assemble("last_block")
         before = {k: v.clone() for k, v in made.state().items()}
-        prefix, tail = cut_of(name).split(made.whole.backbone)
+        prefix, tail = cut_of("tiny").split(made.whole.backbone)
         tail.double()
         made.whole.head.double()
         if online:
             entry = nn.Sequential(made.whole.entry, prefix, Doubled())
-            examples = load_pixels(samples, policy, folder=Path()).take(fit)
+            examples = load_pixels(samples, run.policy, folder=Path()).take(fit)
         else:
-            entry, examples = Doubled(), stored.take(fit)
+            rows = stored_rows(run.study, choice, samples, at_cut=True, engine=TORCH)
+            entry, examples = Doubled(), rows.take(fit)
         train(Classifier(entry, tail, made.whole.head), examples, examples, settings)
         states.append(made.state())
-    return before, *states
-
-
-def _check_equal(before, stored, online, moves):
+    stored, online = states
     moved = {k for k, v in stored.items() if not torch.equal(v, before[k].to(v.dtype))}
-    assert {k for k in moved if not k.startswith(("head.", *moves))} == set()
+    moves = ("head.", "backbone.3.", "backbone.4.")
+    assert {k for k in moved if not k.startswith(moves)} == set()
     assert any(k.endswith("running_mean") for k in moved)
     for name in moved:
         torch.testing.assert_close(stored[name], online[name], rtol=0, atol=1e-5)
     for name in stored.keys() - moved:
         assert torch.equal(stored[name], online[name]), name
-
-
-def test_a_part_trained_from_the_store_is_the_part_trained_online(run):
-    """After 20 steps in float64 all weights agree within 1e-5; the prefix has not moved."""
-    states = _twenty_steps("tiny", Path("tiny.pth"), run.study, None)
-    _check_equal(*states, moves=("backbone.3.", "backbone.4."))
-
-
-@pytest.mark.slow  # nine seconds of a real network; the tiny one is in the normal run
-def test_densenet_trained_from_the_store_is_densenet_trained_online(tmp_path, monkeypatch):
-    """Likewise with a real network: BatchNorm in its prefix stays in eval mode."""
-    from torchvision.models import densenet121
-
-    monkeypatch.chdir(tmp_path)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        torch.save(densenet121(weights=None).state_dict(), "weights.pth")
-    file = write_tiny_study(tmp_path, source=24, target=4)
-    text = file.read_text().replace("[backbone.tiny]", "[backbone.densenet121]")
-    file.write_text(text + 'weights = "weights.pth"\n')
-    study = load_study(file)
-    states = _twenty_steps("densenet121", Path("weights.pth"), study, 32)
-    _check_equal(*states, moves=("backbone.features.denseblock4.", "backbone.features.norm5."))
 
 
 def test_a_fine_tuned_probe_begins_with_the_probe(run):
