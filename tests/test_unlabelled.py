@@ -2,7 +2,6 @@
 
 import html
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,30 +26,17 @@ ABSENT = '[target.far]\npath = "far"\nlabels = "absent"\ngroup = \'^(p\\d+)\'\n'
 
 
 @pytest.fixture
-def study_file(tmp_path: Path, monkeypatch) -> Path:
-    """A source, a labelled target, and one whose images lie loosely in their folder."""
+def study(tmp_path: Path, monkeypatch):
+    """A source, a labelled target, and one whose images lie loosely in their folder; stored."""
     install_tiny_backbone(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
     file = write_tiny_study(tmp_path, source=120, target=80)
-    write_images(tmp_path / "sorted", 100, seed=3, shift=30)
     (tmp_path / "far").mkdir()
-    for image in (tmp_path / "sorted").rglob("*.png"):
+    for image in write_images(tmp_path / "sorted", 100, seed=3, shift=30).rglob("*.png"):
         image.rename(tmp_path / "far" / image.name)
-    shutil.rmtree(tmp_path / "sorted")
     file.write_text(file.read_text().replace("[store]", f"{ABSENT}[store]"))
-    return file
-
-
-@pytest.fixture
-def study(study_file):
-    """The same with its features stored."""
-    loaded = load_study(study_file)
-    extract(loaded, OPTIONS)
-    return loaded
-
-
-# --- stages
+    extract(load_study(file), OPTIONS)
+    return load_study(file)
 
 
 def test_heads_predict_and_do_not_score(study):
