@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import stat
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
@@ -18,14 +19,28 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline import cli
 from pipeline.cli import main
-from pipeline.report import figures
-from pipeline.report.figures import FIGURES, NothingToDrawError, curves, forest
+from pipeline.evaluation.predictions import predictions_in
+from pipeline.report import figures, parts_of
+from pipeline.report.figures import FIGURES, NothingToDrawError, Results, curves, forest
 from pipeline.report.figures.style import BLUE, COLOURS, panels, png_of, styled
 from pipeline.results import read_set
-from tests.report.tiny_run import results_of
+from tests.report.conftest import HOSTILE
 from tests.tiny import stored_tiny_study
 
-FUNCTIONS = {"forest": forest, "curves": curves}
+
+def results_of(folder, stage, *, classes=2):
+    """Of one stage; as if half of the second class were of a third one, where that is wanted."""
+    results = read_set(folder / f"{stage}.json", stage)
+    record, file = results.record, figures.stored_arrays(results)
+    stored = predictions_in(file).get("tiny")
+    if classes == 3:
+        record["classes"].append("c")
+        third = (stored.label == 1) & (np.arange(len(stored.label)) % 4 < 2)
+        parts = np.array([[0.6, 0.4]], np.float32)
+        proba = {head: np.c_[p[:, :1], p[:, 1:] * parts] for head, p in stored.proba.items()}
+        stored = replace(stored, classes=(*HOSTILE, "c"), label=stored.label + third, proba=proba)
+    parts = tuple(parts_of(stage, record))
+    return Results(file=file, backbone="tiny", record=record, parts=parts, predictions=stored)
 
 
 def draw_one(name, results):
@@ -35,35 +50,20 @@ def draw_one(name, results):
 
 def maker(name):
     module, function = FIGURES[name][0].split(".")
-    return getattr(FUNCTIONS[module], function)
+    return getattr({"forest": forest, "curves": curves}[module], function)
 
 
-def points(axes, colour, marker="o"):
-    """The first point of each line of a colour and a marker, top to bottom."""
-    lines = [x for x in axes.lines if (x.get_color(), x.get_marker()) == (colour, marker)]
+def points(axes):
+    """The first point of each blue line of circles, top to bottom."""
+    lines = [x for x in axes.lines if (x.get_color(), x.get_marker()) == (BLUE, "o")]
     return [float(line.get_xdata()[0]) for line in lines if len(line.get_xdata())]
 
 
-def contrast(colour, background="white"):
-    """Of two colours, as WCAG 2 defines it: 1 to 21."""
-
-    def luminance(value):
-        rgb = np.array(to_rgb(value))
-        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ WEIGHTS
-
-    dark, light = sorted((luminance(colour), luminance(background)))
-    return (light + 0.05) / (dark + 0.05)
-
-
-WEIGHTS = np.array([0.2126, 0.7152, 0.0722])
-
-
-@pytest.fixture
-def logged(caplog, monkeypatch):
-    """What is logged, also after a test that ran the command line, which keeps it to itself."""
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
-    caplog.set_level(logging.DEBUG, logger="pipeline")
-    return caplog
+def contrast_with_white(colour):
+    """As WCAG 2 defines it: 1 to 21."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -75,7 +75,7 @@ def test_every_figure_is_drawn_the_same_twice(name, results):
     assert image == png_of(maker(name), of_stage)
     assert mpl.__version__.encode() not in image
     for text in draw_one(name, of_stage).findobj(Text):
-        assert not text.get_text() or contrast(text.get_color()) >= 4.5, text
+        assert not text.get_text() or contrast_with_white(text.get_color()) >= 4.5, text
 
 
 def test_a_users_settings_are_left_alone_and_change_nothing(results, records):
@@ -89,7 +89,7 @@ def test_a_users_settings_are_left_alone_and_change_nothing(results, records):
         assert draw() == plain
 
 
-def test_a_figure_that_fails_is_named_and_costs_no_other(records, logged, monkeypatch):
+def test_a_figure_that_fails_is_named_and_costs_no_other(records, caplog, monkeypatch):
     """An error in one figure is a warning with its name; the next one is drawn."""
 
     def broken(_):
@@ -98,18 +98,17 @@ def test_a_figure_that_fails_is_named_and_costs_no_other(records, logged, monkey
     def empty(_):
         raise NothingToDrawError("nothing here")
 
-    for name, make in (
-        ("broken", broken),
-        ("empty", empty),
-        ("good", lambda _: panels(1, height=1)[0]),
-    ):
+    makers = {"broken": broken, "empty": empty, "good": lambda _: panels(1, height=1)[0]}
+    for name, make in makers.items():
         monkeypatch.setattr(forest, name, make, raising=False)
-    table = {f"heads-{name}": (f"forest.{name}", "", "") for name in ("broken", "empty", "good")}
+    table = {f"heads-{name}": (f"forest.{name}", "", "") for name in makers}
     monkeypatch.setattr(figures, "FIGURES", MappingProxyType(table))
+    # A test that ran the command line may have left it to keep what is logged to itself.
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
     written = figures.draw("heads", records["heads"], b"")
     assert list(written) == ["figures/heads-good-tiny.png"]
-    (warning,) = [entry for entry in logged.records if entry.levelno >= logging.WARNING]
-    assert "heads-broken of tiny is not drawn: ZeroDivisionError: by hand" in warning.getMessage()
+    (warning,) = {x.getMessage() for x in caplog.records if x.levelno >= logging.WARNING}
+    assert "heads-broken of tiny is not drawn: ZeroDivisionError: by hand" in warning
 
 
 def test_the_forest_shows_the_differences_of_the_table_best_validation_first(results):
@@ -120,7 +119,7 @@ def test_the_forest_shows_the_differences_of_the_table_best_validation_first(res
     shown = [name for name in validation.values("head") if name not in ("linear", "prior")]
     assert [t.get_text() for t in first.get_yticklabels()] == shown == ["mlp"]
     gains = dict(zip(far.values("head"), far.values("points"), strict=True))
-    assert points(axes, BLUE) == pytest.approx([100 * gains["mlp"][0]])
+    assert points(axes) == pytest.approx([100 * gains["mlp"][0]])
     whisker = next(x.get_xdata() for x in axes.lines if x.get_color() == BLUE)
     assert whisker == pytest.approx([100 * bound for bound in gains["mlp"][1:]])
     assert axes.get_title(loc="left").startswith("far, linear ")
@@ -134,12 +133,12 @@ def test_the_roc_is_of_the_best_head_with_the_auroc_of_each_domain(results):
     assert figure.get_suptitle() == f"ROC and reliability of {best}"
     kept = of_heads.predictions
     roc, reliability = figure.axes
-    for k, (domain, split) in enumerate((("source", "validation"), ("far", "target"))):
-        rows = (kept.domain == domain) & (kept.split == split)
+    for k, (domain, name) in enumerate((("source", "validation"), ("far", "far"))):
+        rows = (kept.domain == domain) & (kept.split != "fit")
         positive, score = kept.label[rows] == 1, kept.proba[best, 0][rows, 1]
-        auroc, name = roc.get_legend().texts[k].get_text().split()
+        auroc, shown = roc.get_legend().texts[k].get_text().split()
         assert float(auroc) == pytest.approx(roc_auc_score(positive, score), abs=0.000501)
-        assert name == ("validation", "far")[k]
+        assert shown == name
         (mark,) = [x for x in roc.lines if x.get_marker() == "o" and x.get_color() == COLOURS[k]]
         assert mark.get_ydata() == [np.mean(score[positive] > 0.5)]
         line = reliability.lines[k]
@@ -171,11 +170,11 @@ def test_confusions_count_the_images_of_the_file(results):
     of_heads = results_of(results, "heads", classes=3)
     kept = of_heads.predictions
     rows = kept.domain == "far"
-    label = kept.label[rows]
     called = kept.proba[of_heads.record["backbones"][0]["best"], 0][rows].argmax(axis=1)
-    counts = [((label == i) & (called == j)).sum() for i in range(3) for j in range(3)]
+    counts = np.zeros((3, 3), int)
+    np.add.at(counts, (kept.label[rows], called), 1)
     texts = [int(text.get_text()) for text in draw_one("heads-confusion", of_heads).axes[1].texts]
-    assert texts == [count for count in counts if count]
+    assert texts == [count for count in counts.flat if count]
 
 
 def test_effects_of_one_colour_add_up_to_the_loss(results):
@@ -189,33 +188,24 @@ def test_effects_of_one_colour_add_up_to_the_loss(results):
     assert [sum(widths) for widths in totals.values()] == pytest.approx([loss] * len(totals))
 
 
-def test_the_figure_of_the_page_shows_every_model_in_every_domain():
-    """A point and a number for each."""
-    series = {"mlp": {"validation": (0.9, 0.8, 0.95), "b": (0.7, None, None)}, "linear": {}}
-    axes = forest.summary(series).axes[0]
-    assert points(axes, BLUE) == [90, 70]
+def test_the_figures_of_the_first_screens_show_every_value():
+    """Each model with its number; each finding at its height, though a domain lacks one."""
+    models = {"mlp": {"validation": (0.9, 0.8, 0.95), "b": (0.7, None, None)}, "linear": {}}
+    axes = forest.summary(models).axes[0]
+    assert points(axes) == [90, 70]
     assert [text.get_text() for text in axes.texts] == ["90.0", "70.0"]
-
-
-def test_the_figure_over_findings_shows_each_in_every_domain():
-    """At its height, though a domain lacks one, on one scale; the line is at chance."""
     series = {"validation": {"Edema": (0.9, 0.8, 1.0)}, "b": {"Mass": (0.7, None, None)}}
     for axes, value, height in zip(forest.aurocs(series).axes, (0.9, 0.7), (1, 0), strict=True):
         line, *_, point = axes.lines
-        assert list(line.get_xdata()) == [0.5, 0.5]
+        assert list(line.get_xdata()) == [0.5, 0.5]  # chance
         assert (*axes.get_xlim(),) == pytest.approx((0.475, 1.025))
         assert (*point.get_xdata(), *point.get_ydata()) == (value, height)
 
 
-@pytest.fixture
-def study_file(tmp_path, monkeypatch):
-    """A tiny study whose features are stored; the current folder is its folder."""
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
-    return stored_tiny_study(tmp_path, monkeypatch, source=40, target=20)
-
-
-def test_the_command_draws_unless_told_not_to(study_file, monkeypatch):
+def test_the_command_draws_unless_told_not_to(tmp_path, monkeypatch):
     """One line says where figures are; one that fails is a warning and does not fail the stage."""
+    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
+    study_file = stored_tiny_study(tmp_path, monkeypatch, source=40, target=20)
     monkeypatch.setenv("HEADRACE_SHARED", "1")  # images of patients are private all the same
     arguments = ["heads", str(study_file), "--only", "prior,naive_bayes", "--quick"]
     folder = study_file.parent / "results" / "tiny" / "figures"

@@ -33,7 +33,7 @@ from pipeline.results import write_set
 from pipeline.study import load_study
 from pipeline.words import as_file_name, printable
 from tests.finetune.tiny_trainable import install_trainable_tiny
-from tests.report.tiny_run import HOSTILE
+from tests.report.conftest import HOSTILE
 from tests.result_files import record_of, rewrite
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
