@@ -322,25 +322,19 @@ def _cross_fitted_error(data: DomainData, seed: int) -> WeightedStatistic:
     positive, score = data.labelled() == 1, data.scored()[:, 1]
     folds = patient_folds(None, data.group, folds=2, seed=seed)
     halves = [rows[np.argsort(score[rows], kind="stable")] for _, rows in folds]
-    cuts, thresholds = zip(*(_candidates(score[half]) for half in halves), strict=True)
-    # Rows of each half below every candidate of the other one.
-    below = [np.searchsorted(score[halves[k]], thresholds[1 - k], side="left") for k in (0, 1)]
+    scores = [np.unique(score[half]) for half in halves]
+    thresholds = [np.r_[-np.inf, (s[:-1] + s[1:]) / 2, np.inf] for s in scores]
+    # Rows of a half that lie below each threshold of itself or the other one.
+    below = [[np.searchsorted(score[half], t) for t in thresholds] for half in halves]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         errors = [_errors_by_cut(weights[:, half], positive[half]) for half in halves]
-        best = [errors[k][:, cuts[k]].argmin(axis=1) for k in (0, 1)]
+        best = [errors[k][:, below[k][k]].argmin(axis=1) for k in (0, 1)]
         draw = np.arange(len(weights))
-        crossed = [errors[k][draw, below[k][best[1 - k]]] for k in (0, 1)]
+        crossed = [errors[k][draw, below[k][1 - k][best[1 - k]]] for k in (0, 1)]
         return np.asarray(sum(crossed) / weights.sum(axis=1))
 
     return statistic
-
-
-def _candidates(score: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Thresholds that lie between distinct sorted scores, and the rows below each of them."""
-    ends = np.flatnonzero(np.diff(score) > 0)
-    between = (score[ends] + score[ends + 1]) / 2
-    return np.r_[0, ends + 1, len(score)], np.r_[-np.inf, between, np.inf]
 
 
 def _errors_by_cut(weights: Weights, positive: NDArray[np.bool_]) -> Weights:

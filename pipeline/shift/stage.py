@@ -31,7 +31,7 @@ from pipeline.evaluation.predictions import Predictions, predictions_file, predi
 from pipeline.features.load import FeatureTable, feature_tables
 from pipeline.parallel import run_each
 from pipeline.results import write_set
-from pipeline.shift.adapt_eval import (
+from pipeline.shift.adapt import (
     AdaptationPlan,
     BestMethod,
     SealedLabels,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import OK, Finding
 from pipeline.evaluation.intervals import ROUGH_BELOW
-from pipeline.shift.adapt_eval import BestMethod
+from pipeline.shift.adapt import BestMethod
 from pipeline.shift.decompose import Effect, dominant
 from pipeline.words import counted, percent
 

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.data.domain import DomainData
 from pipeline.report.table import Column, Table, terminal_text
-from pipeline.shift.adapt_eval import AdaptationPlan, SealedLabels, predict_target, score
+from pipeline.shift.adapt import AdaptationPlan, SealedLabels, predict_target, score
 from pipeline.shift.decompose import decompose, error_table
 from pipeline.shift.detect import detect
 from pipeline.shift.head import fit_source

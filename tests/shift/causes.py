@@ -18,7 +18,7 @@ from scipy.special import expit
 from pipeline.data.attributes import Grouping
 from pipeline.data.domain import DomainData
 from pipeline.parallel import run_parallel
-from pipeline.shift.adapt_eval import AdaptationPlan, SealedLabels, predict_target, score
+from pipeline.shift.adapt import AdaptationPlan, SealedLabels, predict_target, score
 from pipeline.shift.decompose import decompose, error_table
 from pipeline.shift.detect import detect, images_differ
 from pipeline.shift.head import fit_source

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import OK, WARNING, Finding
-from pipeline.shift.adapt_eval import BestMethod
+from pipeline.shift.adapt import BestMethod
 from pipeline.shift.decompose import Effect
 from pipeline.shift.verdict import CAUSES, caveats, verdict, verdict_without_labels
 from tests.shift.causes import rates
@@ -17,20 +17,15 @@ DIVISIONS = {
     "within_sex": "by sex", "confidence_shift": "score", "y_given_score": "score",
     "target_hardness": "transfer", "transfer_gap": "transfer",
 }  # fmt: skip
-_GAP = "A head trained on clinic B would err less there, by 14.0 points (95 % CI 10.0 to 18.0)"
-_HARD = (
-    "Even a head trained on clinic B errs more there than one on the source, by 14.0 points "
-    "(95 % CI 10.0 to 18.0)"
-)
-#: The effect that is shown, whether the images differ, whether a method helps, the sentence.
+#: The effect that is shown, whether the images differ, whether a method helps.
 CASES = {
-    "class_mix": ("class_mix", True, False, "another mix of the classes. Correct the"),
-    "subgroup_mix": ("sex_mix", True, False, "another mix of patients by sex. Groups"),
-    "acquisition": ("transfer_gap", True, True, f"{_GAP}, and the images differ. Possible"),
-    "acquisition_or_labels": ("transfer_gap", True, False, f"{_GAP}. Possible reasons: images"),
-    "label_definition": ("transfer_gap", False, False, "reason: another definition of the label."),
-    "label_errors": ("target_hardness", False, False, "differ. Possible reasons: label errors,"),
-    "harder_images_or_label_errors": ("target_hardness", True, False, f"{_HARD}. Possible reas"),
+    "class_mix": ("class_mix", True, False),
+    "subgroup_mix": ("sex_mix", True, False),
+    "acquisition": ("transfer_gap", True, True),
+    "acquisition_or_labels": ("transfer_gap", True, False),
+    "label_definition": ("transfer_gap", False, False),
+    "label_errors": ("target_hardness", False, False),
+    "harder_images_or_label_errors": ("target_hardness", True, False),
 }
 LOSS = {"estimate": 0.14, "low": 0.10, "high": 0.18, "largest": 1.0}
 GAIN = {"estimate": -0.05, "low": -0.08, "high": -0.02}
@@ -62,13 +57,13 @@ def said(differ=None, *, best=None, accuracy=(0.97, 0.83), measured=None, **chan
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_an_effect_names_its_cause_and_an_unsure_one_nothing(cause):
-    """The interpretation table: what is shown, sentence with interval, what fits."""
-    name, differ, adaptable, words = CASES[cause]
+    """The interpretation table: what is shown, with its interval, and what fits."""
+    name, differ, adaptable = CASES[cause]
     best = BEST if adaptable else None
     conclusion = said(differ, best=best, **{name: LOSS})
     assert conclusion.causes == (cause,)
-    assert words in conclusion.sentences[1]
     assert "14.0 points (95 % CI 10.0 to 18.0)" in conclusion.sentences[1]
+    assert conclusion.sentences[1].endswith(CAUSES[cause].fits)
     unsure = {"estimate": 0.14, "low": -0.01, "high": 0.29, "largest": 0.99}
     conclusion = said(differ, best=best, **{name: unsure})
     assert conclusion.causes == ()
