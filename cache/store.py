@@ -191,35 +191,23 @@ class FeatureStore:
 
     def _scan_part(self, name: str) -> bool:
         """Learn what a part holds; False when there is no such file any more."""
+        if loaded := self.load_part(name):
+            self._remember(name, *loaded)
+        return loaded is not None or name in self.damaged
+
+    def load_part(self, name: str) -> tuple[Part, int] | None:
+        """A part, checked, and its bytes; None when it is gone, or proves damaged: set aside."""
         try:
             data = disk.read_all(self.path / "parts" / name, MAX_BYTES)
+            return from_bytes(data, name=name, fingerprint=self.recipe.fingerprint), len(data)
         except FileNotFoundError:
-            return False
-        except NotPlainFileError as cause:
+            return None
+        except (NotPlainFileError, DamagedPartError) as cause:
             self._quarantine(name, str(cause))
-            return True
         except OSError as cause:
             self.damaged[name] = f"{name}: cannot be read: {cause}"
             _LOG.warning("%s: cannot be read (%s); its rows count as missing", name, cause)
-            return True
-        part = self._parse(name, data)
-        if part is not None:
-            self._remember(name, part, len(data))
-        return True
-
-    def load_part(self, name: str) -> Part | None:
-        """A part, checked; None when it is gone, or proves damaged and is set aside."""
-        try:
-            return self._parse(name, disk.read_all(self.path / "parts" / name, MAX_BYTES))
-        except OSError:
-            return None
-
-    def _parse(self, name: str, data: bytes) -> Part | None:
-        try:
-            return from_bytes(data, name=name, fingerprint=self.recipe.fingerprint)
-        except DamagedPartError as cause:
-            self._quarantine(name, str(cause))
-            return None
+        return None
 
     def _quarantine(self, name: str, reason: str) -> None:
         self.damaged[name] = reason
@@ -258,11 +246,11 @@ class FeatureStore:
             wanted_of.setdefault(name, []).append((position, row))
         features = np.full((len(wanted), *(self.row_shape() or (0,))), np.nan, np.float32)
         for name, pairs in wanted_of.items():
-            part = self.load_part(name)
-            if part is None:
+            loaded = self.load_part(name)
+            if loaded is None:
                 return None
             positions, rows = map(list, zip(*pairs, strict=True))
-            features[positions] = part.features[rows]
+            features[positions] = loaded[0].features[rows]
         return features
 
 
@@ -401,12 +389,12 @@ def _merge(store: FeatureStore, group: list[PartInfo]) -> None:
         return
     rows: dict[bytes, NDArray[np.float32]] = {}
     for info in group:
-        part = store.load_part(info.name)
-        if part is None:
+        loaded = store.load_part(info.name)
+        if loaded is None:
             # Another process is compacting the same parts: leave it to that one. Or the
             # part went bad since the scan.
             return
-        for key, features in zip(part.key, part.features, strict=True):
+        for key, features in zip(loaded[0].key, loaded[0].features, strict=True):
             # Parts come by name, and the smallest name is the one that readers believe.
             rows.setdefault(key.tobytes(), features)
     keys = sorted(rows)

@@ -110,14 +110,12 @@ def weights_file(name: str, weights: str) -> Path:
     except (WeightsError, UnknownNameError):
         raise
     except Exception as cause:  # hub clients raise whatever their transport raises
-        table, example = (
-            (f'"{name}"', "FILE.safetensors") if name.startswith(TIMM) else (name, "FILE.pth")
-        )
+        table, kind = (f'"{name}"', "safetensors") if name.startswith(TIMM) else (name, "pth")
         raise WeightsError(
             f"the ImageNet weights of {name} are not here and cannot be fetched "
             f"({type(cause).__name__}: {cause}). Provide a state dict as a file: "
-            f'[backbone.{table}] weights = "{example}"; or use the backbone {NO_DOWNLOAD}, which '
-            "needs no download"
+            f'[backbone.{table}] weights = "FILE.{kind}"; or use the backbone {NO_DOWNLOAD}, '
+            "which needs no download"
         ) from cause
     if file is None:
         raise WeightsError(f"the weights of {name} were fetched, and are not where they should be")
@@ -269,13 +267,13 @@ def _download_limits() -> Iterator[None]:
 # From a state dict to a network.
 
 
-def _load(network: "torch.nn.Module", state: _State, classifier: str) -> None:
+def _load(network: "torch.nn.Module", state: _State, classifier: str) -> "torch.nn.Module":
     """Load all but the classifier, whatever its width; anything else must fit exactly."""
     setattr(network, classifier, _identity())
-    _fill(network, {k: v for k, v in state.items() if not k.startswith(classifier + ".")})
+    return _fill(network, {k: v for k, v in state.items() if not k.startswith(classifier + ".")})
 
 
-def _fill(network: "torch.nn.Module", state: _State) -> None:
+def _fill(network: "torch.nn.Module", state: _State) -> "torch.nn.Module":
     """Load a state dict that must fit exactly; the error says in a line how far it does not."""
     wanted = network.state_dict()
     both = [name for name in wanted if name in state]
@@ -295,6 +293,7 @@ def _fill(network: "torch.nn.Module", state: _State) -> None:
             + (f", not {lacks[0]}" if lacks else "")
             + (f", and {len(knows_not)} others, such as {knows_not[0]}" if knows_not else "")
         )
+    return network
 
 
 def _identity() -> "torch.nn.Module":
@@ -313,15 +312,14 @@ def _densenet121(state: _State, *, channels: int = 3) -> "torch.nn.Module":
     if channels != 3:
         first = network.features.conv0
         network.features.conv0 = nn.Conv2d(channels, first.out_channels, 7, 2, 3, bias=False)
-    _load(network, {old.sub(r"\1\2", name): t for name, t in state.items()}, "classifier")
-    return network  # type: ignore[no-any-return]
+    renamed = {old.sub(r"\1\2", name): t for name, t in state.items()}
+    return _load(network, renamed, "classifier")
 
 
 def _densenet121_xray(state: _State) -> "torch.nn.Module":
     """DenseNet121 for one channel, as torchxrayvision publishes it."""
-    network = _densenet121(
-        {name: t for name, t in state.items() if name != "op_threshs"}, channels=1
-    )
+    weights = {name: t for name, t in state.items() if name != "op_threshs"}
+    network = _densenet121(weights, channels=1)
     network.register_forward_pre_hook(_mean_of_channels)
     return network
 
@@ -339,15 +337,12 @@ def _googlenet(state: _State) -> "torch.nn.Module":
     network = _torchvision().googlenet(
         weights=None, transform_input=True, aux_logits=False, init_weights=False
     )
-    _load(network, {k: t for k, t in state.items() if not k.startswith("aux")}, "fc")
     network.dropout = _identity()
-    return network  # type: ignore[no-any-return]
+    return _load(network, {k: t for k, t in state.items() if not k.startswith("aux")}, "fc")
 
 
 def _resnet50(state: _State) -> "torch.nn.Module":
-    network = _torchvision().resnet50(weights=None)
-    _load(network, state, "fc")
-    return network  # type: ignore[no-any-return]
+    return _load(_torchvision().resnet50(weights=None), state, "fc")
 
 
 def _efficientnet_lite0(state: _State) -> "torch.nn.Module":
@@ -356,8 +351,7 @@ def _efficientnet_lite0(state: _State) -> "torch.nn.Module":
     names = list(network.state_dict())
     if not state.keys() & set(names) and len(state) == len(names):
         state = dict(zip(names, state.values(), strict=True))
-    _load(network, state, "classifier")
-    return network  # type: ignore[no-any-return]
+    return _load(network, state, "classifier")
 
 
 def _timm_spec(name: str) -> Spec:
@@ -398,9 +392,8 @@ def _timm_network(name: str, state: _State) -> "torch.nn.Module":
     wanted = network.state_dict()
     classifier = network.default_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    prefixes = tuple(head + "." for head in heads)
-    _fill(network, {k: t for k, t in state.items() if k in wanted or not k.startswith(prefixes)})
-    return network  # type: ignore[no-any-return]
+    ends = tuple(head + "." for head in heads)
+    return _fill(network, {k: t for k, t in state.items() if k in wanted or not k.startswith(ends)})
 
 
 @contextmanager

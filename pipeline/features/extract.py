@@ -345,14 +345,8 @@ def decoded(
     """Batches for an engine, decoded where the policy says."""
     size = engine.batch_size or 1
     if policy.decode == "cpu":
-        return decode_batches(
-            missing,
-            policy,
-            unusable,
-            size=size,
-            device=engine.device,
-            threads=engine.threads,
-        )
+        device, threads = engine.device, engine.threads
+        return decode_batches(missing, policy, unusable, size=size, device=device, threads=threads)
     if engine.device != "cuda":
         raise EngineError(
             f"decode = gpu needs a CUDA device, and the network runs on {engine.device}: "
@@ -429,8 +423,8 @@ def _named_failure() -> Iterator[None]:
 def _finished(keys: list[bytes | None], wait: Wait) -> tuple[list[bytes], Features]:
     with _named_failure():
         features = wait()
-    usable = [row for row, key in enumerate(keys) if key is not None]
-    return [key for key in keys if key is not None], features[usable]
+    usable = {row: key for row, key in enumerate(keys) if key is not None}
+    return list(usable.values()), features[list(usable)]
 
 
 def compute_features(images: Iterable[Image], engine: Engine) -> Iterator[tuple[bytes, Features]]:

@@ -4,7 +4,7 @@
     python -m tests.bench.cuda --out FOLDER --device cpu --scale 0.01     to try the script
 
 Each section is a process of its own with a time limit, so one that fails or hangs costs itself
-alone; what it prints, or its traceback, is in ``FOLDER/cuda.md`` as soon as it is there.
+alone. What it prints, line by line, is in ``FOLDER/SECTION.txt``, its tables in ``FOLDER/cuda.md``.
 Weights are random: neither a rate nor an agreement depends on them.
 """
 
@@ -18,13 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from pathlib import Path
-from threading import Timer
 
 import numpy as np
 
-from tests.bench.features import LOOP, picture, random_weights, write_pictures
+from tests.bench.features import LOOP, engine_rate, picture, random_weights, write_pictures
 
 BACKBONES, PRECISIONS = ("densenet121", "googlenet"), ("fp32", "tf32", "bf16")
 #: Side in pixels, colours and number of the generated pictures.
@@ -71,7 +69,7 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="headrace-cuda-") as work:
-        environment = os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
+        os.environ |= {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
         begun = time.monotonic()
         for name, (_, limit) in SECTIONS.items():
             if options.only and name not in options.only.split(","):
@@ -79,33 +77,27 @@ def main() -> None:
             if time.monotonic() - begun > 60 * options.minutes:
                 _write(options.out, f"\n## {name}: left out, no time\n")
                 continue
-            _run_section(name, limit, options, Path(work), environment)
+            _run_section(name, limit, options, Path(work))
 
 
-def _run_section(
-    name: str, limit: int, options: argparse.Namespace, work: Path, environment: dict[str, str]
-) -> None:
+def _run_section(name: str, limit: int, options: argparse.Namespace, work: Path) -> None:
     start = time.monotonic()
     given = ["--section", name, "--work", str(work), "--device", options.device]
     command = [sys.executable, "-m", "tests.bench.cuda", *given, "--scale", str(options.scale)]
+    file = options.out / f"{name}.txt"
+    with file.open("w") as log:
+        child = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            child.wait(limit if options.device == "cuda" else 8 * limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+    lines = file.read_text().splitlines(keepends=True)
     _write(options.out, f"\n## {name}\n")
-    with (options.out / "log.txt").open("a") as log:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        child = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-        seconds = limit if options.device == "cuda" else 8 * limit
-        timer = Timer(seconds, lambda: os.killpg(child.pid, signal.SIGKILL))
-        timer.start()
-        lines: deque[str] = deque(maxlen=25)
-        for line in child.stdout:
-            log.write(line)
-            log.flush()
-            lines.append(line)
-            if line.startswith(("| ", "- ")):
-                _write(options.out, line)
-        code = child.wait()
-        timer.cancel()
-    if code:
-        _write(options.out, f"\nFAILED (exit code {code}):\n```\n{''.join(lines)}```\n")
+    _write(options.out, "".join(line for line in lines if line.startswith(("| ", "- "))))
+    if code := child.wait():
+        _write(options.out, f"\nFAILED (exit code {code}):\n```\n{''.join(lines[-25:])}```\n")
     _write(options.out, f"\n({time.monotonic() - start:.1f} s)\n")
 
 
@@ -137,20 +129,14 @@ def correctness(options: argparse.Namespace) -> None:
 
     from cache.recipe import relative_l2_rows
     from pipeline.data.images import PixelPolicy
-    from pipeline.features.engines import EngineChoice, start_engine
     from pipeline.features.extract import compute_features
     from pipeline.features.frozen import Frozen, build
 
-    policy = PixelPolicy()
     rng = np.random.default_rng(0)
     images = [(bytes([i]), picture(rng, 224, "RGB")) for i in range(24)]
 
-    def rows(backbone: str, device: str, precision: str, compiling: str = "never") -> np.ndarray:
-        engine = start_engine(
-            lambda: Frozen(build(backbone, random_weights(options.work, backbone)), policy),
-            EngineChoice(engine="torch", device=device, batch_size=8, compile=compiling),
-            precision,
-        )
+    def rows(backbone: str, device: str, precision: str) -> np.ndarray:
+        engine = _engine(options, backbone, precision, device=device, batch_size=8)
         computed = np.stack([row for _, row in compute_features(images, engine)])
         print(f"{engine.description}", flush=True)
         engine.close()
@@ -173,7 +159,7 @@ def correctness(options: argparse.Namespace) -> None:
         plain = build("densenet121", random_weights(options.work, "densenet121")).cuda()
         tensor = torch.from_numpy(np.stack([p for _, p in images])).cuda()
         with torch.inference_mode():
-            features = Frozen(plain, policy).cuda()(tensor).cpu().numpy()
+            features = Frozen(plain, PixelPolicy()).cuda()(tensor).cpu().numpy()
         expected = rows("densenet121", "cuda", "fp32")
         print(
             f"- engine against plain forward, both fp32 on the device: "
@@ -219,10 +205,8 @@ def stores(options: argparse.Namespace) -> None:
 
 def forward(options: argparse.Namespace) -> None:
     """The engine alone on random pixels."""
-    from pipeline.data.images import PixelPolicy
     from pipeline.features.decoding import empty_batch
-    from pipeline.features.engines import EngineChoice, load_cuda, start_engine
-    from pipeline.features.frozen import Frozen, build
+    from pipeline.features.engines import load_cuda
 
     print("| backbone | precision | images/s | start, s |\n| - | - | - | - |")
     ways = [(backbone, precision) for backbone in BACKBONES for precision in PRECISIONS]
@@ -232,34 +216,14 @@ def forward(options: argparse.Namespace) -> None:
         load_cuda()
     for backbone, precision in ways:
         start = time.perf_counter()
-        engine = start_engine(
-            lambda b=backbone: Frozen(build(b, random_weights(options.work, b)), PixelPolicy()),
-            EngineChoice(engine="torch", device=options.device, compile="never"),
-            precision,
-        )
+        engine = _engine(options, backbone, precision)
         begun = time.perf_counter() - start
         batch = empty_batch((engine.batch_size, 224, 224, 3), options.device)
         batch[...] = np.random.default_rng(0).integers(0, 256, batch.shape, np.uint8)
-        rate = _engine_rate(engine, batch, seconds=1.5)
+        rate = engine_rate(engine, batch, seconds=1.5)
         print(f"| {backbone} | {precision} | {rate:.0f} | {begun:.1f} |", flush=True)
         engine.close()
         del engine
-
-
-def _engine_rate(engine, batch, *, seconds: float) -> float:
-    waiting, done = deque(), 0
-    for _ in range(engine.depth):
-        engine.submit(batch)()
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        waiting.append(engine.submit(batch))
-        if len(waiting) >= engine.depth:
-            waiting.popleft()()
-            done += len(batch)
-    while waiting:
-        waiting.popleft()()
-        done += len(batch)
-    return done / (time.perf_counter() - start)
 
 
 def decoding(options: argparse.Namespace) -> None:
@@ -299,16 +263,10 @@ def device_pixels(options: argparse.Namespace) -> None:
     from pipeline.data.images import PixelPolicy
     from pipeline.features.decoding import decode_images
     from pipeline.features.device_decode import device_batches
-    from pipeline.features.engines import EngineChoice, start_engine
     from pipeline.features.extract import compute_features, run_batches
-    from pipeline.features.frozen import Frozen, build
 
     name = BACKBONES[0 if options.device == "cuda" else 1]
-    engine = start_engine(
-        lambda: Frozen(build(name, random_weights(options.work, name)), PixelPolicy()),
-        EngineChoice(engine="torch", device=options.device, batch_size=32),
-        "fp32",
-    )
+    engine = _engine(options, name, "fp32", batch_size=32)
     print("| pictures | mean grey levels | largest | features, relative L2, median | largest |")
     print("| - | - | - | - | - |")
     for kind in SETS:
@@ -320,14 +278,8 @@ def device_pixels(options: argparse.Namespace) -> None:
         rows = {
             k: row for part in run_batches(batches, engine) for k, row in zip(*part, strict=True)
         }
-        moved = np.concatenate(
-            [
-                np.abs(row.cpu().numpy().astype(int) - cpu[key]).ravel()
-                for keys, pixels in batches
-                for key, row in zip(keys, pixels, strict=False)
-                if key
-            ]
-        )
+        on_device = {k: row for part in batches for k, row in zip(*part, strict=False) if k}
+        moved = np.stack([np.abs(on_device[k].cpu().numpy() - cpu[k].astype(int)) for k in cpu])
         far = relative_l2_rows(*(np.stack([of[k] for k in cpu]) for of in (rows, expected)))
         print(f"| {kind} | {moved.mean():.3f} | {moved.max()} ", end="")
         print(f"| {np.median(far):.1e} | {far.max():.1e} |", flush=True)
@@ -432,6 +384,19 @@ SECTIONS = {
 
 
 # What the sections share.
+
+
+def _engine(options: argparse.Namespace, backbone: str, precision: str, **choice):
+    """Torch with random weights, not compiled."""
+    from pipeline.data.images import PixelPolicy
+    from pipeline.features.engines import EngineChoice, start_engine
+    from pipeline.features.frozen import Frozen, build
+
+    weights = random_weights(options.work, backbone)
+    given = {"engine": "torch", "device": options.device, "compile": "never", **choice}
+    return start_engine(
+        lambda: Frozen(build(backbone, weights), PixelPolicy()), EngineChoice(**given), precision
+    )
 
 
 def _count(options: argparse.Namespace, number: int) -> int:

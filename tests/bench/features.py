@@ -6,7 +6,8 @@ Each command and each plain torchvision or timm DataLoader loop (channels_last, 
 process of its own, from its start to its end. Four questions:
 
 - first run: few images, a network that was never met;
-- bare: many images, start-up included, beside the engine alone on pixels in memory;
+- many images beside the engine alone on pixels in memory, start-up included: in a first run,
+  which converts the network, and in a second one on new images, for which it is kept;
 - further: what each further image of full size costs, by the time of many less that of few,
   beside decoding as Pillow does it to RGB, and with ``resize = "fast"``;
 - again: ten new images in a store that is there, and whether torch was imported.
@@ -21,12 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from pipeline.features.engines import Engine
 
 LITE = "efficientnet_lite0"
 LOOP = """
@@ -60,28 +64,16 @@ with torch.inference_mode(), bf16:
 print(len(data) / (time.perf_counter() - start))
 """
 BARE = """
-import sys, time, numpy as np
-from collections import deque
+import sys, numpy as np
 from pathlib import Path
 from pipeline.features.engines import EngineChoice, start_engine
 from pipeline.features.load import frozen_network
 from pipeline.study import load_study
+from tests.bench.features import engine_rate
 choice = load_study(Path(sys.argv[1])).backbones[0]
 engine = start_engine(lambda: frozen_network(choice), EngineChoice(device=sys.argv[3]), "fp32")
 batch = np.random.default_rng(0).integers(0, 256, (engine.batch_size, 224, 224, 3), np.uint8)
-def run(batches):
-    waiting = deque()
-    for _ in range(batches):
-        waiting.append(engine.submit(batch))
-        if len(waiting) >= engine.depth:
-            waiting.popleft()()
-    while waiting:
-        waiting.popleft()()
-run(4)
-batches = int(sys.argv[2]) // engine.batch_size
-start = time.perf_counter()
-run(batches)
-print(batches * engine.batch_size / (time.perf_counter() - start))
+print(engine_rate(engine, batch, seconds=float(sys.argv[2])))
 engine.close()
 """
 COMMAND = """
@@ -110,28 +102,33 @@ def main() -> None:
 
 def _lines(bench: "_Bench") -> Iterator[str]:
     for backbone, kind, goal in (("densenet121", "small", 1.5), (LITE, "large", 2.5)):
-        loop, whole = bench.loop(backbone, kind, 300), bench.first(backbone, kind, 300)
+        loop, whole = bench.loop(backbone, kind, 300), bench.new_images(backbone, kind, 300)
         yield (
             f"| first run, {backbone}, {kind} | {bench.count(300)} in {whole:.1f} s | "
-            f"plain loop {loop:.1f} s | {loop / whole:.2f} | {goal} |"
+            f"plain loop {loop:.1f} s | {_ratio(loop, whole)} | {goal} |"
         )
     for backbone in ("densenet121", LITE):
-        count = bench.count(2000)
-        rate = count / bench.first(backbone, "small", 2000)
-        bare = bench.bare(backbone, 400)
-        yield (
-            f"| all of 224 px, {backbone} | {rate:.1f}/s of {count} | engine alone {bare:.1f}/s | "
-            f"{rate / bare:.2f} | 0.95 |"
-        )
+        count, bare = bench.count(2000), bench.bare(backbone)
+        for converted, run in ((False, "first run, converts the network"), (True, "converted")):
+            rate = count / bench.new_images(backbone, "small", 2000, converted=converted)
+            yield (
+                f"| {count} of 224 px, {run}, {backbone} | {rate:.1f}/s | "
+                f"engine alone {bare:.1f}/s | {_ratio(rate, bare)} | {'' if converted else 0.95} |"
+            )
     pillow = bench.further(LITE, how="pillow")
     for resize, goal in (("stretch", 1.6), ("fast", 2.5)):
         rate = bench.further(LITE, resize=resize)
         yield (
             f"| further full size, {LITE}, {resize} | {rate:.1f}/s | by Pillow to RGB "
-            f"{pillow:.1f}/s | {rate / pillow:.2f} | {goal} |"
+            f"{pillow:.1f}/s | {_ratio(rate, pillow)} | {goal} |"
         )
     seconds, torch = bench.again(LITE)
     yield f"| ten new images, {LITE} | {seconds:.1f} s | torch imported: {torch} | | 4 s |"
+
+
+def _ratio(rate: float, beside: float) -> str:
+    """None where too few images were measured for a rate."""
+    return f"{rate / beside:.2f}" if rate > 0 < beside else "-"
 
 
 class _Bench:
@@ -149,16 +146,20 @@ class _Bench:
         given = [backbone, folder, self.count(images), self._options.device, "fp32"]
         return _timed("-c", LOOP, *given)[0]
 
-    def first(self, backbone: str, kind: str, images: int) -> float:
-        """Seconds of the command where the network was never met."""
-        study = self._study(backbone, self._images(kind, images))
-        shutil.rmtree(self._work / "store", ignore_errors=True)
+    def new_images(
+        self, backbone: str, kind: str, images: int, *, converted: bool = False
+    ) -> float:
+        """Seconds of the command on images that were never met, and unless converted a network."""
+        study, store = self._study(backbone, self._images(kind, images)), self._work / "store"
+        for path in [*store.glob("*"), *store.glob("index/*")]:
+            if not converted or path.name not in ("index", "networks", "weights.json"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return self._command(study)[0]
 
-    def bare(self, backbone: str, images: int) -> float:
+    def bare(self, backbone: str) -> float:
         """Images a second of the engine on pixels in memory."""
-        study = self._study(backbone, self._images("small", images))
-        given = ["-c", BARE, study, self.count(images), self._options.device]
+        study = self._study(backbone, self._images("small", 4))
+        given = ["-c", BARE, study, 10 * self._options.scale, self._options.device]
         return float(_timed(*given)[1].stdout)
 
     def further(self, backbone: str, *, resize: str = "stretch", how: str = "ours") -> float:
@@ -170,7 +171,8 @@ class _Bench:
             for store in (self._work / "store").glob(f"{backbone}*"):
                 shutil.rmtree(store)
             seconds[images] = self._command(study, how)[0]
-        return (self.count(many) - self.count(few)) / (seconds[many] - seconds[few])
+        beyond = seconds[many] - seconds[few]
+        return (self.count(many) - self.count(few)) / beyond if beyond > 0 else 0.0
 
     def again(self, backbone: str) -> tuple[float, str]:
         """Seconds of a run with ten new images, and whether torch was imported."""
@@ -216,6 +218,24 @@ def _timed(*given: object) -> tuple[float, "subprocess.CompletedProcess[str]"]:
     if done.returncode:
         sys.exit(f"{command[-3:]} failed:\n{done.stderr}")
     return time.perf_counter() - start, done
+
+
+def engine_rate(engine: Engine, batch: np.ndarray, *, seconds: float) -> float:
+    """Images a second of an engine that gets one batch again and again."""
+
+    def run(seconds: float) -> float:
+        done, waiting, start = 0, deque(), time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            waiting.append(engine.submit(batch))
+            if len(waiting) >= engine.depth:
+                waiting.popleft()()
+                done += 1
+        for wait in waiting:
+            wait()
+        return (done + len(waiting)) / (time.perf_counter() - start)
+
+    run(0.2 * seconds)
+    return len(batch) * run(seconds)
 
 
 def picture(rng: np.random.Generator, side: int, mode: str) -> np.ndarray:
