@@ -13,13 +13,13 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -42,14 +42,11 @@ _HEADERS: Mapping[tuple[int, int], Callable[..., Any]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class _Header:
-    """Of an array in a file: its shape, order and type, and where its first value is."""
-
+class _Header(NamedTuple):
     shape: tuple[int, ...]
     is_fortran: bool
     dtype: "np.dtype[Any]"
-    offset: int
+    offset: int  # of its first value
 
 
 def _parse_header(stream: IO[bytes]) -> _Header:

@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 #: The group of images without a row, or with an empty cell.
 UNKNOWN = "unknown"
 #: More groups than these are names or numbers, not groups.
-MOST_GROUPS = 12
+_MOST_GROUPS = 12
 #: What the first column may hold: an image's path below its domain's folder, or the
 #: patient's id as the domain's ``group`` pattern finds it.
 _KEYS = ("path", "patient")
@@ -48,7 +48,7 @@ class Grouping:
 
 def groupings(
     study: Study, samples: Samples, failures: dict[str, Exception]
-) -> Mapping[str, tuple[Grouping, ...]]:
+) -> Mapping[str, Sequence[Grouping]]:
     """Divide the images of each domain that has a file of attributes.
 
     What is wrong with the file of a target is added to ``failures``; with that of the source it is
@@ -59,35 +59,23 @@ def groupings(
     """
     if not study.subgroups:
         return {}
-    groups = {}
+    groups: dict[str, list[tuple[str, ...]]] = {}
     for domain in study.domains:
         if domain.attributes is not None and domain.name not in failures:
             with go_on(domain.name, failures, alone=domain is study.source):
                 groups[domain.name] = _groups_of_images(
                     domain, domain.attributes, study.subgroups, samples
                 )
-    names = [
-        _group_names(attribute, {row[i] for rows in groups.values() for row in rows})
-        for i, attribute in enumerate(study.subgroups)
-    ]
-    return {
-        domain: tuple(
-            Grouping(
-                attribute=attribute.name,
-                names=names[i],
-                member=np.array([names[i].index(row[i]) for row in rows], np.int64),
-            )
-            for i, attribute in enumerate(study.subgroups)
-        )
-        for domain, rows in groups.items()
-    }
-
-
-def _group_names(attribute: Attribute, present: set[str]) -> tuple[str, ...]:
-    last = (UNKNOWN,) if UNKNOWN in present else ()
-    if attribute.edges is not None:
-        return (*attribute.bins(), *last)
-    return (*sorted(present - {UNKNOWN}), *last)
+    divided: dict[str, list[Grouping]] = {name: [] for name in groups}
+    for i, attribute in enumerate(study.subgroups):
+        present = {row[i] for rows in groups.values() for row in rows}
+        names = sorted(present - {UNKNOWN}) if attribute.edges is None else [*attribute.bins()]
+        names += [UNKNOWN] if UNKNOWN in present else []
+        for name, rows in groups.items():
+            member = np.array([names.index(row[i]) for row in rows], np.int64)
+            grouping = Grouping(attribute=attribute.name, names=tuple(names), member=member)
+            divided[name].append(grouping)
+    return divided
 
 
 def _groups_of_images(
@@ -114,10 +102,10 @@ def _groups_of_images(
     rows = [groups.get(name, (UNKNOWN,) * len(attributes)) for name in names]
     for attribute, texts in zip(attributes, map(set, zip(*rows, strict=True)), strict=True):
         count = len(texts - {UNKNOWN})
-        if attribute.edges is None and count > MOST_GROUPS:
+        if attribute.edges is None and count > _MOST_GROUPS:
             raise StudyError(
                 f"{attribute.name} has {count} different texts in {file}; allowed are "
-                f"{MOST_GROUPS} groups. If they are numbers, give bins in the study file, such as "
+                f"{_MOST_GROUPS} groups. If they are numbers, give bins in the study file, such as "
                 f"[subgroups] {attribute.name} = [18, 40, 65]; else join some of them"
             )
     return rows

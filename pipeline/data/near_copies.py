@@ -48,12 +48,12 @@ _SPREADS = 5.0
 _MAD_OF_NORMAL = 0.6745
 #: Images of a role whose most similar stranger is looked for.
 _SAMPLE = 500
-#: Textures from which the directions are taken that are compared first, and how many of these.
+#: _Textures from which the directions are taken that are compared first, and how many of these.
 _FOR_BASIS, _DIRECTIONS = 2000, 128
 _BLOCK = 1024
 
-Textures = NDArray[np.int8]
-Floats = NDArray[np.float32]
+_Textures = NDArray[np.int8]
+_Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class NearPair:
     Attributes:
         rows: Their rows, smaller first.
         likeness: Correlation of their textures, in [-1, 1].
-        how: An entry of ``VIEWS``: how one was made from the other.
+        how: An entry of ``_VIEWS``: how one was made from the other.
     """
 
     rows: tuple[int, int]
@@ -86,14 +86,14 @@ def find_near_copies(
     Returns:
         Pairs, most similar first, each once.
     """
-    textures = {how: _textures(small, how) for how in VIEWS}
+    textures = {how: _textures(small, how) for how in _VIEWS}
     whole = textures["copy"]
     rows_of = {role: np.flatnonzero(roles == role) for role in dict.fromkeys(roles.tolist())}
     limits = {r: _limits(small[rows], whole[rows], group[rows]) for r, rows in rows_of.items()}
     basis = _basis(whole)
     best: dict[tuple[int, int], NearPair] = {}
     of_two = [
-        (roles, view) for roles in combinations(rows_of, 2) for how in VIEWS for view in _both(how)
+        (roles, view) for roles in combinations(rows_of, 2) for how in _VIEWS for view in _both(how)
     ]
     with Progress("near copies", sum(rows_of[a].size for (a, _), _ in of_two)) as progress:
         for (a, b), (view, other_view) in of_two:
@@ -139,7 +139,7 @@ def _both(how: str) -> list[tuple[str, str]]:
     return sorted({(how, "copy"), ("copy", how)})
 
 
-def _middle(share: float) -> Floats:
+def _middle(share: float) -> _Floats:
     """What makes ``_SIDE`` rows of ``SMALL``, by area, when ``share`` of them is cut off."""
     edges = SMALL * (share / 2 + (1 - share) * np.linspace(0, 1, _SIDE + 1))
     pixel = np.arange(SMALL)
@@ -150,7 +150,7 @@ def _middle(share: float) -> Floats:
 
 #: How copies are made that are looked for: as it is, as in a mirror, without a margin. What makes
 #: the rows, and what the columns, of the picture that is compared.
-VIEWS: Mapping[str, tuple[Floats, Floats]] = MappingProxyType(
+_VIEWS: Mapping[str, tuple[_Floats, _Floats]] = MappingProxyType(
     {
         "copy": (_middle(0), _middle(0)),
         "mirrored": (_middle(0), _middle(0)[::-1]),
@@ -160,13 +160,13 @@ VIEWS: Mapping[str, tuple[Floats, Floats]] = MappingProxyType(
 )
 
 
-def _seen(small: NDArray[np.uint8], how: str) -> Floats:
+def _seen(small: NDArray[np.uint8], how: str) -> _Floats:
     """The pictures in a view, greys of shape ``(n, _SIDE, _SIDE)``."""
-    rows, columns = VIEWS[how]
+    rows, columns = _VIEWS[how]
     return np.asarray(rows @ small.astype(np.float32) @ columns.T)
 
 
-def _textures(small: NDArray[np.uint8], how: str) -> Textures:
+def _textures(small: NDArray[np.uint8], how: str) -> _Textures:
     """What is brighter and darker than its surroundings, in units of their contrast.
 
     Brightness and contrast of a picture do not change it, nor does the rough anatomy that
@@ -187,7 +187,7 @@ def _textures(small: NDArray[np.uint8], how: str) -> Textures:
     return textures
 
 
-def _tones(a: Floats, b: Floats) -> NDArray[np.float64]:
+def _tones(a: _Floats, b: _Floats) -> NDArray[np.float64]:
     """How far the greys of one picture are a function of those of the other, at most 1.
 
     One less the ratio of von Neumann: in the order of the one picture's greys, neighbours in the
@@ -204,7 +204,7 @@ def _tones(a: Floats, b: Floats) -> NDArray[np.float64]:
     return np.where(varied, np.maximum(*agreement), 0.0)
 
 
-def _directions(textures: Textures, mean: Floats | float = 0.0) -> Floats:
+def _directions(textures: _Textures, mean: _Floats | float = 0.0) -> _Floats:
     """Rows less a mean and their own, of length 1; one without any detail is 0."""
     rows = textures.astype(np.float32) - mean
     rows -= rows.mean(axis=1, keepdims=True)
@@ -214,7 +214,7 @@ def _directions(textures: Textures, mean: Floats | float = 0.0) -> Floats:
 
 
 def _limits(
-    small: NDArray[np.uint8], textures: Textures, group: NDArray[np.str_]
+    small: NDArray[np.uint8], textures: _Textures, group: NDArray[np.str_]
 ) -> NDArray[np.float64]:
     """From which likeness, and which agreement of tones, images are no strangers by chance.
 
@@ -234,7 +234,7 @@ def _limits(
     return np.asarray(np.clip([np.tanh(likely), 1 - np.exp(-agreed)], *_LIMITS.T))
 
 
-def _basis(textures: Textures) -> Floats:
+def _basis(textures: _Textures) -> _Floats:
     """About the directions in which textures vary most, orthonormal columns ``(d, k)``."""
     sample = textures[:: -(-len(textures) // _FOR_BASIS)]
     directions = _directions(sample, sample.mean(axis=0).astype(np.float32))
@@ -245,7 +245,7 @@ def _basis(textures: Textures) -> Floats:
 
 
 def _alike(
-    textures: tuple[Textures, Textures], mean: Floats, basis: Floats, progress: Progress
+    textures: tuple[_Textures, _Textures], mean: _Floats, basis: _Floats, progress: Progress
 ) -> Iterator[tuple[int, int, float]]:
     """Rows of two sets of which one is the other's most similar, where they are rather alike.
 

@@ -10,10 +10,10 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from cache import disk
 from pipeline.data.items import NO_CLASS, Item, Listing, images_below, system_reason
@@ -48,14 +48,8 @@ SUFFIXES = (".csv", *_SEPARATORS, *_PARQUET)
 _NO_TABLES = (".xlsx", ".xls", ".ods", ".json", ".xml", ".zip", ".gz", ".tar", *IMAGES)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a table.
-
-    Attributes:
-        line: Where it stands in the file, counted from 1; the header is the first.
-        cells: Without outer spaces, in composed Unicode form.
-    """
+class Row(NamedTuple):
+    """A row and its line in the file, from 1; cells lack outer spaces and are composed Unicode."""
 
     line: int
     cells: list[str]
@@ -81,14 +75,13 @@ def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
     names = header.cells
     if twice := [name for name in names if name and names.count(name) > 1]:
         fail(file, header.line, f"two columns are called {printable(twice[0])!r}: rename one")
-    return header, _of_equal_width(file, rows, len(names))
 
+    def check(row: Row) -> Row:
+        if len(row.cells) != len(names):
+            fail(file, row.line, f"{len(row.cells)} cells, but the header has {len(names)}")
+        return row
 
-def _of_equal_width(file: Path, rows: Iterator[Row], width: int) -> Iterator[Row]:
-    for row in rows:
-        if len(row.cells) != width:
-            fail(file, row.line, f"{len(row.cells)} cells, but the header has {width}")
-        yield row
+    return header, map(check, rows)
 
 
 def read_lines(file: Path) -> tuple[str, ...]:
@@ -214,11 +207,9 @@ def find_columns(
             hint = f"Write columns = {{{use} = {fits[0]!r}}} {_WHERE}"
             fail(table.file, header.line, f"{question} {hint}")
         columns[use] = (fits[0],)
-    for use in ("path", "label") if labelled else ("path",):
-        if use in columns:
-            continue
-        what, hint = use, f'columns = {{{use} = "NAME"}}'
-        if use == "label" and table.finding:
+    if unclear := [use for use in ("path", *["label"] * labelled) if use not in columns]:
+        what, hint = unclear[0], f'columns = {{{unclear[0]} = "NAME"}}'
+        if what == "label" and table.finding:
             what, hint = repr(table.finding), f'values = {{{table.finding!r} = "NAME"}}'
         question = f"it is unclear which column is the {what}; the columns are {shown}"
         fail(table.file, header.line, f"{question}. Write {hint} {_WHERE}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.attributes import MOST_GROUPS, UNKNOWN, groupings, read_attributes
+from pipeline.data.attributes import _MOST_GROUPS, UNKNOWN, groupings, read_attributes
 from pipeline.data.samples import load_samples
 from pipeline.errors import StudyError
 from pipeline.study import Attribute, load_study
@@ -146,10 +146,10 @@ def test_more_texts_than_groups_ask_for_bins(divided):
     """Ages taken as texts are the usual case; exactly as many as allowed pass."""
     rows = [f"a/p1{i // 4:03}_{i}.png,{i}\n" for i in range(0, 24, 2)]
     rows += [f"b/p1{i // 4:03}_{i}.png,{i}\n" for i in range(1, 24, 2)]
-    allowed = "path,age\n" + "".join(rows[:MOST_GROUPS])
+    allowed = "path,age\n" + "".join(rows[:_MOST_GROUPS])
     found, _ = divided(allowed, look="age = true")
-    assert len(found["source"][0].names) == MOST_GROUPS + 1
-    Path("here.csv").write_text("path,age\n" + "".join(rows[: MOST_GROUPS + 1]))
+    assert len(found["source"][0].names) == _MOST_GROUPS + 1
+    Path("here.csv").write_text("path,age\n" + "".join(rows[: _MOST_GROUPS + 1]))
     study = load_study(Path("study.toml"))
     with pytest.raises(StudyError, match=r"age has 13 .*give bins .*age = \[18, 40, 65\]"):
         groupings(study, load_samples(study)[0], {})
