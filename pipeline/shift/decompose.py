@@ -177,14 +177,23 @@ def _divide(
     largest = defined == defined.max(axis=0, initial=-np.inf)
     # Terms that are equal share a draw: of nothing but zeros none is the largest.
     wins = (largest / largest.sum(axis=0)).sum(axis=1) / max(1, defined.shape[1])
-    effects = {}
-    for (name, values), share in zip(terms.items(), wins.tolist(), strict=True):
-        estimate, ends = float(values[0]), percentile_interval(values[1:])
-        low, high = _lengthened(estimate, ends, *edges.get(name, (None, None)))
-        effects[name] = Effect(
-            name=name, division=division, estimate=estimate, low=low, high=high, largest=share
-        )
-    return effects
+    effects = (_term(division, *term, edges.get(term[0], (None, None))) for term in terms.items())
+    return {
+        effect.name: replace(effect, largest=share)
+        for effect, share in zip(effects, wins.tolist(), strict=True)
+    }
+
+
+def _term(
+    division: str,
+    name: str,
+    values: NDArray[np.float64],
+    edges: tuple[_Rate | None, _Rate | None],
+) -> Effect:
+    """See :func:`_divide`."""
+    estimate, interval = float(values[0]), percentile_interval(values[1:])
+    low, high = _lengthened(estimate, interval, *edges)
+    return Effect(name=name, division=division, estimate=estimate, low=low, high=high)
 
 
 def _lengthened(
@@ -360,12 +369,6 @@ _ERRORS = (
     "target",  # the head on the target
     "target_trained",  # heads trained on the target, on patients that they were not fitted to
 )
-#: Step: (from, to). These lead from a person's error to that on the target.
-_STEPS = {
-    "avoidable_bias": ("human", "source_training"),
-    "variance": ("source_training", "source_new_patients"),
-    "mismatch": ("source_new_patients", "target"),
-}
 
 
 def error_table(
@@ -397,33 +400,27 @@ def error_table(
     """
     # All patients of the source are drawn: the head may have been tested on some of them.
     of_source, of_target = (_domain_draws(data, seed) for data in (whole, target))
-    outcomes = {
-        "source_training": _Outcome(training, training.wrong(), of_source.of(training.group)),
-        "source_new_patients": _Outcome(source, source.wrong(), of_source.of(source.group)),
-        "target": _Outcome(target, target.wrong(), of_target),
+    fitted, unseen, on_target = (
+        _Outcome(data, data.wrong(), draws.of(data.group))
+        for data, draws in ((training, of_source), (source, of_source), (target, of_target))
+    )
+    errors = {
+        "source_training": rate_interval(fitted.wrong, training.group),
+        "source_new_patients": rate_interval(unseen.wrong, source.group),
+        "target": rate_interval(on_target.wrong, target.group),
     }
-    errors = {name: rate_interval(of.wrong, of.data.group) for name, of in outcomes.items()}
-    levels = {name: of.means(of.wrong) for name, of in outcomes.items()}
-    # A person's error is given: it has no patients, and no interval.
-    rates: dict[str, _Rate | None] = {"human": None}
-    rates |= {name: of.rate for name, of in outcomes.items()}
-    reasons = {}
+    level_f, level_u, level_t = (of.means(of.wrong) for of in (fitted, unseen, on_target))
+    steps, reasons = [], {}
     if human is None:
         reasons["avoidable_bias"] = "no human error is given"
-    else:
+    else:  # it has no patients, and no interval
         errors["human"] = Interval(
             estimate=human, low=np.nan, high=np.nan, images=0, patients=0, method="given"
         )
-        levels["human"] = np.full(1 + DRAWS, human)
-    chain = {step: ends for step, ends in _STEPS.items() if set(ends) <= set(errors)}
-    steps = _divide(
-        "error table",
-        {step: levels[end] - levels[start] for step, (start, end) in chain.items()},
-        {step: (rates[start], rates[end]) for step, (start, end) in chain.items()},
-    )
-    # The same number as the loss of accuracy, so the same interval.
+        steps.append(_term("error table", "avoidable_bias", level_f - human, (None, fitted.rate)))
+    steps.append(_term("error table", "variance", level_u - level_f, (fitted.rate, unseen.rate)))
     loss = _accuracy_loss(source, target)
-    steps["mismatch"] = replace(steps["mismatch"], low=loss.low, high=loss.high)
+    steps.append(replace(loss, name="mismatch", division="error table"))
     of_class = [target.group[target.labelled() == k] for k in range(source.scored().shape[1])]
     least, transfer = min(np.unique(group).size for group in of_class), {}
     if least < _FEWEST:
@@ -437,14 +434,14 @@ def error_table(
         )
         errors |= {"source_few_patients": easy, "target_trained": hard}
         start, middle = ((error.estimate, error.patients) for error in (easy, hard))
-        hardness, mismatch = levels_t - levels_s, levels["target"] - levels["source_new_patients"]
+        hardness = levels_t - levels_s
         transfer = _divide(
             "transfer",
-            {"target_hardness": hardness, "transfer_gap": mismatch - hardness},
-            {"target_hardness": (start, middle), "transfer_gap": (middle, rates["target"])},
+            {"target_hardness": hardness, "transfer_gap": level_t - level_u - hardness},
+            {"target_hardness": (start, middle), "transfer_gap": (middle, on_target.rate)},
         )
     rows = [{"name": name, **errors[name].ends()} for name in _ERRORS if name in errors]
-    table = {"errors": rows, "steps": list(steps.values()), "not_identifiable": reasons}
+    table = {"errors": rows, "steps": steps, "not_identifiable": reasons}
     return table, transfer
 
 
