@@ -1,10 +1,15 @@
-"""Every head keeps the same contract; the table is what the tests run over."""
+"""Every head keeps the same contract; preprocessing before it, and heads that a study adds."""
 
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
 
-from pipeline.heads import HEADS
+from pipeline.errors import StudyError
+from pipeline.heads import HEADS, all_heads
+from pipeline.heads.base import PREPROCESSING, make_preprocessing
+from pipeline.heads.logistic import fit_weighted
+from pipeline.study import CustomHead, load_study
 from tests.heads.made_up_rows import made_up_rows
 
 
@@ -46,25 +51,150 @@ def test_the_table_says_what_is_true(name):
     assert set(spec.grid) <= set(spec.make(0).get_params())
 
 
-@pytest.mark.parametrize("name", ["mlp", "ridge", "lda", "prototype"])
-def test_one_class_cannot_be_learnt(name):
-    """The message says which one was got."""
-    with pytest.raises(ValueError, match=r"one class only \(1\)"):
-        HEADS[name].make(0).fit(np.eye(4, dtype=np.float32), np.ones(4, int))
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        *((name, {}, r"one class only \(1\)") for name in ("mlp", "ridge", "lda", "prototype")),
+        ("ridge", {"penalties": (1.0, 0.0)}, "allowed are"),
+        ("lda", {"shrinkage": "none"}, "allowed are"),
+        ("lda", {"shrinkage": 1.5}, "allowed are"),
+        ("mlp", {"depth": 0}, "allowed are"),
+        ("mlp", {"hidden": 0}, "allowed are"),
+        ("mlp", {"dropout": 1.0}, "allowed are"),
+    ],
+)
+def test_what_cannot_be_learnt_or_is_not_allowed_is_refused(name, setting, message):
+    """One class, which is named; a setting, with what is allowed."""
+    labels = [0, 1, 0, 1] if setting else [1, 1, 1, 1]
+    with pytest.raises(ValueError, match=message):
+        HEADS[name].make(0).set_params(**setting).fit(np.eye(4, dtype=np.float32), labels)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_weighted_fits_are_scikit_learns_one_at_a_time(classes):
+    """Weights of a bootstrap, rows without weight among them; a class without rows is refused."""
+    rows = made_up_rows(classes, gap=1.0)
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=30)
+    fits = fit_weighted(rows.features, rows.label, C=0.1, weights=weights)
+    found = fits.proba(rows.features)
+    assert found.shape == (30, len(rows), classes)
+    for v in (0, 7, 29):
+        exact = LogisticRegression(C=0.1, tol=1e-9, max_iter=10_000)
+        exact.fit(rows.features.astype(np.float64), rows.label, sample_weight=weights[v])
+        np.testing.assert_allclose(found[v], exact.predict_proba(rows.features), atol=2e-3)
+        (alone,) = fits.proba(rows.features, slice(v, v + 1))
+        np.testing.assert_allclose(alone, found[v], atol=1e-6)
+    weights[1, rows.label == 0] = 0
+    with pytest.raises(ValueError, match="weighting 1 leaves a class without rows"):
+        fit_weighted(rows.features, rows.label, C=0.1, weights=weights)
+
+
+@pytest.mark.parametrize("name", PREPROCESSING)
+@pytest.mark.parametrize("widths", [(8,), (3, 5)])
+def test_rows_stay_apart_and_the_input_as_it_is(name, widths):
+    """Row order, float32, finite numbers; a row is transformed alone as in company."""
+    X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    before = X.copy()
+    fitted = make_preprocessing(name, widths).fit(X)
+    found = fitted.transform(X)
+    np.testing.assert_array_equal(X, before)
+    assert np.isfinite(found).all()
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(fitted.transform(X[3:5]), found[3:5], atol=1e-5)
+
+
+def test_each_does_what_it_says():
+    """Unit variance, unit length, uncorrelated; two backbones weigh the same."""
+    X = np.random.default_rng(0).normal(size=(200, 8)) @ np.diag([1, 1, 1, 50, 50, 50, 50, 9])
+    X = X.astype(np.float32)
+    done = {name: make_preprocessing(name, (3, 5)).fit(X).transform(X) for name in PREPROCESSING}
+    np.testing.assert_allclose(done["standardise"].std(0), 1, rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(done["l2"], axis=1), 1, rtol=1e-4)
+    white = np.cov(done["pca_whiten"].T)
+    np.testing.assert_allclose(white, np.eye(len(white)), atol=1e-3)
+    np.testing.assert_array_equal(done["none"], X)
+    X[:, 3:] *= 1e4
+    for name in ("standardise", "l2"):
+        again = make_preprocessing(name, (3, 5)).fit(X).transform(X)
+        np.testing.assert_allclose(again, done[name], atol=1e-4)
+
+
+def test_a_column_that_hardly_varies_decides_nothing():
+    """A new image that its filter answers to lies near the others; the rest has unit variance.
+
+    A backbone of small numbers beside one of large numbers is not taken for dead.
+    """
+    scale = np.array([1, 1, 1, 1, 1e-3, 1e-3, 1e-3, 1e-3])
+    dead = np.array([0, 1e-5, 0, 0, 0, 0, 1e-5, 0])
+    rows = np.random.default_rng(0).normal(size=(200, 8))
+    X = np.asarray(rows * np.where(dead, dead, 1) * scale, np.float32)
+    fitted = make_preprocessing("standardise", (4, 4)).fit(X)
+    np.testing.assert_allclose(fitted.transform(X).std(0)[dead == 0], 1, rtol=1e-4)
+    assert np.abs(fitted.transform((3 * scale)[None].astype(np.float32))).max() < 5
+
+
+# Heads that a study adds.
+
+CLASS = "sklearn.neighbors.KNeighborsClassifier"
+GOOD = """
+[source]
+path = "."
+[backbone.densenet121]
+[backbone.googlenet]
+[backbone."densenet121+googlenet"]
+[head.near]
+estimator = "sklearn.neighbors.KNeighborsClassifier"
+n_neighbors = 7
+[head.small]
+base = "mlp"
+hidden = 8
+"""
+
+
+def write(folder, text):
+    file = folder / "study.toml"
+    file.write_text(text)
+    return file
+
+
+def test_a_study_adds_heads_and_concatenations(tmp_path):
+    """The networks stay what stage 1 runs; later stages see the concatenation too."""
+    study = load_study(write(tmp_path, GOOD))
+    assert [b.name for b in study.backbones] == ["densenet121", "googlenet"]
+    assert study.variants[-1].name == "densenet121+googlenet"
+    assert study.parts_of(study.variants[-1]) == list(study.backbones)
+    table = all_heads((*study.heads, CustomHead(name="s", base="linear", parameters={"C": 0.001})))
+    assert table["small"].make(0).hidden == 8
+    rows = made_up_rows()
+    added = table["near"].make(0)
+    assert added.n_neighbors == 7
+    assert added.fit(rows.features, rows.label).score(rows.features, rows.label) > 0.9
+    assert table["s"].make(0).C == 0.001
+    assert not table["s"].grid  # what is given is not searched for
 
 
 @pytest.mark.parametrize(
-    ("name", "setting"),
+    ("change", "sentence"),
     [
-        ("ridge", {"penalties": (1.0, 0.0)}),
-        ("lda", {"shrinkage": "none"}),
-        ("lda", {"shrinkage": 1.5}),
-        ("mlp", {"depth": 0}),
-        ("mlp", {"hidden": 0}),
-        ("mlp", {"dropout": 1.0}),
+        (("n_neighbors", "k"), r"unknown parameter 'k' in \[head.near\]; allowed: .*n_neighbors"),
+        ((CLASS, "os.path.join"), r"allowed is sklearn.MODULE.CLASS"),
+        ((CLASS, "sklearn.svm._classes.SVC"), r"allowed is sklearn.MODULE"),
+        ((CLASS, "sklearn.neighbors.KNeighborsRegressor"), r"is no classifier of scikit-learn"),
+        ((CLASS, "sklearn.neighbors.None"), r"scikit-learn has none"),
+        ((CLASS, "sklearn.ensemble.VotingClassifier"), r"unknown parameter 'n_neighbors'"),
+        ((f'{CLASS}"\nn_neighbors = 7', 'sklearn.svm.LinearSVC"'), r"gives no probabilities"),
+        (("head.near", "head.svm"), r"\[head.svm\]: the name is taken"),
+        (('base = "mlp"', 'base = "lstm"'), r"unknown base 'lstm'; known: mlp"),
+        (('base = "mlp"', ""), r"write either estimator"),
+        (("hidden = 8", "hiden = 8"), r"unknown parameter 'hiden' .* hidden"),
+        (('"densenet121+googlenet"', '"densenet121+resnet50"'), r"must stand once"),
+        (('"densenet121+googlenet"', '"densenet121+densenet121"'), r"must stand once"),
     ],
 )
-def test_a_setting_that_is_not_allowed_is_refused(name, setting):
-    """What is allowed is in the message."""
-    with pytest.raises(ValueError, match="allowed are"):
-        HEADS[name].make(0).set_params(**setting).fit(np.eye(4), [0, 1, 0, 1])
+def test_a_mistake_is_refused_with_what_is_allowed(tmp_path, change, sentence):
+    """Before any work of the stage."""
+    text = GOOD.replace(*change)
+    assert text != GOOD
+    with pytest.raises(StudyError, match=sentence):
+        all_heads(load_study(write(tmp_path, text)).heads)
