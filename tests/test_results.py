@@ -121,7 +121,6 @@ STAGES = {
     "shift": _stage("shift", ["shift.h5"], ["shift.md", "shift_errors.csv"], ["shift*.csv"]),
     "finetune": _finetune,
     "audit": _stage("audit", ["leave_out.txt", "near_copies.png"], [], ["near_copies.png"]),
-    "features": _stage("features", [], [], []),
     "report": _one_file,
 }
 #: The errors go wrong once, and for good.
@@ -317,50 +316,41 @@ def test_files_are_only_added_to_the_record_of_the_same_run(tmp_path):
     assert left(tmp_path) == {"heads.json"}
 
 
-def test_only_what_dead_processes_left_is_cleared(tmp_path):
-    """At any depth; a file that a living process writes stays."""
+def test_only_what_dead_processes_left_is_cleared(tmp_path, monkeypatch):
+    """At any depth; a file that a living process writes stays.
+
+    So does one of another user's, which cannot be removed in a sticky folder: cleaning is a
+    courtesy, and stops no stage.
+    """
     (tmp_path / "heads" / "net").mkdir(parents=True)
-    alive = disk.temporary_name()
-    dead = alive.replace(f"-{os.getpid()}-", f"-{DEAD}-")
-    for folder in (tmp_path, tmp_path / "heads" / "net"):
-        for name in (alive, dead):
-            (folder / name).touch()
-    disk.prepare(tmp_path)
-    assert left(tmp_path) == {alive, f"heads/net/{alive}"}
-
-
-def test_what_another_user_left_does_not_stop_a_stage(tmp_path, monkeypatch):
-    """In a sticky folder it cannot be removed; cleaning is a courtesy."""
-    foreign = tmp_path / disk.temporary_name().replace(f"-{os.getpid()}-", f"-{DEAD}-")
-    foreign.touch()
+    alive, foreign = disk.temporary_name(), disk.temporary_name()
+    dead, foreign = (name.replace(f"-{os.getpid()}-", f"-{DEAD}-") for name in (alive, foreign))
+    for name in (alive, dead, foreign, f"heads/net/{alive}", f"heads/net/{dead}"):
+        (tmp_path / name).touch()
     real = disk.unlink
 
     def unlink(path):
-        if path == foreign:
+        if path.name == foreign:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
         real(path)
 
     monkeypatch.setattr(disk, "unlink", unlink)
     disk.prepare(tmp_path)
     write_file(tmp_path / "out.csv", b"x")
-    assert left(tmp_path) == {foreign.name, "out.csv", "out.csv.sha256"}
+    stay = {alive, foreign, f"heads/net/{alive}", "out.csv", "out.csv.sha256"}
+    assert left(tmp_path) - {dead} == stay
 
 
-def test_results_are_for_their_owner_alone(tmp_path):
-    """Record, files, and the folders in between."""
+def test_results_are_for_their_owner_alone_and_can_be_checked_anywhere(tmp_path):
+    """Record, files, and the folders in between; the SHA-256 of a file by itself is beside it."""
     before = os.umask(0o022)
     try:
         write_set(tmp_path / "results" / "a.json", {}, {"figures/b.png": b""})
-        write_file(tmp_path / "out" / "c.csv", b"x")
+        write_file(tmp_path / "out" / "c.h5", b"data")
     finally:
         os.umask(before)
     modes = {p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_file()}
     assert modes == {0o600}
     assert {p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_dir()} == {0o700}
-
-
-def test_a_file_by_itself_can_be_checked_anywhere(tmp_path):
-    """Its SHA-256 lies beside it, as sha256sum writes it."""
-    write_file(tmp_path / "out.h5", b"data")
-    line = (tmp_path / "out.h5.sha256").read_text()
-    assert line == f"{hashlib.sha256(b'data').hexdigest()}  out.h5\n"
+    line = (tmp_path / "out" / "c.h5.sha256").read_text()
+    assert line == f"{hashlib.sha256(b'data').hexdigest()}  c.h5\n"
