@@ -88,13 +88,8 @@ def check_backbone_name(name: str) -> None:
 
 def policy_of(choice: BackboneChoice) -> PixelPolicy:
     """Pixel policy of a backbone, as a study chooses it."""
-    return replace(
-        spec_of(choice.name).policy,
-        resize=choice.resize,
-        decode=choice.decode,
-        mask=choice.mask,
-        views=choice.views,
-    )
+    chosen = {name: getattr(choice, name) for name in ("resize", "decode", "mask", "views")}
+    return replace(spec_of(choice.name).policy, **chosen)
 
 
 def weights_file(name: str, weights: str) -> Path:
@@ -217,10 +212,14 @@ def _hub_file(network: str, name: str, *, download: bool) -> Path | None:
     if download and not file.is_file():
         from torchvision.models import get_weight
 
-        with _download_limits():
-            get_weight(f"{network}_Weights.IMAGENET1K_V1").get_state_dict(
-                progress=True, check_hash=True
-            )
+        weights, before = get_weight(f"{network}_Weights.IMAGENET1K_V1"), socket.getdefaulttimeout()
+        # A host that never answers must not hold a run for ever, and stdout is for results.
+        socket.setdefaulttimeout(_SECONDS_TO_ANSWER)
+        try:
+            with redirect_stdout(sys.stderr):
+                weights.get_state_dict(progress=True, check_hash=True)
+        finally:
+            socket.setdefaulttimeout(before)
     return file if file.is_file() else None
 
 
@@ -252,24 +251,14 @@ def _timm_file(name: str, hub_id: str | None, *, download: bool) -> Path | None:
     return Path(hf_hub_download(hub_id, "model.safetensors"))
 
 
-@contextmanager
-def _download_limits() -> Iterator[None]:
-    """A host that never answers must not hold a run for ever, and stdout is for results."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SECONDS_TO_ANSWER)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 # From a state dict to a network.
 
 
 def _load(network: "torch.nn.Module", state: _State, classifier: str) -> "torch.nn.Module":
     """Load all but the classifier, whatever its width; anything else must fit exactly."""
-    setattr(network, classifier, _identity())
+    from torch import nn
+
+    setattr(network, classifier, nn.Identity())
     return _fill(network, {k: v for k, v in state.items() if not k.startswith(classifier + ".")})
 
 
@@ -294,12 +283,6 @@ def _fill(network: "torch.nn.Module", state: _State) -> "torch.nn.Module":
             + (f", and {len(knows_not)} others, such as {knows_not[0]}" if knows_not else "")
         )
     return network
-
-
-def _identity() -> "torch.nn.Module":
-    from torch import nn
-
-    return nn.Identity()
 
 
 def _densenet121(state: _State, *, channels: int = 3) -> "torch.nn.Module":
@@ -334,10 +317,12 @@ def _googlenet(state: _State) -> "torch.nn.Module":
     torchvision sets it only when it is given its own ``weights=``; without it features move by
     129 % in norm.
     """
+    from torch import nn
+
     network = _torchvision().googlenet(
         weights=None, transform_input=True, aux_logits=False, init_weights=False
     )
-    network.dropout = _identity()
+    network.dropout = nn.Identity()
     return _load(network, {k: t for k, t in state.items() if not k.startswith("aux")}, "fc")
 
 

@@ -218,15 +218,14 @@ def resolve_engine(
     """What a choice comes to on this machine: no ``auto``, and a batch size.
 
     Args:
-        choice: See :class:`EngineChoice`.
+        choice: Of the user.
         precision: Of the recipe.
-        images: How many are to come.
+        images: How many are to come; the batch is not much larger.
         size: Their side as the network takes them, pixels.
         views: Of each image.
 
     Raises:
-        UnknownNameError: See :func:`check_engine`.
-        EngineError: See :func:`check_engine`; or the engine cannot do this precision.
+        PipelineError: See :func:`check_engine`; or the engine cannot do this precision.
     """
     check_engine(choice)
     device = choice.device
@@ -270,8 +269,7 @@ def start_engine(
         images: How many are to come.
 
     Raises:
-        UnknownNameError: See :func:`check_engine`.
-        EngineError: See :func:`resolve_engine`.
+        PipelineError: See :func:`resolve_engine`.
     """
     choice = resolve_engine(choice, precision, images=images)
     if choice.engine == "openvino":

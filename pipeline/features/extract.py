@@ -1,9 +1,8 @@
 """Stage 1: run the frozen backbones once over the images that their stores do not hold yet.
 
-Everything overlaps. Images are read and decoded ahead of the engine, within a window, so that
-memory does not grow with their number; several batches are under way in the engine while
-finished rows are written. Batches are padded to one size: a ragged last batch would round
-differently, and would make an engine compile twice.
+Everything overlaps: images are decoded ahead of the engine, within a window, and several batches
+are under way in it while finished rows are written. Batches are padded to one size: a ragged
+last batch would round differently, and would make an engine compile twice.
 """
 
 import hashlib
@@ -250,7 +249,7 @@ def fill_stores(
         missing: Images by content key.
         build: Builds the network; called only if an engine needs it.
         policy: From bytes to the pixels that the network takes.
-        engine: What the user asks for.
+        engine: The user's choice.
         title: Of the progress bar and the messages.
 
     Returns:
@@ -464,9 +463,9 @@ def write_rows(
         batches: See :func:`run_batches`.
         stores: See :func:`fill_stores`.
         unusable: Gets the reason of each image whose row is none, by key.
-        guard: Looks at each row.
+        guard: What refuses rows.
         provenance: Of the engine.
-        advance: Told how many images more are done.
+        advance: Gets how many images more are done.
     """
     text, edges = canonical(dict(provenance)), _edges(stores)
     written = done = 0
