@@ -18,7 +18,6 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.data.images import SHEET_SIDE, draw_sheet
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import predictions_file, read_predictions
 from pipeline.findings import compare_findings
@@ -76,19 +75,14 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def drawn(original, tmp_path_factory):
-    """A copy of the results with all figures."""
+    """A copy of the results; a figure that takes no time stands for those that stages draw."""
     folder = tmp_path_factory.mktemp("drawn") / "results"
     shutil.copytree(original / "results", folder)
-    _draw(folder / "tiny")
-    return folder
-
-
-def _draw(results: Path):
-    """Stands for what the stages draw, in no time."""
     image = png_of(new_figure, 1.0)
     for stage in ("heads", "finetune", "shift"):
         images = {f"figures/{name}-tiny.png": image for name in FIGURES if name.startswith(stage)}
-        rewrite(results / f"{stage}.json", files=images)
+        rewrite(folder / "tiny" / f"{stage}.json", files=images)
+    return folder
 
 
 @pytest.fixture
@@ -117,9 +111,10 @@ def change(study, stage: str, values):
     rewrite(study.results / f"{stage}.json", values)
 
 
-def test_the_first_screen_holds_the_name_a_sentence_lights_and_a_figure(study):
-    """Then the sections in order, each with its figures before its folded tables."""
-    page = page_of(study)
+def test_the_page_begins_with_what_was_found_and_can_be_read_by_everybody(study):
+    """A sentence, lights, a figure; then sections, figures before folded tables; texts for all."""
+    page, text = page_of(study), text_of(study)
+    assert Page(text).tags == page.tags  # nothing of the moment is in it
     tags = [tag for tag, _ in page.tags]
     assert tags.index("h1") < tags.index("strong") < tags.index("img") < tags.index("nav")
     (head,) = [b["best"] for b in record(study, "heads")["backbones"]]
@@ -131,25 +126,29 @@ def test_the_first_screen_holds_the_name_a_sentence_lights_and_a_figure(study):
     assert len(page.all("details")) >= 10
     assert "may not belong together" not in page.text
     assert "run headrace" not in page.text
-    assert write_page(study)["size"] < 1_000_000
-    assert text_of(study) == text_of(study)  # nothing of the moment is in it
+    assert len(text) < 1_000_000
+    levels = [int(tag[1]) for tag in tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
+    alts = [a["alt"] for a in page.all("img")]
+    assert len(set(alts)) == len(alts)
+    assert min(map(len, alts)) > 20
+    assert page.all("html") == [{"lang": "en"}]
+    assert "width=device-width" in page.all("meta")[1]["content"]
+    assert '<th scope="row">linear</th>' in text
+    assert re.search(r'<td class="n">\.\d\d\d \[\.\d\d\d, [.\d]+\]</td>', text)
 
 
-def test_figures_of_other_backbones_are_not_on_the_page(study):
-    """It says where they are."""
+def test_how_a_figure_is_read_is_said_once_and_where_the_others_are(study):
+    """The first time that one of its kind occurs; those of other backbones are in a folder."""
     values = record(study, "shift")
     values["targets"] += [{**values["targets"][0], "backbone": "other"}]
     change(study, "shift", values)
-    sentence = "Backbone tiny. Figures of the others are in the folder figures."
-    assert page_of(study).text.count(sentence) == 1
-
-
-def test_how_a_figure_is_read_is_said_once(study):
-    """The first time that one of its kind occurs."""
     text = page_of(study).text
-    for _, what, how in FIGURES.values():
-        for sentence in (what, *re.split(r"(?<=\.) ", how)):
-            assert text.count(sentence) == 1, sentence
+    said = [s for _, what, how in FIGURES.values() for s in (what, *re.split(r"(?<=\.) ", how))]
+    for sentence in (*said, "Backbone tiny. Figures of the others are in the folder figures."):
+        assert text.count(sentence) == 1, sentence
 
 
 def test_two_sentences_stand_below_a_heading_and_the_others_are_folded(study):
@@ -205,32 +204,24 @@ def test_no_file_and_no_patient_is_named(study, original):
     assert not [name for name in names if name in text or name.split("_")[0] in text]
 
 
-def test_the_page_can_be_read_by_everybody(study):
-    """One h1, no level left out, headings of rows and columns, alternative texts."""
-    page = page_of(study)
-    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
-    assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in pairwise(levels))
-    assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
-    alts = [a["alt"] for a in page.all("img")]
-    assert all(len(alt) > 20 for alt in alts)
-    assert len(set(alts)) == len(alts)
-    assert page.all("html") == [{"lang": "en"}]
-    assert "width=device-width" in page.all("meta")[1]["content"]
-    text = text_of(study)
-    assert '<th scope="row">linear</th>' in text
-    assert re.search(r'<td class="n">\.\d\d\d \[\.\d\d\d, [.\d]+\]</td>', text)
-
-
-def test_a_stage_that_was_not_run_is_one_line(study):
+def test_a_stage_that_was_not_run_is_one_line(study, original):
     """The line names the command; one stage alone makes a page, none makes an error."""
-    for stage in STAGES.keys() - {"audit"}:
+    (study.results / "audit.json").unlink()
+    result = CliRunner().invoke(main, ["report", str(original / "study.toml")])
+    assert re.fullmatch(
+        r"results/tiny/report.html: heads, finetune, shift, features \(0\.\d MB\)\n"
+        r"not on it: there is no results/tiny/audit.json: run headrace audit STUDY first\n",
+        result.stdout,
+    )
+    result = CliRunner().invoke(main, ["report", str(original / "study.toml"), "--json"])
+    assert json.loads(result.stdout)["stages"] == ["heads", "finetune", "shift", "features"]
+    for stage in ("heads", "finetune", "shift"):
         (study.results / f"{stage}.json").unlink()
     page = page_of(study)
     assert "there is no results/tiny/heads.json: run headrace heads STUDY first" in page.text
-    assert [a["id"] for a in page.all("section")] == ["audit", "records"]
+    assert [a["id"] for a in page.all("section")] == ["records"]
     assert len(re.findall(r"run headrace \w+ STUDY", page.text)) == len(STAGES) - 1
-    (study.results / "audit.json").unlink()
+    (study.results / "features.json").unlink()
     with pytest.raises(MissingResultsError, match="nothing to report: .*run headrace features ST"):
         write_page(study)
 
@@ -244,11 +235,14 @@ def test_a_record_that_cannot_be_read_is_named(study):
     figure = results / "figures" / "finetune-forest-tiny.png"
     figure.write_bytes(figure.read_bytes() + b"x")
     page = page_of(study)
-    assert f"{results / 'heads.json'} is not as headrace heads writes it" in page.text
-    assert f"{results / 'audit.json'} is not as headrace audit writes it" in page.text
-    assert "shift.json is of another version; run headrace shift STUDY again" in page.text
-    assert f"{figure} is not the file that finetune.json was written with" in page.text
-    assert "Run headrace finetune STUDY again" in page.text
+    for line in (
+        f"{results / 'heads.json'} is not as headrace heads writes it",
+        f"{results / 'audit.json'} is not as headrace audit writes it",
+        "shift.json is of another version; run headrace shift STUDY again",
+        f"{figure} is not the file that finetune.json was written with",
+        "Run headrace finetune STUDY again",
+    ):
+        assert line in page.text
     assert [a["id"] for a in page.all("section")] == ["records"]
 
 
@@ -284,74 +278,36 @@ def predictions(study, stage="shift", file="shift.h5"):
     rewrite(study.results / f"{stage}.json", files={file: predictions_file(kept)})
 
 
-def _other_labels(study):
-    with predictions(study) as kept:
-        kept.label[kept.domain == "far"] ^= 1
-
-
-def _another_domain(study):
-    with predictions(study) as kept:
-        kept.domain[kept.domain == "far"] = "other"
-
-
-def _other_features(study):
+def test_records_that_do_not_belong_together_are_named_at_the_top(study):
+    """Other features, other labels, another domain; the command names them too."""
     (row,) = record(study, "features")["backbones"]
     change(study, "features", {"backbones": [{**row, "fingerprint": "0" * 64}]})
-
-
-@pytest.mark.parametrize(
-    ("meddle", "warnings"),
-    [
-        (
-            _other_labels,
-            ["heads.json and shift.json have different images, labels or classes of far"],
-        ),
-        (_another_domain, ["far is not in shift.json", "other in shift.json is not in the study"]),
-        (_other_features, ["shift.json was made from other features of tiny than features.json"]),
-    ],
-)
-def test_records_that_do_not_belong_together_are_named_at_the_top(study, meddle, warnings):
-    """And by the command."""
-    meddle(study)
-    assert write_page(study)["stale"] == warnings
+    warning = "shift.json was made from other features of tiny than features.json"
+    assert write_page(study)["stale"] == [warning]
+    with predictions(study) as kept:
+        kept.label[kept.domain == "far"] ^= 1
+    labels = "heads.json and shift.json have different images, labels or classes of far"
+    assert write_page(study)["stale"] == [labels, warning]
+    with predictions(study) as kept:
+        kept.domain[kept.domain == "far"] = "other"
+    domains = ["far is not in shift.json", "other in shift.json is not in the study"]
+    assert write_page(study)["stale"] == [*domains, warning]
     text = page_of(study).text
-    assert text.index("These records may not belong together.") < text.index(warnings[0])
-    assert text.index(warnings[-1]) < text.index("Accuracy")
+    assert text.index("These records may not belong together.") < text.index(domains[0])
+    assert text.index(warning) < text.index("Accuracy")
 
 
-@pytest.mark.parametrize(
-    ("stage", "file", "left_out"),
-    [
-        ("heads", "probabilities.h5", {"failed_targets": {"far": "it is empty"}}),
-        (
-            "shift",
-            "shift.h5",
-            {"not_compared": [{"target": "far", "backbone": "tiny", "reason": "it is empty"}]},
-        ),
-    ],
-)
-def test_a_target_that_a_stage_left_out_is_no_contradiction(study, stage, file, left_out):
+def test_a_target_that_a_stage_left_out_is_no_contradiction(study):
     """Its section says why."""
-    with predictions(study, stage, file) as kept:
-        kept.domain[kept.domain == "far"] = "source"
-    change(study, stage, record(study, stage) | left_out)
-    assert "far is not in" not in str(write_page(study)["stale"])
-
-
-def test_the_command_says_where_the_page_is(study, original):
-    """A line, and one for each stage that is not on it; --json has the same."""
-    (study.results / "audit.json").unlink()
-    result = CliRunner().invoke(main, ["report", str(original / "study.toml")])
-    assert result.exit_code == 0, result.stderr
-    first, second = result.stdout.splitlines()
-    assert re.fullmatch(
-        r"results/tiny/report.html: heads, finetune, shift, features \(0\.\d MB\)", first
-    )
-    assert second.startswith("not on it: there is no results/tiny/audit.json: run headrace aud")
-    result = CliRunner().invoke(main, ["report", str(original / "study.toml"), "--json"])
-    values = json.loads(result.stdout)
-    assert values["file"] == "results/tiny/report.html"
-    assert values["stages"] == ["heads", "finetune", "shift", "features"]
+    pair = {"target": "far", "backbone": "tiny", "reason": "it is empty"}
+    for stage, file, left_out in (
+        ("heads", "probabilities.h5", {"failed_targets": {"far": "it is empty"}}),
+        ("shift", "shift.h5", {"not_compared": [pair]}),
+    ):
+        with predictions(study, stage, file) as kept:
+            kept.domain[kept.domain == "far"] = "source"
+        change(study, stage, left_out)
+        assert "far is not in" not in str(write_page(study)["stale"])
 
 
 def test_images_are_shown_to_the_owner_alone_and_only_when_asked_for(study, original):
@@ -360,15 +316,13 @@ def test_images_are_shown_to_the_owner_alone_and_only_when_asked_for(study, orig
     try:
         assert "data:image/jpeg" not in text_of(study)
         text = text_of(study, images=True)
-        page = Page(text)
     finally:
         os.umask(before)
+    page = Page(text)
     assert text.index("This page shows images of patients.") < text.index("<h1>")
     assert stat.S_IMODE((study.results / "report.html").stat().st_mode) == 0o600
-    titles = [entry for entry in page.texts if entry.startswith(("validation: ", "far: "))]
-    name = printable(HOSTILE[1])
-    assert f"validation: typical of {HOSTILE[0]}" in titles
-    assert f"far: {name}, uncertain" in titles
+    assert f"validation: typical of {HOSTILE[0]}" in page.texts
+    assert f"far: {printable(HOSTILE[1])}, uncertain" in page.texts
     images = [a for a in page.all("img") if a["src"].startswith("data:image/jpeg")]
     assert 4 * 6 <= len(images) <= 10 * 6
     assert all(re.search(r" \d\d %$", a["alt"]) for a in images)
@@ -380,57 +334,59 @@ def test_errors_have_maps_where_they_were_drawn(study):
     """Until then the page says how; a sheet that was exchanged is not shown."""
     head = page_head(record(study, "heads"))
     assert "No maps of what moved the score: there is no" in text_of(study, images=True)
-    sheet = draw_sheet([((np.zeros((SHEET_SIDE, SHEET_SIDE, 3), np.uint8),), ("x",))])
-    files = {"far-target-errors.png": sheet, "far-target-sample.png": b""}
+    files = {"far-target-errors.png": png_of(new_figure, 1.0), "far-target-sample.png": b""}
     best = {"backbone": head.backbone, "head": head.name, "reason": "it has no layers"}
     for name, instead_of, shown in (
-        ("full", None, ""),  # another model was asked for by its name
-        ("knn", {**best, "head": "svm"}, ""),
-        ("ridge", best, "ridge"),
-        (head.name, None, head.name),
+        ("full", None, []),  # another model was asked for by its name
+        ("knn", {**best, "head": "svm"}, []),
+        ("ridge", best, ["ridge"]),
+        (head.name, None, [head.name]),
     ):
         folder = study.results / "explain" / as_file_name(f"{head.backbone}-{name}")
         values = {"head": name, "backbone": head.backbone, "instead_of": instead_of}
         values["domains"] = [{"domain": "far", "role": "target"}]
         write_set(folder / "explain.json", values, files)
-        page = Page(text_of(study, images=True))
+        page = page_of(study, images=True)
         maps = [image for image in page.all("img") if "surest of" in image["alt"]]
-        assert [image["alt"].split(" is surest")[0] for image in maps] == (
-            [f"far: errors that {shown}"] if shown else []
-        )
+        alts = [image["alt"].split(" is surest")[0] for image in maps]
+        assert alts == [f"far: errors that {name}" for name in shown]
         assert ("run headrace explain STUDY first" in page.text) == (not shown)
-        assert ("has no maps: it has no layers. ridge on tiny" in page.text) == (shown == "ridge")
-    assert maps[0]["src"] == f"data:image/png;base64,{base64.b64encode(sheet).decode()}"
+        assert ("has no maps: it has no layers. ridge on tiny" in page.text) == (name == "ridge")
+    sheet = base64.b64encode(files["far-target-errors.png"]).decode()
+    assert maps[0]["src"] == f"data:image/png;base64,{sheet}"
     (folder / "far-target-errors.png").write_bytes(b"another")
     assert "No maps of what moved the score" in text_of(study, images=True)
 
 
 def test_strips_show_what_they_say(study):
     """Typical: the median of the class; uncertain: no class is sure; errors: surest first."""
-    kept = read_predictions(study.results / "probabilities.h5")["tiny"]
-    head = page_head(record(study, "heads"))
-    proba = kept.proba[head.name, 0]
-    rows = np.flatnonzero(kept.domain == "far")
-    wrong = rows[proba[rows].argmax(axis=1) != kept.label[rows]]
-    shown = {s[1]: s[2] for s in strips(study, head, kept) if s[0] == "far"}
-    errors = next((title for title in shown if title.startswith("surest errors")), None)
-    assert bool(errors) == bool(len(wrong))
-    assert (errors or "").endswith(f", {len(wrong)} of {len(wrong)}") == (0 < len(wrong) < 6)
-    for text, pixels in shown.get(errors, ()):
-        assert "called" in text
-        assert pixels.shape == (SHEET_SIDE, SHEET_SIDE, 3)
-    of_class = proba[rows[kept.label[rows] == 0], 0]
-    percents = [_percent(text, HOSTILE[0]) for text, _ in shown[f"typical of {HOSTILE[0]}"]]
-    near = min(abs(100 * of_class - 100 * np.median(of_class)))
-    assert abs(percents[0] - 100 * np.median(of_class)) <= near + 1
-    uncertain = [_percent(text, HOSTILE[0]) for text, _ in shown[f"{HOSTILE[0]}, uncertain"]]
-    assert abs(uncertain[0] - 50) <= 100 * min(abs(of_class - 0.5)) + 1
+    with predictions(study, "heads", "probabilities.h5") as kept:
+        head = page_head(record(study, "heads"))
+        rows = np.flatnonzero(kept.domain == "far")
+        p = kept.proba[head.name, 0][rows, 0]
+        p[:] = np.linspace(0.01, 0.985, len(rows))
+        kept.proba[head.name, 0][rows] = np.c_[p, 1 - p]
+        kept.patient[rows] = rows  # no picture is passed over
+    shown = {title: texts for domain, title, texts in strips(study, head, kept) if domain == "far"}
+    of_class = np.sort(p[kept.label[rows] == 0])
+    first, second = (percents(shown[title]) for title in TITLES)
+    assert first[0] == pytest.approx(100 * np.median(of_class), abs=2)
+    assert second[0] == pytest.approx(100 * of_class[abs(of_class - 0.5).argmin()], abs=1)
+    errors = [text for text, _ in shown["surest errors"]]
+    assert all(", called " in text for text in errors)
+    sure = [int(text.split()[-2]) for text in errors]
+    assert sure == sorted(sure, reverse=True)
+    wrong = np.where(kept.label[rows] == 0, 1 - p, p)
+    assert sure[0] == min(99, round(100 * wrong.max()))
 
 
-def _percent(text, name):
-    """Probability of a class in the text below a picture of two classes."""
-    shown = int(text.split()[-2])
-    return 100 - shown if ", called " in text else shown
+TITLES = (f"typical of {HOSTILE[0]}", f"{HOSTILE[0]}, uncertain")
+
+
+def percents(pictures):
+    """Probability of the first of two classes, in the texts below pictures of it."""
+    shown = [(int(text.split()[-2]), ", called " in text) for text, _ in pictures]
+    return [100 - value if wrong else value for value, wrong in shown]
 
 
 def test_the_sheet_of_errors_goes_with_the_errors(study):
