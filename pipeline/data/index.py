@@ -54,13 +54,15 @@ class KeyIndex:
     Args:
         store_root: Folder of the feature stores.
         domain: Root folder of the domain's files.
-        salt: By which patients of headers are hashed; another salt has another index.
+        patients: Remember the patients of headers too, hashed with the secret of the store; another
+            secret has another index.
         rehash: Believe nothing that is remembered.
     """
 
     def __init__(
-        self, store_root: Path, domain: Path, *, salt: bytes | None = None, rehash: bool = False
+        self, store_root: Path, domain: Path, *, patients: bool = False, rehash: bool = False
     ) -> None:
+        salt = _salt_of(store_root) if patients else None
         self._folder, self._salt = store_root / "index", salt
         name = str(domain.resolve()) + (f"|{hashlib.sha256(salt).hexdigest()}" if salt else "")
         self._file = self._folder / f"{_short_hash(name)}-v{_KEYS_VERSION}.json"
@@ -122,7 +124,7 @@ class KeyIndex:
         return {}
 
 
-def salt_of(store_root: Path) -> bytes:
+def _salt_of(store_root: Path) -> bytes:
     """The secret by which the patients of a store are hashed; made when first asked for.
 
     It decides who is held out for validation, so it lies beside the stores and is kept.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.grey_levels import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Reading
 from pipeline.data.images import RememberedFile
-from pipeline.data.index import KeyIndex, salt_of
+from pipeline.data.index import KeyIndex
 from pipeline.data.items import Item
 from pipeline.data.patients import (
     FIT,
@@ -237,8 +237,9 @@ def _key_images(
     most = int(study.max_megapixels * 1e6) if study.max_megapixels is not None else MAX_PIXELS
     reading = Reading(window=domain.window, frame=domain.frame, max_pixels=most)
     items = [_with_content(item, RememberedFile(b""), reading) for item in listing.items]
-    salt = salt_of(study.store_root) if domain.group == HEADER else None
-    index = KeyIndex(study.store_root, domain.path, salt=salt, rehash=options.rehash)
+    index = KeyIndex(
+        study.store_root, domain.path, patients=domain.group == HEADER, rehash=options.rehash
+    )
     readable, skipped = list[tuple[Item, RememberedFile]](), list[SkippedImage]()
     for item, content in zip(items, index.contents(items, each, progress), strict=True):
         if isinstance(content, str):

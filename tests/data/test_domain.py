@@ -36,13 +36,6 @@ def test_rows_are_taken_from_every_array():
         data.take(np.array([], int))
 
 
-def test_predictions_and_errors():
-    """The most probable class, and whether it is another than the label."""
-    data = four_images()
-    assert data.predicted().tolist() == [0, 0, 1, 1]
-    assert data.wrong().tolist() == [False, True, True, False]
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

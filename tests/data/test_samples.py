@@ -14,7 +14,7 @@ import pytest
 from pipeline.data import index as index_module
 from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import check_leaks
-from pipeline.data.patients import FIT, TARGET, VALIDATION
+from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import (
     SampleOptions,
     load_samples,
@@ -36,19 +36,6 @@ def reads(monkeypatch) -> list[str]:
         index_module, "read_image", lambda item: seen.append(item.path) or read_image(item)
     )
     return seen
-
-
-def test_every_image_is_in_the_table_once(study_file):
-    """Domain, split, class and patient of each image are known."""
-    table, skipped = load_samples(load_study(study_file))
-    assert len(table) == 60
-    assert not skipped
-    assert table.classes == ("a", "b")
-    assert set(table.split[table.domain == "source"]) == {FIT, VALIDATION}
-    assert set(table.split[table.domain == "there"]) == {TARGET}
-    assert table.group[0] == "p1000"
-    paths = [item.path for item in table.items if item.path.startswith("a/")]
-    assert (table.label[[item.path in paths for item in table.items]] == 0).all()
 
 
 def test_a_second_look_reads_no_file(study_file, reads):
