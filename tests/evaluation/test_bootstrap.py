@@ -12,7 +12,6 @@ from pipeline.evaluation.bootstrap import (
     confidence_set,
     percentile_interval,
 )
-from pipeline.evaluation.intervals import clopper_pearson
 from pipeline.evaluation.metrics import METRICS, weighted_auroc, weighted_mean
 
 
@@ -107,14 +106,6 @@ def test_bbc_cv_equals_a_loop():
     assert apparent == pytest.approx(score.mean(axis=0).max())
     assert chosen == score.mean(axis=0).argmax()
     assert (interval.images, interval.patients) == (60, 20)
-
-
-def test_the_best_of_heads_without_an_error_is_not_certain():
-    """Forty patients, five heads, all right: a width of zero would say that nobody ever errs."""
-    heads = [weighted_mean(np.ones(40))] * 5
-    *_, found = bbc_cv(heads, np.arange(40), np.random.default_rng(0))
-    assert (found.estimate, found.high) == (1, 1)
-    assert (found.low, found.high) == pytest.approx(clopper_pearson(40, 40))
 
 
 def test_the_interval_of_the_best_is_longer_where_the_choice_varies():

@@ -1,4 +1,4 @@
-"""Heads on one domain: which interval, which test, which word."""
+"""Heads on one domain: which interval, which test, which word, and what a clinician asks."""
 
 from dataclasses import replace
 
@@ -6,16 +6,21 @@ import numpy as np
 import pytest
 from MLstatkit import Delong_test
 
+from pipeline.data.domain import DomainData
 from pipeline.data.items import Item
+from pipeline.data.patients import draw_patients
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.compare_heads import (
+    THRESHOLDS,
+    clinical,
     compare_heads,
     eval_sets,
+    net_benefit,
     rank_heads,
     score_heads,
 )
-from pipeline.evaluation.intervals import rate_interval, share_of
+from pipeline.evaluation.intervals import rate_interval, share_of, wilson
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import holm, mcnemar, sign_flip
 from pipeline.randomness import stream
@@ -170,47 +175,31 @@ def test_images_of_one_patient_are_compared_by_patient():
 
 
 @pytest.mark.parametrize("each", [1, 3])
-def test_swapping_two_heads_flips_the_signs(each):
-    """The difference and the ends, exactly; the p stays."""
-    data = domain(n=90, each=each)
-    p = heads(data.label, (1.0, 2.0))
-    first, second = compared(data, p, "h0"), compared(data, p, "h1")
-    for metric in first:
-        one, two = first[metric]["h1"], second[metric]["h0"]
-        assert one.interval.estimate == pytest.approx(-two.interval.estimate, abs=1e-12)
-        assert ends(one.interval) == pytest.approx(
-            (-two.interval.high, -two.interval.low), abs=1e-12
-        )
-        assert one.p == two.p
-        opposite = {"better": "worse", "worse": "better"}
-        assert two.verdict == opposite.get(one.verdict, one.verdict)
-
-
-@pytest.mark.parametrize("each", [1, 3])
-def test_dropping_a_head_changes_no_other_pair(each):
-    """Raw p and interval; only the adjusted p knows how many heads there are."""
-    data = domain(n=90, each=each)
-    p = heads(data.label)
-    everyone = compared(data, p)["accuracy"]
-    del p["h1"]
-    for name, one in compared(data, p)["accuracy"].items():
-        assert (one.p, one.interval) == (everyone[name].p, everyone[name].interval)
-        assert one.p_adjusted <= everyone[name].p_adjusted
-
-
-@pytest.mark.parametrize("each", [1, 3])
-def test_the_order_of_the_images_changes_nothing(each):
-    """Patients are drawn, not places in a list."""
+def test_neither_another_order_nor_another_head_changes_a_pair(each):
+    """Heads swapped: signs and ends flip. Images in another order, a head less: nothing moves."""
     data = domain(n=90, each=each)
     p, order = heads(data.label), np.random.default_rng(0).permutation(90)
-    turned = {name: one[order] for name, one in p.items()}
-    again = compared(data.take(order), turned)
+    swapped = compared(data, p, "h1")
+    turned = compared(data.take(order), {name: one[order] for name, one in p.items()})
+    fewer = compared(data, {name: one for name, one in p.items() if name != "h1"})
+
+    def numbers(difference):
+        interval = difference.interval
+        return interval.estimate, interval.low, interval.high, difference.p
+
     for metric, rows in compared(data, p).items():
+        estimate, low, high, same = numbers(rows["h1"])
+        expected = (-estimate, -high, -low, same)
+        assert numbers(swapped[metric]["h0"]) == pytest.approx(expected, abs=1e-12)
+        opposite = {"better": "worse", "worse": "better"}
+        verdict = rows["h1"].verdict
+        assert swapped[metric]["h0"].verdict == opposite.get(verdict, verdict)
         for name, one in rows.items():
-            two = again[metric][name]
-            numbers = [(q.interval.estimate, *ends(q.interval), q.p) for q in (one, two)]
-            assert numbers[0] == pytest.approx(numbers[1], abs=1e-12)
-            assert one.verdict == two.verdict
+            assert numbers(turned[metric][name]) == pytest.approx(numbers(one), abs=1e-12)
+            assert turned[metric][name].verdict == one.verdict
+        for name, one in fewer[metric].items():  # the adjusted p alone knows how many there are
+            assert (one.p, one.interval) == (rows[name].p, rows[name].interval)
+            assert one.p_adjusted <= rows[name].p_adjusted
 
 
 @pytest.mark.parametrize(("n", "word"), [(60, "inconclusive"), (1000, "equivalent")])
@@ -234,6 +223,28 @@ def test_a_side_on_which_nothing_was_seen_is_not_closed():
     assert interval.estimate == pytest.approx(-0.04)
     assert -0.12 < interval.low < -0.08
     assert 0 < interval.high < 0.02
+
+
+def test_mean_aurocs_of_equal_heads_are_rarely_called_different():
+    """Three classes, several images a patient: p is below 0.05 in about 5 %, and spread evenly."""
+    p = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        group = np.repeat(np.arange(60), rng.integers(1, 6, 60))
+        label = (np.arange(60) % 3)[group]
+        common = rng.normal(size=(60, 3))[group]
+
+        def head(rng=rng, label=label, common=common):
+            value = common + rng.normal(size=(len(label), 3)) + 1.2 * np.eye(3)[label]
+            value = np.exp(value)
+            return value / value.sum(axis=1, keepdims=True)
+
+        data = DomainData(name="x", role="target", group=group, label=label)
+        heads = compare_heads(data, {"one": head(), "other": head()}, "one", seed=0)
+        p.append(heads["auroc"]["other"].p)
+        assert heads["auroc"]["other"].test == "paired jackknife by patient"
+    assert np.mean(np.array(p) < 0.05) <= 0.15
+    assert np.mean(np.array(p) < 0.5) > 0.3
 
 
 @pytest.mark.parametrize(("patients", "metrics"), [(9, 1), (10, 2)])
@@ -274,3 +285,59 @@ def test_each_labelled_domain_is_evaluated_in_each_role():
         ("B", "target", [1, 4]), ("source", "validation", [2]),
     ]  # fmt: skip
     assert found[0].label.tolist() == [1, 0]
+
+
+# --- what a clinician asks
+
+
+def asked(label, positive):
+    """Of 400 draws; ``positive`` is the probability of class 1."""
+    label, positive = np.asarray(label), np.asarray(positive)
+    data = DomainData(
+        name="far",
+        role="target",
+        group=np.arange(len(label)),
+        label=label,
+        proba=np.c_[1 - positive, positive],
+    )
+    return clinical(data, draw_patients(data.group, np.random.default_rng(0), draws=400))
+
+
+def test_net_benefit_is_the_count_of_its_definition():
+    """Vickers and Elkin 2006: TP / n - FP / n * pt / (1 - pt); nobody is missed at a low one."""
+    label, positive = np.array([1, 1, 0, 0, 0]), np.array([0.9, 0.15, 0.3, 0.1, 0.05])
+    assert net_benefit(label, positive, 0.2) == pytest.approx(1 / 5 - 1 / 5 * 0.25)
+    assert net_benefit(label, np.ones(5), 0.5) == pytest.approx(2 / 5 - 3 / 5)
+    curve = asked(label, positive)["net_benefit"]
+    assert [row["threshold"] for row in curve] == list(THRESHOLDS)
+    assert curve[0]["head"] == pytest.approx(curve[0]["treat_all"])
+
+
+def test_likelihood_ratios_of_a_table_of_four():
+    """80 of 100 ill and 30 of 100 healthy called ill; the interval is near Deeks and Altman's.
+
+    A head without an error has ratios that are not known to be infinite.
+    """
+    positive = np.repeat([0.9, 0.2, 0.9, 0.2], [80, 20, 30, 70])
+    ratios = asked(np.repeat([1, 0], 100), positive)
+    error = np.sqrt(1 / 80 - 1 / 100 + 1 / 30 - 1 / 100)
+    expected = (8 / 3) * np.exp(np.array([0, -1.96, 1.96]) * error)
+    assert [*ratios["lr_positive"].values()] == pytest.approx(expected, rel=0.06)
+    assert ratios["lr_negative"]["estimate"] == pytest.approx(0.2 / 0.7)
+    ratios = asked(np.repeat([1, 0], 40), np.repeat([0.99, 0.01], 40))
+    assert ratios["lr_positive"]["estimate"] == ratios["lr_positive"]["high"] == np.inf
+    assert 5 < ratios["lr_positive"]["low"] < 20
+    assert ratios["lr_negative"]["estimate"] == ratios["lr_negative"]["low"] == 0
+    assert 0.05 < ratios["lr_negative"]["high"] < 0.2
+
+
+def test_calibration_in_the_large_is_observed_less_predicted():
+    """Zero is outside where a head says twice as many as there are."""
+    label = (np.random.default_rng(1).random(600) < 0.2).astype(int)
+    off = asked(label, np.full(600, 0.4))["observed_minus_predicted"]
+    assert off["estimate"] == pytest.approx(label.mean() - 0.4)
+    assert off["high"] < 0 < asked(label, np.full(600, 0.2))["observed_minus_predicted"]["high"]
+    assert asked(np.zeros(9, int), np.zeros(9)) is None
+    label = np.repeat([0, 1], 20)  # surely and rightly called: one of the next may not be
+    sure = asked(label, label * 1.0)["observed_minus_predicted"]
+    assert sure["high"] == -sure["low"] == wilson(0, 40)[1]

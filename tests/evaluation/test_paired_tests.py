@@ -9,11 +9,13 @@ import pytest
 from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student
 
+from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.paired_tests import (
     correlated_t,
     holm,
     mcnemar,
     paired_delong,
+    patients_to_settle,
     sign_flip,
     verdict,
 )
@@ -147,6 +149,24 @@ def test_holm_rejects_what_stepping_down_rejects():
 def test_a_tie_is_equivalent_or_inconclusive_and_never_no_difference(low, high, p, word):
     """Not finding a difference is not finding that there is none; one of many needs a small p."""
     assert verdict(low, high, p) == word
+
+
+def test_so_many_patients_settle_a_comparison():
+    """A known spread: the sample size of the textbook, and none for a difference of one point."""
+
+    def of(gap, half, patients=100):
+        return Interval(
+            estimate=gap, low=gap - half, high=gap + half, images=patients, patients=patients,
+            method="made up",
+        )  # fmt: skip
+
+    sd = 0.4  # of one patient's difference
+    needed = (1.95996 + 0.84162) ** 2 * sd**2 / 0.05**2
+    assert patients_to_settle(of(0.05, 1.95996 * sd / 10)) == pytest.approx(needed, abs=1)
+    assert patients_to_settle(of(0.0, 0.02)) == pytest.approx(
+        100 * (2.80158 / 1.95996 * 2) ** 2, abs=1
+    )
+    assert patients_to_settle(of(0.05, float("nan"))) is None
 
 
 # DeLong by patient: against its definition, and other code.
