@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from importlib import resources
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +56,6 @@ from pipeline.progress import Progress
 from pipeline.results import write_set
 from pipeline.study import SOURCE, BackboneChoice, Study
 from pipeline.words import are, counted, first_line, printable
-
-if TYPE_CHECKING:
-    from pipeline.features.ray_extract import Cluster
 
 _LOG = logging.getLogger(__name__)
 #: From this many rows on, this share of them is suspicious.
@@ -113,11 +110,12 @@ def extract(
             samples, unreadable = load_samples(study, wanted, each)
         record, failures = _extract(study, engine, samples, unreadable)
     else:
-        from pipeline.features.ray_extract import cluster
+        from pipeline.features import ray_extract
 
-        with cluster(ray) as machines:
-            samples, unreadable = load_samples(study, wanted, machines.each)
-            record, failures = _extract(study, engine, samples, unreadable, machines)
+        with ray_extract.cluster(ray):
+            samples, unreadable = load_samples(study, wanted, ray_extract.each)
+            on_cluster = ray_extract.fill_stores
+            record, failures = _extract(study, engine, samples, unreadable, on_cluster)
     write_set(study.results / report, record)
     if SOURCE in failures:
         raise failures[SOURCE]
@@ -138,7 +136,7 @@ def _extract(
     engine: EngineChoice,
     samples: Samples,
     unreadable: Sequence[SkippedImage],
-    machines: "Cluster | None" = None,
+    on_cluster: Callable[..., dict[bytes, str]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Exception]]:
     """The report, and by part of the study what failed."""
     warn_of_unnamed_findings(study)
@@ -157,7 +155,7 @@ def _extract(
     for choice, stores in networks.items():
         with go_on(_part(choice), failed, alone=alone):
             rows, unusable = _extract_network(
-                stores, samples, engine, unreadable=len(unreadable), machines=machines
+                stores, samples, engine, unreadable=len(unreadable), on_cluster=on_cluster
             )
             backbones += rows
             skipped += unusable
@@ -186,7 +184,7 @@ def _extract_network(
     engine: EngineChoice,
     *,
     unreadable: int,
-    machines: "Cluster | None",
+    on_cluster: Callable[..., dict[bytes, str]] | None,
 ) -> tuple[list[dict[str, Any]], list[SkippedImage]]:
     """Compute what is missing of the layers of one network, and count what happened."""
     start = time.monotonic()
@@ -199,8 +197,8 @@ def _extract_network(
     title = ", ".join(choice.name for choice in choices)
     title += f", {choice.mask}" if choice.mask != "none" else ""
     unusable: dict[bytes, str] = {}
-    if missing and machines:
-        unusable = machines.fill_stores(stores, missing, engine=engine, title=title)
+    if missing and on_cluster:
+        unusable = on_cluster(stores, missing, engine=engine, title=title)
     elif missing:
         unusable = fill_stores(
             list(stores.values()),

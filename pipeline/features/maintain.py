@@ -17,13 +17,7 @@ from cache.errors import StoreFormatError
 from cache.recipe import CANARY_TOLERANCE, Recipe, canonical, check_canaries, relative_l2_rows
 from cache.store import quarantined, stores_in
 from pipeline.data.samples import SampleOptions, load_samples
-from pipeline.errors import (
-    CheckFailedError,
-    MissingFeaturesError,
-    PartsError,
-    StudyError,
-    go_on,
-)
+from pipeline.errors import CheckFailedError, MissingFeaturesError, PartsError, StudyError, go_on
 from pipeline.features.backbones import BACKBONES, policy_of
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import CPU_BATCH, EngineChoice, start_engine

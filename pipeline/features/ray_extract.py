@@ -25,13 +25,7 @@ from pipeline.data.items import Item
 from pipeline.errors import EngineError, PipelineError
 from pipeline.features.backbones import policy_of
 from pipeline.features.engines import EngineChoice, resolve_engine
-from pipeline.features.extract import (
-    FeatureGuard,
-    decoded,
-    run_batches,
-    start_network,
-    write_rows,
-)
+from pipeline.features.extract import FeatureGuard, decoded, run_batches, start_network, write_rows
 from pipeline.features.load import frozen_network
 from pipeline.parallel import each_of
 from pipeline.progress import Progress
@@ -62,7 +56,7 @@ _R = TypeVar("_R")
 
 
 @contextmanager
-def cluster(address: str = "") -> Iterator["Cluster"]:
+def cluster(address: str = "") -> Iterator[None]:
     """The cluster to run on, for the time of a ``with`` statement.
 
     A Ray that this process has started before is taken as it is, and left running.
@@ -80,30 +74,23 @@ def cluster(address: str = "") -> Iterator["Cluster"]:
     try:
         if port.isdecimal():  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
-    except (OSError, OverflowError) as cause:
-        raise _no_cluster(address, cause) from cause
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import ray
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        import ray
 
-    if ray.is_initialized():
-        yield Cluster()
-        return
+        starts = not ray.is_initialized()
+        if starts:
+            ray.init(address or None, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, OverflowError, ValueError, RuntimeError) as cause:
+        raise EngineError(
+            f"no cluster of Ray at {address or 'this machine'}: {first_line(cause)}. Start one "
+            "with: ray start --head, or leave the address out"
+        ) from cause
     try:
-        ray.init(address or None, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as cause:
-        raise _no_cluster(address, cause) from cause
-    try:
-        yield Cluster()
+        yield
     finally:
-        ray.shutdown()
-
-
-def _no_cluster(address: str, cause: Exception) -> EngineError:
-    return EngineError(
-        f"no cluster of Ray at {address or 'this machine'}: {first_line(cause)}. Start one with: "
-        "ray start --head, or leave the address out"
-    )
+        if starts:
+            ray.shutdown()
 
 
 class _Share(NamedTuple):
@@ -114,71 +101,68 @@ class _Share(NamedTuple):
     gpus: int = 0
 
 
-class Cluster:
-    """Machines of Ray that see the same folders of images and stores."""
+def each(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
+    """See :class:`pipeline.parallel.Each`: in tasks of one core, in blocks of values."""
+    share = _Share(sum(int(node["CPU"]) for node in _nodes()), 1)
+    blocks = _blocks(values, share.workers)
+    for answer in _answers(blocks, share, partial(each_of, function)):
+        yield from answer
 
-    def each(self, function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
-        """See :class:`pipeline.data.items.Each`: in tasks of one core, in blocks of values."""
-        share = _Share(sum(int(node["CPU"]) for node in _nodes()), 1)
-        blocks = _blocks(values, share.workers)
-        for answer in _answers(blocks, share, partial(each_of, function)):
-            yield from answer
 
-    def fill_stores(
-        self,
-        stores: Mapping[BackboneChoice, FeatureStore],
-        missing: Mapping[bytes, Item],
-        *,
-        engine: EngineChoice,
-        title: str,
-    ) -> dict[bytes, str]:
-        """As :func:`pipeline.features.extract.fill_stores`, on all machines.
+def fill_stores(
+    stores: Mapping[BackboneChoice, FeatureStore],
+    missing: Mapping[bytes, Item],
+    *,
+    engine: EngineChoice,
+    title: str,
+) -> dict[bytes, str]:
+    """As :func:`pipeline.features.extract.fill_stores`, on all machines.
 
-        Args:
-            stores: By the layer of one network that each is of.
-            missing: Images by content key.
-            engine: What the user asks for.
-            title: Of the progress bar and the messages.
+    Args:
+        stores: By the layer of one network that each is of.
+        missing: Images by content key.
+        engine: What the user asks for.
+        title: Of the progress bar and the messages.
 
-        Raises:
-            PipelineError: What a worker says, with the name of its machine; or rows that were
-                written are not in the store: its folder is not the same everywhere.
-        """
-        for store in stores.values():
-            store.prepare()
-            gc(store)
-        share = _share(engine)
-        whole_paths = {  # a worker has a current folder of its own
-            choice: replace(choice, weights=str(Path(choice.weights).resolve()))
-            for choice in stores
-            if choice.weights != "imagenet"
-        }
-        start = partial(
-            _start_writing,
-            store.path.parent.resolve(),
-            [store.recipe for store in stores.values()],
-            [whole_paths.get(choice, choice) for choice in stores],
-            replace(engine, threads=share.cores),
-        )
-        blocks = _blocks(list(missing.items()), share.workers)
-        unusable: dict[bytes, str] = {}
-        engines = set[str]()
-        with Progress(title, len(missing)) as progress:
-            for images, reasons, engine_name in _answers(blocks, share, start, starts=True):
-                unusable |= reasons
-                progress.advance(images)
-                if engine_name not in engines:
-                    _LOG.info("%s: %s, %s", title, counted(share.workers, "worker"), engine_name)
-                engines.add(engine_name)
-        for store in stores.values():
-            compact(store)
-            if lost := sum(key not in store and key not in unusable for key in missing):
-                raise EngineError(
-                    f"{store.path}: the features of {counted(lost, 'image')} were written on "
-                    "another machine and are not here. Every machine must see the same folder "
-                    "under this path"
-                )
-        return unusable
+    Raises:
+        PipelineError: What a worker says, with the name of its machine; or rows that were
+            written are not in the store: its folder is not the same everywhere.
+    """
+    for store in stores.values():
+        store.prepare()
+        gc(store)
+    share = _share(engine)
+    whole_paths = {  # a worker has a current folder of its own
+        choice: replace(choice, weights=str(Path(choice.weights).resolve()))
+        for choice in stores
+        if choice.weights != "imagenet"
+    }
+    start = partial(
+        _start_writing,
+        store.path.parent.resolve(),
+        [store.recipe for store in stores.values()],
+        [whole_paths.get(choice, choice) for choice in stores],
+        replace(engine, threads=share.cores),
+    )
+    blocks = _blocks(list(missing.items()), share.workers)
+    unusable: dict[bytes, str] = {}
+    engines = set[str]()
+    with Progress(title, len(missing)) as progress:
+        for images, reasons, engine_name in _answers(blocks, share, start, starts=True):
+            unusable |= reasons
+            progress.advance(images)
+            if engine_name not in engines:
+                _LOG.info("%s: %s, %s", title, counted(share.workers, "worker"), engine_name)
+            engines.add(engine_name)
+    for store in stores.values():
+        compact(store)
+        if lost := sum(key not in store and key not in unusable for key in missing):
+            raise EngineError(
+                f"{store.path}: the features of {counted(lost, 'image')} were written on "
+                "another machine and are not here. Every machine must see the same folder "
+                "under this path"
+            )
+    return unusable
 
 
 # The plan: how large blocks and workers are.
@@ -342,10 +326,7 @@ class _Worker:
 
 
 def _start_writing(
-    root: Path,
-    recipes: Sequence[Recipe],
-    choices: Sequence[BackboneChoice],
-    engine: EngineChoice,
+    root: Path, recipes: Sequence[Recipe], choices: Sequence[BackboneChoice], engine: EngineChoice
 ) -> _Work:
     """Start one network; what is returned writes the rows of a block, for each of its layers."""
 

@@ -172,11 +172,7 @@ PUBLISHED = {
     "before 2018": ("densenet121", old_names, None),
     "two classes": ("resnet50", lambda s: s | {"fc.weight": torch.zeros(2, 2048)}, None),
     "wrapped": ("timm:resnet18", lambda s: {"state_dict": s, "epoch": 3}, "['state_dict']"),
-    "parallel": (
-        "timm:resnet18",
-        lambda s: {"model": under("module.")(s)},
-        "['model'] module.*",
-    ),
+    "parallel": ("timm:resnet18", lambda s: {"model": under("module.")(s)}, "['model'] module.*"),
     "compiled": ("timm:resnet18", under("_orig_mod."), "_orig_mod.*"),
     "MoCo": (
         "timm:resnet18",
