@@ -142,7 +142,6 @@ class _Heads:
         failures: Reason by head.
         not_saved: Reason by head.
         files: SHA-256 of each file that belongs to them, by name below the results.
-        figures: Whether figures of an earlier run are among these.
     """
 
     backbone: str
@@ -154,7 +153,6 @@ class _Heads:
     failures: Mapping[str, str] = field(default_factory=dict)
     not_saved: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
-    figures: bool = False
 
     def predictions(self) -> Predictions:
         """Of every image, by each head; out of fold, else NaN, of those that it was fitted to."""
@@ -208,8 +206,9 @@ def compare(
         scored.append(heads)
         fitting = None if heads.entry else _fit(run, heads, features)
         if heads.entry:
-            file = predictions_file({backbone: heads.predictions()})
-            on_scores(_record(run, samples, leaks, scored), b"" if heads.figures else file)
+            drawn = any(name.startswith("figures/") for name in heads.files)
+            file = b"" if drawn else predictions_file({backbone: heads.predictions()})
+            on_scores(_record(run, samples, leaks, scored), file)
         if fitting:
             _finish(run, heads, fitting)
             _save(run, heads, features)
@@ -291,9 +290,7 @@ def _reuse(run: _Run, features: FeatureTable) -> _Heads:
         for entry in run.earlier.record["backbones"]:
             if entry.get("key") == key:
                 heads.entry = entry | {"reused": len(run.specs), "fitted": 0}
-                figures = _figures(run.earlier, name)
-                heads.files |= figures
-                heads.figures = bool(figures)
+                heads.files |= _figures(run.earlier, name)
     return heads
 
 

@@ -62,11 +62,7 @@ class ResultSet:
 
 
 def read_set(file: Path, stage: str) -> ResultSet:
-    """A record, if no byte of it has changed; its files are checked as they are read.
-
-    Args:
-        file: Of the record.
-        stage: The command that writes it.
+    """The record of a stage, if no byte of it has changed; its files are checked as they are read.
 
     Raises:
         MissingResultsError: There is none.
@@ -100,7 +96,8 @@ def write_set(
 ) -> dict[str, str]:
     """Put the files of a run in place, the record last, and clear what it does not name.
 
-    All are on the disk before the first gets its name: a disk that refuses changes nothing.
+    All are on the disk before the first gets its name: a disk that refuses, which is a
+    WriteFailedError, changes nothing.
 
     Args:
         file: Of the record.
@@ -111,9 +108,6 @@ def write_set(
 
     Returns:
         SHA-256 by name, also of the record itself.
-
-    Raises:
-        WriteFailedError: The disk refused.
     """
     digests = {**kept, **{name: _sha256(data) for name, data in files.items()}}
     sealed = _seal(json.dumps({**record, "files": digests}, indent=1, allow_nan=False))
@@ -126,12 +120,7 @@ def write_set(
 def add_files(
     file: Path, record: Mapping[str, Any], files: Mapping[str, bytes], stage: str
 ) -> None:
-    """Add files to the set of a record that was just written.
-
-    Raises:
-        ResultsError: Another run has replaced the record since.
-        WriteFailedError: The disk refused; the set is as it was.
-    """
+    """Add files to the set of a record; a ResultsError where another run has replaced it since."""
     before = read_set(file, stage)
     if before.record != json.loads(json.dumps(record)):
         raise ResultsError(f"{file} is of another run by now: run headrace {stage} STUDY again")
@@ -143,9 +132,6 @@ def write_file(path: Path, data: bytes) -> None:
 
     ``sha256sum -c NAME.sha256`` checks it wherever the two are copied to. What a dead process
     left of such a file beside it is removed.
-
-    Raises:
-        WriteFailedError: The disk refused.
     """
     with suppress(OSError):  # in a sticky folder another user's file has to stay
         disk.remove_abandoned(path.parent)
@@ -154,7 +140,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _seal(text: str) -> bytes:
-    """A JSON object of one value a line, with the digest of its text as the last value."""
+    """JSON of one value a line, with the digest of its text as the last value."""
     body = text.removesuffix("\n}").encode()
     return body + f',\n "sha256": "{_sha256(body)}"\n}}'.encode()
 

@@ -73,17 +73,15 @@ def _linear(weight: NDArray[np.floating], bias: NDArray[np.floating]) -> nn.Line
 def _with_softmax(
     weight: NDArray[np.floating], bias: NDArray[np.floating], calibration: Calibration | None = None
 ) -> nn.Sequential:
-    """Scores to probabilities, with a calibration taken into the weights."""
+    """Scores to probabilities, with a calibration taken into the weights.
+
+    A single score, of two classes, is that of the second.
+    """
+    if weight.shape[1] == 1:
+        weight, bias = np.hstack([0 * weight, weight]), np.r_[0, bias]
     if calibration:
         weight, bias = calibration.scale * weight, calibration.scale * bias + calibration.offset
     return nn.Sequential(_linear(weight, bias), nn.Softmax(dim=1))
-
-
-def _logistic(head: Any) -> nn.Module:
-    weight, bias = head.coef_.T, head.intercept_
-    if weight.shape[1] == 1:  # two classes: the score of the second
-        weight, bias = np.hstack([0 * weight, weight]), np.r_[0, bias]
-    return _with_softmax(weight, bias)
 
 
 def _prototype(head: Any) -> nn.Module:
@@ -108,18 +106,16 @@ def _svm(head: Any) -> nn.Module:
     kernel[1:, machine.support_] = head.support_vectors_.T
     scores = machine.decision_function(kernel).reshape(len(kernel), -1)
     weight, bias = scores[1:] - scores[0], scores[0]
-    if len(head.classes_) == 2:
-        zero = np.zeros_like(weight)
-        return _with_softmax(np.hstack([zero, weight]), np.r_[0, bias], head.calibration_)
     calibration = head.calibration_
+    if len(head.classes_) == 2:
+        return _with_softmax(weight, bias, calibration)
     last = _linear(calibration.scale * np.eye(len(head.classes_)), calibration.offset)
     return nn.Sequential(_linear(weight, bias), _Votes(len(head.classes_)), last, nn.Softmax(dim=1))
 
 
-def _identity(step: Any) -> nn.Module:
-    if step.func is not None:
-        raise _NoLayersError("a function of its own stands before it")
-    return nn.Identity()
+def _whitening(step: Any) -> nn.Module:
+    weight = step.components_.T / np.sqrt(step.explained_variance_)
+    return _linear(weight, -step.mean_ @ weight)
 
 
 class _NoLayersError(Exception):
@@ -134,10 +130,10 @@ _STEPS: Mapping[type, Callable[[Any], nn.Module]] = MappingProxyType(
         ),
         Pipeline: lambda pipe: nn.Sequential(*(_step(step) for _, step in pipe.steps)),
         Standardiser: lambda step: _Standardised(step.mean_, step.scale_),
-        FunctionTransformer: _identity,
+        FunctionTransformer: lambda _: nn.Identity(),
         Normalizer: lambda _: _UnitLength(),
-        PCA: lambda step: _linear(*_whitening(step)),
-        LogisticRegression: _logistic,
+        PCA: _whitening,
+        LogisticRegression: lambda head: _with_softmax(head.coef_.T, head.intercept_),
         RidgeHead: lambda head: _with_softmax(head.coef_, head.intercept_, head.calibration_),
         DiscriminantHead: lambda head: _with_softmax(head.coef_, head.intercept_),
         PrototypeHead: _prototype,
@@ -153,11 +149,6 @@ _REASONS = {
     "prior": "it looks at no image",
     "naive_bayes": "it compares densities, and layers for these are not written",
 }
-
-
-def _whitening(step: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    weight = step.components_.T / np.sqrt(step.explained_variance_)
-    return weight, -step.mean_ @ weight
 
 
 def _step(step: Any) -> nn.Module:

@@ -24,9 +24,8 @@ _SERIES = 25
 def make_logistic(C: float = 1.0, *, tol: float = 1e-4) -> LogisticRegression:
     """An unfitted logistic regression.
 
-    Args:
-        C: Inverse strength of the L2 penalty, positive.
-        tol: Bound on the gradient of the mean loss; float32 features bear no less than 1e-5.
+    ``C`` is the inverse strength of the L2 penalty, ``tol`` the bound on the gradient of the mean
+    loss; float32 features bear no less than 1e-5.
     """
     return LogisticRegression(C=C, tol=tol, max_iter=5000)
 
@@ -34,14 +33,7 @@ def make_logistic(C: float = 1.0, *, tol: float = 1e-4) -> LogisticRegression:
 def logistic_path(
     heads: Sequence[Any], X: NDArray[np.float32], y: NDArray[np.integer], other: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Fit logistic regressions that differ in ``C``; their probabilities ``(heads, m, K)``.
-
-    Args:
-        heads: Unfitted, see :func:`make_logistic`.
-        X: Features, shape ``(n, d)``.
-        y: Labels 0 to K - 1, shape ``(n,)``.
-        other: Features of the rows that are predicted, ``(m, d)``.
-    """
+    """Fit heads that differ in ``C``; their probabilities ``(heads, m, K)`` of other rows."""
     before = None
     for head in sorted(heads, key=lambda head: float(head.C)):
         before = _fit_from(before, head, X, y)
@@ -57,15 +49,10 @@ def softmax_or_sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedFits:
-    """``V`` logistic regressions on features of width ``d``.
+    """``V`` logistic regressions on features of width ``d``; of two classes K is 1."""
 
-    Attributes:
-        coef: Shape ``(V, K, d)``, or ``(V, 1, d)`` for two classes.
-        intercept: Shape ``(V, K)`` or ``(V, 1)``.
-    """
-
-    coef: NDArray[np.floating]
-    intercept: NDArray[np.floating]
+    coef: NDArray[np.floating]  # (V, K, d)
+    intercept: NDArray[np.floating]  # (V, K)
 
     def proba(self, X: NDArray[np.floating], which: slice = slice(None)) -> NDArray[np.float64]:
         """Class probabilities ``(V, n, K)`` of features ``(n, d)`` by some of the fits."""
@@ -87,7 +74,7 @@ def fit_weighted(
     Args:
         X: Features, shape ``(n, d)``; float32 takes a third of the time of float64.
         y: Labels 0 to K - 1, shape ``(n,)``.
-        C: Inverse strength of the penalty, positive.
+        C: See :func:`make_logistic`.
         weights: Shape ``(V, n)``, not negative.
 
     Raises:
