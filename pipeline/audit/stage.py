@@ -37,7 +37,6 @@ from pipeline.data.leaks import (
     Finding,
     Overlap,
     check_leaks,
-    overlaps,
     picture_ids,
     roles_of,
 )
@@ -106,7 +105,7 @@ def audit(
             extract(masked_study(study), engine, report="features_masked.json")
     first, facts, measured = _with_facts(study, tables[0])
     used = first.samples
-    shared = overlaps(study, used, facts)
+    leaks, shared = check_leaks(study, used, facts)
     masked, missing = _mask_tests(study, tables[0].samples) if shortcuts else ([], [])
     jobs = [job for table in tables for job in domain_tests(table)]
     jobs = with_draws([*jobs, *fact_tests(used, facts), *masked])
@@ -120,7 +119,7 @@ def audit(
         for part, reason in failures
     ]
     findings = [
-        *check_leaks(study, used, shared, facts),
+        *leaks,
         *findings_of(tests),
         *labels,
         *untested(used, list(dict.fromkeys([FACTS, LABELS, *of_masks]))),

@@ -4,6 +4,7 @@ A role is a split of the source or a target. For each two roles all evidence is 
 patient ids, equal pictures, near copies, equal file names.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -61,6 +62,23 @@ class Finding:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What two roles have in common.
+
+    Attributes:
+        finding: What is said of it.
+        learns: Whether a head is fitted or chosen in one of the roles.
+        near: Near copies.
+        rows: Images of the second role that the first knows already; fit and validation are first.
+    """
+
+    finding: Finding
+    learns: bool
+    near: tuple[NearPair, ...]
+    rows: NDArray[np.intp]
+
+
 def impossible(check: str, where: str, reason: Exception) -> Finding:
     """A note that a check was not possible, and why."""
     return Finding(check=check, severity=NOTE, where=where, text=f"cannot be tested: {reason}")
@@ -77,7 +95,7 @@ def labelled_domains(samples: Samples) -> Iterator[tuple[str, NDArray[np.bool_]]
 def find_leaks(study: Study, samples: Samples) -> list[Finding]:
     """The leaks that can be known without reading an image: all, once an audit has read them."""
     facts = stored_facts(study.store_root, samples.key)
-    findings = check_leaks(study, samples, overlaps(study, samples, facts), facts)
+    findings, _ = check_leaks(study, samples, facts)
     return [finding for finding in findings if finding.severity == LEAK]
 
 
@@ -90,6 +108,40 @@ def refuse_leaks(findings: Iterable[Finding]) -> None:
         f"{leak.where}: {leak.text}{leak.examples and ': '}{leak.examples}" for leak in leaks
     )
     raise CheckFailedError(f"{texts}. {leaks[0].advice}")
+
+
+def check_leaks(
+    study: Study, samples: Samples, facts: NDArray[Any] | None = None
+) -> tuple[list[Finding], list[Overlap]]:
+    """Patients and pictures in two roles: what must be known before any number.
+
+    Without ``facts``, records of dtype ``FACTS`` (n,), only files that are equal byte by byte count
+    as one picture.
+
+    Returns:
+        The findings; and what each two roles have in common, where they have anything.
+    """
+    roles, ids = roles_of(samples), picture_ids(samples, facts)
+    near: tuple[NearPair, ...] = ()
+    if facts is not None:
+        pairs = stored_near_copies(study.store_root, facts["small"], roles, patients_of(samples))
+        near = tuple(pair for pair in pairs if ids[pair.rows[0]] != ids[pair.rows[1]])
+    rows_of = _rows_by_role(roles)
+    tests = {target.name for target in study.targets if target.of_source}
+    of_source = {role for role in rows_of if role in tests or role.startswith(_OF_SOURCE)}
+    compared = (
+        _overlap(samples, roles, ids, near, (a, b), same_people={a, b} <= of_source)
+        for a, b in combinations(rows_of, 2)
+    )
+    overlaps = [overlap for overlap in compared if overlap is not None]
+    seen = counted(np.unique(patients_of(samples)).size, "patient")
+    none = _fine(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
+    findings = [overlap.finding for overlap in overlaps] or [none]
+    for domain in study.domains:
+        findings += _without_patient(domain, samples)
+    findings += _check_copies(samples, rows_of, ids)
+    findings.append(_check_conflicts(samples, ids))
+    return findings, overlaps
 
 
 # Roles and identities.
@@ -124,44 +176,6 @@ def _rows_by_role(roles: NDArray[np.str_]) -> dict[str, NDArray[np.intp]]:
 
 
 # What two roles have in common.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """What two roles have in common.
-
-    Attributes:
-        finding: What is said of it.
-        learns: Whether a head is fitted or chosen in one of the roles.
-        near: Near copies.
-        rows: Images of the second role that the first knows already; fit and validation are first.
-    """
-
-    finding: Finding
-    learns: bool
-    near: tuple[NearPair, ...]
-    rows: NDArray[np.intp]
-
-
-def overlaps(study: Study, samples: Samples, facts: NDArray[Any] | None) -> tuple[Overlap, ...]:
-    """What each two roles have in common, where they have anything.
-
-    Without ``facts``, records of dtype ``FACTS`` (n,), only files that are equal byte by byte count
-    as one picture.
-    """
-    roles, ids = roles_of(samples), picture_ids(samples, facts)
-    near: tuple[NearPair, ...] = ()
-    if facts is not None:
-        pairs = stored_near_copies(study.store_root, facts["small"], roles, patients_of(samples))
-        near = tuple(pair for pair in pairs if ids[pair.rows[0]] != ids[pair.rows[1]])
-    rows_of = _rows_by_role(roles)
-    tests = {target.name for target in study.targets if target.of_source}
-    of_source = {role for role in rows_of if role in tests or role.startswith(_OF_SOURCE)}
-    made = (
-        _overlap(samples, roles, ids, near, (a, b), same_people={a, b} <= of_source)
-        for a, b in combinations(rows_of, 2)
-    )
-    return tuple(overlap for overlap in made if overlap is not None)
 
 
 def _overlap(
@@ -229,24 +243,6 @@ _ADVICE = {
 }
 
 
-def check_leaks(
-    study: Study,
-    samples: Samples,
-    overlap: Sequence[Overlap],
-    facts: NDArray[Any] | None = None,
-) -> list[Finding]:
-    """Patients and pictures in two roles: what must be known before any number."""
-    ids = picture_ids(samples, facts)
-    seen = counted(np.unique(patients_of(samples)).size, "patient")
-    none = _fine(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
-    return [
-        *([shared.finding for shared in overlap] or [none]),
-        *(finding for domain in study.domains for finding in _without_patient(domain, samples)),
-        *_check_copies(samples, ids),
-        _check_conflicts(samples, ids),
-    ]
-
-
 def _without_patient(domain: Domain, samples: Samples) -> Iterator[Finding]:
     rows = np.flatnonzero(samples.domain == domain.name)
     count = sum(samples.group[row] == samples.items[row].path for row in rows.tolist())
@@ -267,10 +263,15 @@ def _without_patient(domain: Domain, samples: Samples) -> Iterator[Finding]:
     )
 
 
-def _check_copies(samples: Samples, ids: NDArray[np.str_]) -> Iterator[Finding]:
+def _check_copies(
+    samples: Samples, rows_of: Mapping[str, NDArray[np.intp]], ids: NDArray[np.str_]
+) -> Iterator[Finding]:
     """The same picture twice in one role only counts twice."""
-    for role, rows in _rows_by_role(roles_of(samples)).items():
-        copied = [same for same in _rows_by_picture(ids, rows) if len(same) > 1]
+    for role, rows in rows_of.items():
+        by_picture = defaultdict[str, list[int]](list)
+        for row in rows.tolist():
+            by_picture[str(ids[row])].append(row)
+        copied = [same for same in by_picture.values() if len(same) > 1]
         if not copied:
             continue
         extra = sum(len(same) - 1 for same in copied)
@@ -301,13 +302,6 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
         advice=f"Remove what is labelled wrongly, or all of them: {_EXCLUDE}",
         share=sum(map(len, conflicts)) / len(samples),
     )
-
-
-def _rows_by_picture(ids: NDArray[np.str_], rows: NDArray[np.intp]) -> list[list[int]]:
-    by_picture: dict[str, list[int]] = {}
-    for row in rows.tolist():
-        by_picture.setdefault(str(ids[row]), []).append(row)
-    return list(by_picture.values())
 
 
 def _fine(check: str, text: str) -> Finding:

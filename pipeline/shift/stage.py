@@ -22,7 +22,7 @@ from cache import disk
 from pipeline.data.attributes import Grouping, groupings
 from pipeline.data.domain import DomainData
 from pipeline.data.index import APPEARANCE, stored_facts
-from pipeline.data.leaks import check_leaks, overlaps, refuse_leaks
+from pipeline.data.leaks import check_leaks, refuse_leaks
 from pipeline.data.patients import single_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import PipelineError, StudyError, go_on
@@ -174,7 +174,7 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
     """Check the domains, fit the head to the source, and look at all targets side by side."""
     samples = table.samples
     facts = stored_facts(study.store_root, samples.key)
-    findings = check_leaks(study, samples, overlaps(study, samples, facts), facts)
+    findings, _ = check_leaks(study, samples, facts)
     if not options.samples.allow_leaks:
         refuse_leaks(findings)
     reasons = dict(samples.failures)

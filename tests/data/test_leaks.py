@@ -14,7 +14,6 @@ from pipeline.data.leaks import (
     WARNING,
     check_leaks,
     find_leaks,
-    overlaps,
     refuse_leaks,
 )
 from pipeline.data.samples import ALL_IMAGES, load_samples
@@ -35,7 +34,7 @@ def study_file(tmp_path: Path, monkeypatch) -> Path:
 
 def findings_of(study, samples, check="overlap", facts=None):
     """The findings of one check."""
-    found = check_leaks(study, samples, overlaps(study, samples, facts), facts)
+    found, _ = check_leaks(study, samples, facts)
     return [finding for finding in found if finding.check == check]
 
 

@@ -342,7 +342,7 @@ def test_copies_without_labels_contradict_nothing_and_still_leak(study_file):
     samples, _ = load_samples(study)
     assert samples.unlabelled == {"far": 13}
     assert (samples.class_of(0), samples.class_of(len(samples) - 1)) == ("a", "no label")
-    findings = check_leaks(study, samples, ())
+    findings, _ = check_leaks(study, samples)
     assert [f.severity for f in findings if f.check == "label conflicts"] == ["ok"]
     shutil.copy(next(Path("here/a").iterdir()), "far")
     with pytest.raises(CheckFailedError, match="1 image of a target is also in the source") as e:
