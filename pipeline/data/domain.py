@@ -65,11 +65,6 @@ class DomainData:
         """Number of patients."""
         return len(np.unique(self.group))
 
-    @property
-    def has_single_images(self) -> bool:
-        """Whether each image is of a patient of its own."""
-        return self.patients == len(self)
-
     def record(self) -> dict[str, Any]:
         """Which rows these are and how many, for the record of a stage."""
         counts = {"images": len(self), "patients": self.patients}
@@ -79,16 +74,9 @@ class DomainData:
         """The chosen rows: by number, or by a mask."""
         return replace(self, **{name: array[rows] for name, array in self._arrays()})
 
-    def with_(
-        self,
-        *,
-        label: NDArray[np.int64] | None = None,
-        features: NDArray[np.floating] | None = None,
-        proba: NDArray[np.float64] | None = None,
-    ) -> "DomainData":
-        """The same images with other labels, features or probabilities; None keeps what was."""
-        arrays: dict[str, Any] = {"label": label, "features": features, "proba": proba}
-        return replace(self, **{name: a for name, a in arrays.items() if a is not None})
+    def with_(self, **arrays: Any) -> "DomainData":
+        """The same images with other labels, features or probabilities."""
+        return replace(self, **arrays)
 
     def sealed(self) -> "DomainData":
         """The same images without their labels."""

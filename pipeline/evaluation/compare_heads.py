@@ -247,7 +247,7 @@ def _p_values(
     data: DomainData, shares: Sequence[Share], proba: Sequence[Proba], metric: str, seed: int
 ) -> tuple[str, list[float]]:
     """How equality with the last head is tested, and p of each of the others."""
-    label, several = data.labelled(), not data.has_single_images
+    label, several = data.labelled(), data.patients < len(data)
     by_patient = " by patient" if several else ""
     *heads, baseline = proba
     if metric == "auroc" and baseline.shape[1] > 2:

@@ -31,7 +31,7 @@ def test_rows_are_taken_from_every_array():
         np.testing.assert_array_equal(taken.proba[order], data.proba[[1, 3]])
     assert (taken.name, taken.role, len(taken), len(data)) == ("B", "target", 2, 4)
     assert data.sealed().take(np.array([0])).label is None
-    assert (data.patients, data.has_single_images) == (3, False)
+    assert data.patients == 3
     with pytest.raises(StudyError, match="no images"):
         data.take(np.array([], int))
 
