@@ -41,6 +41,21 @@ class _Killed(BaseException):
     """The process dies here."""
 
 
+def _flip_a_bit(file, data, place):
+    changed = bytearray(data)
+    if changed:
+        changed[place % len(data)] ^= 1 << place % 8
+    file.write_bytes(changed)
+
+
+DAMAGE = {
+    "flip a bit": _flip_a_bit,
+    "truncate": lambda file, data, place: file.write_bytes(data[:place]),
+    "rename": lambda file, *_: file.rename(file.with_name(f"part-{'5' * 64}.h5")),
+    "delete": lambda file, *_: file.unlink(),
+}
+
+
 class StoreMachine(RuleBasedStateMachine):
     """Two long-lived stores of one recipe on one folder, and what befalls them."""
 
@@ -111,53 +126,27 @@ class StoreMachine(RuleBasedStateMachine):
         finally:
             setattr(disk, call, real)
 
-    @rule(which=st.integers(0, 1))
-    def compact(self, which):
-        compact(self.stores[which])
+    @rule(which=st.integers(0, 1), upkeep=st.sampled_from([compact, gc, None]))
+    def look_after(self, which, upkeep):
+        """Compaction, collection of garbage, or a store that is opened anew."""
+        if upkeep:
+            upkeep(self.stores[which])
+        else:
+            self.stores[which] = FeatureStore(self.root, jobs.RECIPE)
 
-    @rule(which=st.integers(0, 1))
-    def gc(self, which):
-        gc(self.stores[which])
-
-    @rule(which=st.integers(0, 1))
-    def reopen(self, which):
-        self.stores[which] = FeatureStore(self.root, jobs.RECIPE)
-
-    @rule(pick=st.integers(0, 9), place=st.integers(0), bit=st.integers(0, 7))
-    def flip_a_bit(self, pick, place, bit):
-        def flip(file, data):
-            changed = bytearray(data)
-            if changed:
-                changed[place % len(data)] ^= 1 << bit
-            file.write_bytes(changed)
-
-        self._damage(pick, flip)
-
-    @rule(pick=st.integers(0, 9), length=st.integers(0, 9999))
-    def truncate(self, pick, length):
-        self._damage(pick, lambda file, data: file.write_bytes(data[:length]))
-
-    @rule(pick=st.integers(0, 9))
-    def rename(self, pick):
-        other = f"part-{'5' * 64}.h5"
-        self._damage(pick, lambda file, _: file.rename(file.with_name(other)))
-
-    @rule(pick=st.integers(0, 9))
-    def delete(self, pick):
-        self._damage(pick, lambda file, _: file.unlink())
-
-    @rule()
-    def drop_a_foreign_file(self):
-        (self.parts / "part-of-something.h5").write_bytes(b"not mine")
-
-    def _damage(self, pick, change):
+    @rule(pick=st.integers(0, 9), kind=st.sampled_from(list(DAMAGE)), place=st.integers(0, 9999))
+    def damage(self, pick, kind, place):
         """Do something to a part, if there is one; rows that only it had are not safe now."""
         files = sorted(self.parts.iterdir())
         if files:
             before = self._found().keys()
             file = files[pick % len(files)]
-            change(file, file.read_bytes())
+            DAMAGE[kind](file, file.read_bytes(), place)
             self.safe -= before - self._found().keys()
+
+    @rule()
+    def drop_a_foreign_file(self):
+        (self.parts / "part-of-something.h5").write_bytes(b"not mine")
 
     @rule(which=st.integers(0, 1), wanted=keys)
     def look_up(self, which, wanted):
@@ -186,4 +175,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=20, stateful_step_count=20)
+TestStore.settings = settings(max_examples=25, stateful_step_count=20)

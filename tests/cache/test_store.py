@@ -116,17 +116,6 @@ def test_a_new_file_never_takes_the_place_of_another(tmp_path):
     assert not (tmp_path / "target").exists()
 
 
-def test_stores_of_two_recipes_share_a_root_and_no_row(store):
-    """Another recipe is another folder: its rows are misses here."""
-    other = FeatureStore(store.path.parent, jobs.recipe_with(weights="1" * 64))
-    other.prepare()
-    store.commit(*jobs.rows_of(KEYS[:3]))
-    assert not len(other)
-    other.commit(*jobs.rows_of(KEYS[3:4]))
-    assert reopened(store).keys() == set(KEYS[:3])
-    assert reopened(other).keys() == set(KEYS[3:4])
-
-
 def test_the_stores_of_a_root_are_those_with_a_recipe(store):
     """No ``meta.json``, no store; one that cannot be opened says why and hides no other."""
     root = store.path.parent
