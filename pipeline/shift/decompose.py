@@ -30,15 +30,15 @@ from pipeline.data.patients import (
     patient_folds,
 )
 from pipeline.evaluation.bootstrap import percentile_interval
+from pipeline.evaluation.compare_heads import bases
 from pipeline.evaluation.intervals import (
     Interval,
-    Share,
     difference_bounds,
     rate_interval,
     share_of,
     wilson,
 )
-from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
+from pipeline.evaluation.metrics import METRICS, weighted_mean
 from pipeline.heads.logistic import fit_weighted
 from pipeline.randomness import stream
 from pipeline.shift.head import INVERSE_PENALTY
@@ -110,7 +110,7 @@ def decompose(
     ]
     labels = (source.labelled(), target.labelled())
     effects = {
-        "accuracy_loss": _accuracy_loss(source, target),
+        "accuracy_loss": _loss("accuracy", "all", source, target),
         **_by_group(both, labels, "class", ("class_mix", "within_class")),
         **_by_score(*both),
     }
@@ -120,31 +120,21 @@ def decompose(
             terms = (f"{name}_mix", f"within_{name}")
             effects |= _by_group(both, members, f"by {name}", terms)
     if source.scored().shape[1] == 2 and all(np.unique(label).size == 2 for label in labels):
-        effects |= {**_by_threshold(*both, seed=seed), "auroc_loss": _auroc_loss(source, target)}
+        effects |= _by_threshold(*both, seed=seed)
+        effects["auroc_loss"] = _loss("auroc", "AUROC", source, target)
     return effects
 
 
-def _accuracy_loss(source: DomainData, target: DomainData) -> Effect:
-    errors = [share_of(weighted_mean(data.wrong()), data.group) for data in (target, source)]
-    return _difference("accuracy_loss", "all", *errors)
-
-
-def _auroc_loss(source: DomainData, target: DomainData) -> Effect:
-    areas = [
-        share_of(
-            weighted_auroc(data.labelled() == 1, data.scored()[:, 1]),
-            data.group,
-            *(data.group[data.label == k] for k in (0, 1)),
-        )
-        for data in (source, target)
-    ]
-    return _difference("auroc_loss", "AUROC", *areas)
-
-
-def _difference(name: str, division: str, larger: Share, smaller: Share) -> Effect:
-    low, high = difference_bounds(larger, smaller, paired=False)
-    gap = larger.estimate - smaller.estimate
-    return Effect(name=name, division=division, estimate=gap, low=low, high=high)
+def _loss(metric: str, division: str, source: DomainData, target: DomainData) -> Effect:
+    """How much a metric falls from the source to the target."""
+    shares = []
+    for data in (source, target):
+        label = data.labelled()
+        statistic, of = METRICS[metric](label, data.scored()), bases(metric, label, data.group)
+        shares.append(share_of(statistic, data.group, *of))
+    low, high = difference_bounds(shares[0], shares[1], paired=False)
+    gap = shares[0].estimate - shares[1].estimate
+    return Effect(name=f"{metric}_loss", division=division, estimate=gap, low=low, high=high)
 
 
 def dominant(effects: Iterable[Effect], division: str) -> str | None:
@@ -419,7 +409,7 @@ def error_table(
         )
         steps.append(_term("error table", "avoidable_bias", level_f - human, (None, fitted.rate)))
     steps.append(_term("error table", "variance", level_u - level_f, (fitted.rate, unseen.rate)))
-    loss = _accuracy_loss(source, target)
+    loss = _loss("accuracy", "all", source, target)
     steps.append(replace(loss, name="mismatch", division="error table"))
     of_class = [target.group[target.labelled() == k] for k in range(source.scored().shape[1])]
     least, transfer = min(np.unique(group).size for group in of_class), {}

@@ -42,8 +42,6 @@ _TINY = 1e-12
 _PENALTY = 1e-3
 _EM_STEPS = 500
 _EM_TOLERANCE = 1e-10
-#: Numbers of one array that are held at once: 32 MB.
-_CELLS = 1 << 22
 
 _Shares = NDArray[np.float64]
 
@@ -72,15 +70,13 @@ def estimate_accuracy(
     """
     of_source = draw_patients(source.group, rng, draws=draws, label=source.labelled())
     of_target = draw_patients(target.group, rng, draws=draws)
-    once = np.ones((1, len(source))), np.ones((1, len(target)))
     whole = fit_calibration(source.scored(), source.labelled())
-    (estimate,) = _estimates(source, target, *once, whole)
-    step = max(1, _CELLS // (max(len(source), len(target)) * len(classes)))
-    drawn = np.concatenate(
+    estimate = _estimates(source, target, np.ones(len(source)), np.ones(len(target)), whole)
+    drawn = np.stack(
         [
             # Each calibration starts where that of the data ended: a few steps are left.
-            _estimates(source, target, of_source.weights(block), of_target.weights(block), whole)
-            for block in (slice(start, start + step) for start in range(0, draws, step))
+            _estimates(source, target, of_source.weights(one)[0], of_target.weights(one)[0], whole)
+            for one in (slice(draw, draw + 1) for draw in range(draws))
         ]
     )
     intervals = [
@@ -129,44 +125,28 @@ def _estimates(
     weights_t: _Shares,
     start: "Calibration",
 ) -> _Shares:
-    """All estimates for b weightings, (b, n) and (b, m), of the rows; shape (b, 3 + K).
+    """All estimates for weights (n,) and (m,) of the rows, shape (3 + K,).
 
     - ``atc``: share of the target above the confidence below which as many images of the
       source lie as the head errs on (average thresholded confidence, Garg et al. 2022)
     - ``doc``: the source's accuracy less the drop of the mean confidence (Guillory et al. 2021)
     - ``label_shift``: the source's accuracy in each class, at the class mix of the target
 
-    The class mix of the target follows them. Calibrations start from one nearby.
+    The class mix of the target follows them. The calibration starts from one nearby.
     """
     label, right = source.labelled(), ~source.wrong()
-    fits = [fit_calibration(source.scored(), label, weights=w, start=start) for w in weights_s]
-    sure_s, sure_t = (
-        np.stack([fit(data.scored())[np.arange(len(data)), data.predicted()] for fit in fits])
-        for data in (source, target)
-    )
-    order = sure_s.argsort(axis=1)
-    lowest = np.take_along_axis(weights_s, order, axis=1).cumsum(axis=1)
-    errors = (weights_s * ~right).sum(axis=1, keepdims=True)
-    ordered = np.take_along_axis(sure_s, order, axis=1)
-    ordered = np.pad(ordered, ((0, 0), (0, 1)), constant_values=np.inf)
-    threshold = np.take_along_axis(ordered, (lowest <= errors).sum(axis=1, keepdims=True), axis=1)
-    atc = _mean(sure_t >= threshold, weights_t)
-    drop = _mean(sure_s, weights_s) - _mean(sure_t, weights_t)
-    doc = np.clip(_mean(right[None], weights_s) - drop, 0, 1)
-    one_hot = np.eye(source.scored().shape[1])[label]
-    of_class = weights_s @ one_hot
-    mix = estimate_prior(
-        np.stack([fit(target.scored()) for fit in fits]),
-        of_class / of_class.sum(axis=1, keepdims=True),
-        weights=weights_t,
-    )
-    recall = (weights_s * right) @ one_hot / of_class
-    return np.column_stack([atc, doc, (recall * mix).sum(axis=1), mix])
-
-
-def _mean(values: NDArray[np.floating] | NDArray[np.bool_], weights: _Shares) -> _Shares:
-    """Weighted mean of each row, shape (b,)."""
-    return np.asarray((values * weights).sum(axis=1) / weights.sum(axis=1))
+    calibrated = fit_calibration(source.scored(), label, weights=weights_s, start=start)
+    proba = calibrated(target.scored())
+    sure_s = calibrated(source.scored())[np.arange(len(source)), source.predicted()]
+    sure_t = proba[np.arange(len(target)), target.predicted()]
+    order = sure_s.argsort()
+    below = weights_s[order].cumsum() <= weights_s @ ~right
+    atc = np.average(sure_t >= np.append(sure_s[order], np.inf)[below.sum()], weights=weights_t)
+    drop = np.average(sure_s, weights=weights_s) - np.average(sure_t, weights=weights_t)
+    doc = np.clip(np.average(right, weights=weights_s) - drop, 0, 1)
+    of_class, right_of_class = (np.bincount(label, w) for w in (weights_s, weights_s * right))
+    mix = estimate_prior(proba, of_class / of_class.sum(), weights=weights_t)
+    return np.asarray(np.r_[atc, doc, mix @ (right_of_class / of_class), mix])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,41 +217,35 @@ def estimate_prior(
     *,
     weights: NDArray[np.floating] | None = None,
 ) -> _Shares:
-    """The target's class mix (..., K) by EM (MLLS, Saerens et al. 2002).
+    """The target's class mix (K,) by EM (MLLS, Saerens et al. 2002).
 
     Two steps show where a third would lead; a longer step in that direction is taken where it
     makes the target more likely (SQUAREM, Varadhan and Roland 2008).
 
     Args:
-        proba: Shape (..., m, K), calibrated source posteriors of target rows.
-        source_prior: Shape (..., K), all > 0.
-        weights: Shape (..., m); 1 when left out.
+        proba: Shape (m, K), calibrated source posteriors of target rows.
+        source_prior: Shape (K,), all > 0.
+        weights: Shape (m,); 1 when left out.
     """
     prior = np.asarray(source_prior, dtype=np.float64)
-    ratio = proba / prior[..., None, :]
-    weights = np.ones(ratio.shape[:-1]) if weights is None else weights
+    ratio = proba / prior
+    weights = np.ones(len(ratio)) if weights is None else weights
+
+    def step(prior: _Shares) -> tuple[_Shares, float]:
+        """The next class mix, and the log likelihood of this one."""
+        mixture = np.clip(ratio @ prior, _TINY, None)
+        updated = prior * ((weights / mixture) @ ratio)
+        return updated / updated.sum(), float(weights @ np.log(mixture))
+
     for _ in range(_EM_STEPS):
-        first, _ = _em_step(prior, ratio, weights)
-        second, _ = _em_step(first, ratio, weights)
+        first, _ = step(prior)
+        second, _ = step(first)
         if np.abs(second - first).max() < _EM_TOLERANCE:
             break
         change, bend = first - prior, second - 2 * first + prior
-        steps, bends = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (change, bend))
-        length = np.maximum(1.0, steps / np.clip(bends, _TINY, None))
+        steps, bends = (float(np.linalg.norm(x)) for x in (change, bend))
+        length = max(1.0, steps / max(bends, _TINY))
         far = np.maximum(prior + 2 * length * change + length**2 * bend, second / 10)
-        far /= far.sum(axis=-1, keepdims=True)
-        (after_far, at_far), (after_second, at_second) = (
-            _em_step(at, ratio, weights) for at in (far, second)
-        )
-        prior = np.where((at_far > at_second)[..., None], after_far, after_second)
+        (after_far, at_far), (after_second, at_second) = map(step, (far / far.sum(), second))
+        prior = after_far if at_far > at_second else after_second
     return np.asarray(second, dtype=np.float64)
-
-
-def _em_step(
-    prior: _Shares, ratio: _Shares, weights: NDArray[np.floating]
-) -> tuple[_Shares, _Shares]:
-    """The next class mix (..., K), and the log likelihood of this one (...)."""
-    mixture = np.clip((ratio @ prior[..., None])[..., 0], _TINY, None)
-    updated = prior * ((weights / mixture)[..., None, :] @ ratio)[..., 0, :]
-    likelihood = (weights * np.log(mixture)).sum(axis=-1)
-    return updated / updated.sum(axis=-1, keepdims=True), likelihood
