@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
@@ -40,15 +39,13 @@ from pipeline.words import as_file_name, printable
 
 #: By command: the layout of its record that is read here, and the title of its section; in the
 #: order of the page. Features are bookkeeping and come with the records, at the end.
-STAGES: Mapping[str, tuple[int, str]] = MappingProxyType(
-    {
-        "heads": (7, "Heads on frozen features"),
-        "finetune": (6, "Frozen and fine-tuned networks"),
-        "shift": (11, "From the source to the targets"),
-        "audit": (4, "Leaks and shortcuts"),
-        "features": (1, "Stored features"),
-    }
-)
+STAGES: Mapping[str, tuple[int, str]] = {
+    "heads": (7, "Heads on frozen features"),
+    "finetune": (6, "Frozen and fine-tuned networks"),
+    "shift": (11, "From the source to the targets"),
+    "audit": (4, "Leaks and shortcuts"),
+    "features": (1, "Stored features"),
+}
 #: The layout of a table over findings that is read here.
 FINDINGS_LAYOUT = 1
 #: What a section is made of, as the template takes it: a part, or a figure and the like.
@@ -96,8 +93,12 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     sets: dict[str, ResultSet] = {}
     missing = []
     for stage, (layout, _) in STAGES.items():
+        file = study.results / f"{stage}.json"
+        if stage == "features" and not file.exists():
+            of_all = study.results.parent / file.name  # of several findings they are stored once
+            file = of_all if of_all.exists() else file
         try:
-            sets[stage] = _read(_record_file(study.results, stage), stage, layout)
+            sets[stage] = _read(file, stage, layout)
         except (MissingResultsError, ResultsError) as cause:
             missing.append(str(cause))
     if not sets:
@@ -175,13 +176,6 @@ def _read(file: Path, stage: str, layout: int) -> ResultSet:
     if results.record.get("schema") != layout:
         raise ResultsError(f"{file.name} is of another version; run headrace {stage} STUDY again")
     return results
-
-
-def _record_file(results: Path, stage: str) -> Path:
-    """The features of several findings are stored once, for the whole study."""
-    file = results / f"{stage}.json"
-    of_all = results.parent / file.name
-    return of_all if stage == "features" and of_all.exists() and not file.exists() else file
 
 
 def _figure(png: bytes, caption: str, alt: str = "", scale: float = _SCALE) -> dict[str, Any]:

@@ -1,107 +1,98 @@
 """What stage 4 found: for each target the verdict, the effects, the adaptation methods."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, about
 from pipeline.words import counted
 
 #: Words for the effects of the record.
-_EFFECTS: Mapping[str, str] = MappingProxyType(
-    {
-        "accuracy_loss": "accuracy lost",
-        "class_mix": "other class frequencies",
-        "within_class": "more errors inside the classes",
-        "confidence_shift": "more images near the threshold",
-        "y_given_score": "a score means another risk",
-        "threshold": "the threshold does not fit",
-        "discrimination": "the classes overlap more",
-        "target_hardness": "the target is harder",
-        "transfer_gap": "the head does not transfer",
-        "auroc_loss": "AUROC lost",
-    }
-)
+_EFFECTS = {
+    "accuracy_loss": "accuracy lost",
+    "class_mix": "other class frequencies",
+    "within_class": "more errors inside the classes",
+    "confidence_shift": "more images near the threshold",
+    "y_given_score": "a score means another risk",
+    "threshold": "the threshold does not fit",
+    "discrimination": "the classes overlap more",
+    "target_hardness": "the target is harder",
+    "transfer_gap": "the head does not transfer",
+    "auroc_loss": "AUROC lost",
+}
 #: Words for errors, steps, estimates and tests.
-_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "human": "human, source",
-        "source_training": "source, training images",
-        "source_new_patients": "source, new patients",
-        "source_few_patients": "source, heads of as few patients",
-        "target": "target",
-        "target_trained": "target, heads trained on it",
-        "avoidable_bias": "avoidable bias: training images less human",
-        "variance": "variance: new patients less training images",
-        "mismatch": "domain mismatch: target less new patients of the source",
-        "target_hardness": "target hardness: heads trained on it less those of as few patients",
-        "atc": "share of sure images (ATC)",
-        "doc": "mean confidence (DoC)",
-        "label_shift": "class frequencies (label shift)",
-        "mlls": "frequencies that fit the scores best (MLLS)",
-        "bbsd_ks": "scores of the head (BBSD)",
-        "ridge_c2st": "features, linear classifier (C2ST)",
-        "mmd_aggregated": "features, distances (MMD)",
-    }
-)
-METRICS: Mapping[str, str] = MappingProxyType(
-    {
-        "accuracy": "accuracy",
-        "auroc": "AUROC",
-        "sensitivity": "sensitivity",
-        "specificity": "specificity",
-    }
-)
+_NAMES = {
+    "human": "human, source",
+    "source_training": "source, training images",
+    "source_new_patients": "source, new patients",
+    "source_few_patients": "source, heads of as few patients",
+    "target": "target",
+    "target_trained": "target, heads trained on it",
+    "avoidable_bias": "avoidable bias: training images less human",
+    "variance": "variance: new patients less training images",
+    "mismatch": "domain mismatch: target less new patients of the source",
+    "target_hardness": "target hardness: heads trained on it less those of as few patients",
+    "atc": "share of sure images (ATC)",
+    "doc": "mean confidence (DoC)",
+    "label_shift": "class frequencies (label shift)",
+    "mlls": "frequencies that fit the scores best (MLLS)",
+    "bbsd_ks": "scores of the head (BBSD)",
+    "ridge_c2st": "features, linear classifier (C2ST)",
+    "mmd_aggregated": "features, distances (MMD)",
+}
+METRICS: Mapping[str, str] = {
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+}
 
 
 #: Tables whose rows are those of the record, by its key: title and columns. A terminal leaves
 #: them out.
-_DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
-    {
-        "detection": (
-            "Is there a shift? Permutation tests by patient",
-            (
-                Column("test", field="name"),
-                Column("statistic", "number"),
-                Column("p", "p", "Adjusted for three tests (Holm).", field="p_adjusted"),
-                Column("not run because", field="refused"),
-            ),
+_DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = {
+    "detection": (
+        "Is there a shift? Permutation tests by patient",
+        (
+            Column("test", field="name"),
+            Column("statistic", "number"),
+            Column("p", "p", "Adjusted for three tests (Holm).", field="p_adjusted"),
+            Column("not run because", field="refused"),
         ),
-        "covariates": (
-            "Acquisition differences, in standard deviations within classes",
-            (
-                Column("property", field="name"),
-                Column("difference", "change", interval=True),
-                Column("shown", field="named"),
-            ),
+    ),
+    "covariates": (
+        "Acquisition differences, in standard deviations within classes",
+        (
+            Column("property", field="name"),
+            Column("difference", "change", interval=True),
+            Column("shown", field="named"),
         ),
-        "calibration": (
-            "Calibration",
-            (
-                Column("domain"),
-                Column("Brier score", "number", "Mean squared error; 0 is best.", field="brier"),
-                Column("miscalibration", "number", "What recalibration would remove of it."),
-                Column("ECE", "number", "Calibration error; 0 is best.", field="ece"),
-                Column("slope", "number", "Below 1: scores are too extreme."),
-                Column("intercept", "number", "Above 0: scores are too low."),
-            ),
+    ),
+    "calibration": (
+        "Calibration",
+        (
+            Column("domain"),
+            Column("Brier score", "number", "Mean squared error; 0 is best.", field="brier"),
+            Column("miscalibration", "number", "What recalibration would remove of it."),
+            Column("ECE", "number", "Calibration error; 0 is best.", field="ece"),
+            Column("slope", "number", "Below 1: scores are too extreme."),
+            Column("intercept", "number", "Above 0: scores are too low."),
         ),
-        "thresholds": (
-            "Thresholds chosen on the source",
-            (
-                Column("rule"),
-                Column("domain"),
-                Column("moved by", field="moved_by"),
-                Column("threshold", "share"),
-                Column("sensitivity, %", "percent", interval=True, field="sensitivity"),
-                Column("specificity, %", "percent", interval=True, field="specificity"),
-                Column("PPV", "share", "Share of positive calls that are right.", field="ppv"),
-                Column("NPV", "share", "Share of negative calls that are right.", field="npv"),
-                Column("reliable", help="No: a score means another risk on the target."),
-            ),
+    ),
+    "thresholds": (
+        "Thresholds chosen on the source",
+        (
+            Column("rule"),
+            Column("domain"),
+            Column("moved by", field="moved_by"),
+            Column("threshold", "share"),
+            Column("sensitivity, %", "percent", interval=True, field="sensitivity"),
+            Column("specificity, %", "percent", interval=True, field="specificity"),
+            Column("PPV", "share", "Share of positive calls that are right.", field="ppv"),
+            Column("NPV", "share", "Share of negative calls that are right.", field="npv"),
+            Column("reliable", help="No: a score means another risk on the target."),
         ),
-    }
-)
+    ),
+}
 
 
 def shift(record: Record) -> Iterator[Part]:

@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from types import MappingProxyType
 from typing import Any
 
 from pipeline.words import printable, zero_noise
@@ -30,18 +29,16 @@ def _share(value: float) -> str:
 
 #: How the numbers of a kind of column are written. ``percent`` and ``points`` take shares;
 #: ``change`` is a signed number. Columns of any other kind hold text.
-_NUMBERS: Mapping[str, Callable[[float], str]] = MappingProxyType(
-    {
-        "share": _share,
-        "percent": lambda value: f"{100 * value:.1f}",
-        "points": lambda value: f"{100 * value:+.1f}",
-        "change": lambda value: f"{value:+.2f}",
-        "p": lambda value: "<.001" if value < 0.001 else _share(value),
-        "number": lambda value: f"{value:.3f}",
-        "count": lambda value: f"{value:,.0f}",
-        "seconds": lambda value: f"{value:.1f}",
-    }
-)
+_NUMBERS: Mapping[str, Callable[[float], str]] = {
+    "share": _share,
+    "percent": lambda value: f"{100 * value:.1f}",
+    "points": lambda value: f"{100 * value:+.1f}",
+    "change": lambda value: f"{value:+.2f}",
+    "p": lambda value: "<.001" if value < 0.001 else _share(value),
+    "number": lambda value: f"{value:.3f}",
+    "count": lambda value: f"{value:,.0f}",
+    "seconds": lambda value: f"{value:.1f}",
+}
 
 
 @dataclass(frozen=True)
