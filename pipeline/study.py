@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Self
 
 from pipeline.errors import StudyError
 from pipeline.words import composed, printable
@@ -97,6 +97,10 @@ class Domain:
         """Whether its images have classes that are known."""
         return self.table is None or self.table.finding != ""
 
+    def with_label(self, finding: str) -> Self:
+        """The same images with this finding as their label; empty: without one."""
+        return replace(self, table=self.table and replace(self.table, finding=finding))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceDomain(Domain):
@@ -136,9 +140,6 @@ class TargetDomain(Domain):
         return self.labels != ABSENT and super().labelled
 
 
-_D = TypeVar("_D", bound=Domain)
-
-
 @dataclass(frozen=True, kw_only=True)
 class BackboneChoice:
     """A frozen network as the study asks for it.
@@ -173,18 +174,6 @@ class BackboneChoice:
     def layer(self) -> str:
         """The layer whose features are taken; empty: what the network itself gives."""
         return self.name.partition(AT)[2]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Concatenation:
-    """Features of several backbones side by side; its name has theirs with ``+`` between."""
-
-    name: str
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Backbones of the study, in order of their columns."""
-        return tuple(self.name.split("+"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +229,7 @@ class Study:
         source: The labelled domain that heads are fitted on.
         targets: The other domains, in the file's order.
         backbones: The networks, in the file's order; stage 1 runs these.
-        concatenations: Of backbones; they have no features of their own.
+        concatenations: Names of backbones with ``+`` between, whose features are put side by side.
         heads: What the study adds to the table of heads.
         classes: Class names in label order; None means the sorted names found.
         findings: Of which an image may have several; each is a study of its own, see
@@ -258,7 +247,7 @@ class Study:
     source: SourceDomain
     targets: tuple[TargetDomain, ...] = ()
     backbones: tuple[BackboneChoice, ...]
-    concatenations: tuple[Concatenation, ...] = ()
+    concatenations: tuple[str, ...] = ()
     heads: tuple[CustomHead, ...] = ()
     classes: tuple[str, ...] | None = None
     findings: tuple[str, ...] = ()
@@ -275,14 +264,11 @@ class Study:
         return (self.source, *self.targets)
 
     @property
-    def variants(self) -> tuple[BackboneChoice | Concatenation, ...]:
-        """Whatever later stages compare: each backbone, then the concatenations."""
-        return (*self.backbones, *self.concatenations)
-
-    def parts_of(self, joined: Concatenation) -> list[BackboneChoice]:
-        """The backbones of a concatenation, in the order of their columns."""
+    def variants(self) -> dict[str, list[BackboneChoice]]:
+        """By name what later stages compare, each backbone, then the concatenations: its parts."""
         by_name = {choice.name: choice for choice in self.backbones}
-        return [by_name[name] for name in joined.parts]
+        names = (*by_name, *self.concatenations)
+        return {name: [by_name[part] for part in name.split("+")] for name in names}
 
     @property
     def results(self) -> Path:
@@ -305,21 +291,14 @@ class Study:
         )
 
     def with_label(self, finding: str) -> "Study":
-        """The same images with this finding as their label; empty: without one."""
-        return replace(
-            self,
-            source=_with_label(self.source, finding),
-            targets=tuple(_with_label(target, finding) for target in self.targets),
-        )
+        """The study of :meth:`Domain.with_label`."""
+        targets = tuple(target.with_label(finding) for target in self.targets)
+        return replace(self, source=self.source.with_label(finding), targets=targets)
 
     def with_recipe(self, **changed: str | None) -> "Study":
         """The same study with every backbone of another precision, say; None changes nothing."""
         given: dict[str, Any] = {name: value for name, value in changed.items() if value}
         return replace(self, backbones=tuple(replace(b, **given) for b in self.backbones))
-
-
-def _with_label(domain: _D, finding: str) -> _D:
-    return replace(domain, table=domain.table and replace(domain.table, finding=finding))
 
 
 def default_store() -> Path:
@@ -715,20 +694,18 @@ def _backbone(name: str, table: _Table) -> list[BackboneChoice]:
     return [replace(choice, name=f"{name}{AT}{layer}") for layer in layers or ()] or [choice]
 
 
-def _concatenations(
-    study: _Table, backbones: Sequence[BackboneChoice]
-) -> tuple[Concatenation, ...]:
+def _concatenations(study: _Table, backbones: Sequence[BackboneChoice]) -> tuple[str, ...]:
     """Those that the file names, and all layers of a network."""
     joined = []
     views = {choice.name: choice.views for choice in backbones}
     for name, table in study.each("backbone").items():
         layers = [c.name for c in backbones if c.layer and c.network.name == name]
         if "+" not in name:
-            joined += [Concatenation(name="+".join(layers))] if len(layers) > 1 else []
+            joined += ["+".join(layers)] if len(layers) > 1 else []
             continue
         table.check_keys(set())
-        joined.append(Concatenation(name=name))
-        for part in (parts := joined[-1].parts):
+        joined.append(name)
+        for part in (parts := name.split("+")):
             if part not in views or parts.count(part) > 1:
                 table.fail(
                     f"has {part!r}, which must stand once in it and have a table "

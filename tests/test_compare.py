@@ -30,7 +30,7 @@ from pipeline.heads.mlp import MLPHead
 from pipeline.heads.search import Fit, Fitting
 from pipeline.randomness import stream
 from pipeline.results import add_files
-from pipeline.study import Concatenation, load_study
+from pipeline.study import load_study
 from tests.heads.made_up_rows import made_up_rows
 from tests.made_up_heads import domain, head
 from tests.result_files import record_of
@@ -178,10 +178,10 @@ def test_a_head_that_fails_is_reported_and_the_others_go_on(study, monkeypatch):
 def test_a_backbone_that_is_left_out_is_reported_and_keeps_its_heads(study):
     """Its features are not made yet, or its weights are on a disk that is not mounted today."""
     tiny = study.backbones[0]
-    coarse = replace(study, backbones=(replace(tiny, precision="bf16"), tiny))
+    coarse = replace(study, backbones=(replace(tiny, name="tiny@0"), tiny))
     (failure,) = compare(coarse, only("prior"))["failures"]
     assert failure["head"] == "all heads"
-    assert "have no features of tiny yet" in failure["reason"]
+    assert "have no features of tiny@0 yet" in failure["reason"]
     two = replace(study, backbones=(tiny, replace(tiny, name="tiny2")))
     extract(two, OPTIONS)
     compare(two, only("linear"))
@@ -200,7 +200,7 @@ def test_backbones_side_by_side_are_a_variant_like_any_other(study):
     both = replace(
         study,
         backbones=(tiny, replace(tiny, name="tiny2")),
-        concatenations=(Concatenation(name="tiny+tiny2"),),
+        concatenations=("tiny+tiny2",),
     )
     extract(both, OPTIONS)
     record = compare(both, only("linear", "prior"))

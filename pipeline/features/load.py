@@ -27,7 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.features.backbones import file_digest, policy_of, spec_of, weights_file
 from pipeline.results import read_set
-from pipeline.study import SOURCE, BackboneChoice, Concatenation, Study
+from pipeline.study import SOURCE, BackboneChoice, Study
 from pipeline.words import are, counted, have
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def choose_backbone(study: Study, name: str | None) -> BackboneChoice:
     by_name = {choice.name: choice for choice in study.backbones}
     if name is None and len(by_name) > 1:
         raise StudyError(f"the study has several backbones; name one of {', '.join(by_name)}")
-    if name in {several.name for several in study.concatenations}:
+    if name in study.concatenations:
         raise StudyError(f"{name} is several side by side; name one of {', '.join(by_name)}")
     if name is not None and name not in by_name:
         raise UnknownNameError("backbone of the study", name, by_name)
@@ -106,13 +106,15 @@ def choose_backbone(study: Study, name: str | None) -> BackboneChoice:
 
 
 def load_features(
-    study: Study, choice: BackboneChoice | Concatenation, samples: Samples | None = None
+    study: Study,
+    choice: BackboneChoice | Sequence[BackboneChoice],
+    samples: Samples | None = None,
 ) -> FeatureTable:
     """Read the features of all samples of a study but those that stage 1 reported as unusable.
 
     Args:
         study: Where images and stores are.
-        choice: Whose features; of several backbones they are put side by side.
+        choice: Whose features; those of several backbones are put side by side.
         samples: Of the study, where they are gathered for several backbones; None: now.
 
     Raises:
@@ -120,7 +122,8 @@ def load_features(
     """
     if samples is None:
         samples, _ = load_samples(study)
-    parts = [choice] if isinstance(choice, BackboneChoice) else study.parts_of(choice)
+    parts = [choice] if isinstance(choice, BackboneChoice) else choice
+    backbone = "+".join(part.name for part in parts)
     stores = tuple(store_for(study, part) for part in parts)
     stored = np.array([all(key in store for store in stores) for key in samples.key])
     unusable = _reported_unusable(study)
@@ -128,7 +131,7 @@ def load_features(
     if lost:
         raise MissingFeaturesError(
             f"{lost} of {counted(len(samples), 'image')} {have(lost)} no features of "
-            f"{choice.name} yet in {study.store_root.resolve()}; first run: headrace features "
+            f"{backbone} yet in {study.store_root.resolve()}; first run: headrace features "
             "STUDY, or go to the folder in which it was run"
         )
     if not stored.all():
@@ -138,7 +141,7 @@ def load_features(
     blocks = [store.read(samples.key) for store in stores]
     rows = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=-1)
     return FeatureTable(
-        backbone=choice.name,
+        backbone=backbone,
         stores=stores,
         widths=tuple(block.shape[-1] for block in blocks),
         samples=samples,
@@ -157,12 +160,12 @@ def feature_tables(
         WeightsError: The same, and those of the first are not here.
     """
     failures: dict[str, Exception] = {}
-    for choice in study.variants:
+    for name, parts in study.variants.items():
         table = None
-        with go_on(choice.name, failures, alone=len(study.variants) == 1):
-            table = load_features(study, choice, samples)
+        with go_on(name, failures, alone=len(study.variants) == 1):
+            table = load_features(study, parts, samples)
             samples = table.samples
-        yield choice.name, table or failures[choice.name]
+        yield name, table or failures[name]
     if len(failures) == len(study.variants):
         raise next(iter(failures.values()))
 

@@ -29,7 +29,7 @@ from pipeline.evaluation.predictions import (
 )
 from pipeline.features.backbones import BACKBONES
 from pipeline.features.extract import extract
-from pipeline.study import AT, Concatenation, Study, load_study
+from pipeline.study import AT, Study, load_study
 from pipeline.words import counted
 
 
@@ -69,7 +69,7 @@ def _predictions(
         ", layer": replace(
             study,
             backbones=tuple(layers),
-            concatenations=(Concatenation(name="+".join(layer.name for layer in layers)),),
+            concatenations=("+".join(layer.name for layer in layers),),
         ),
     }
     for number, (suffix, variant) in enumerate(studies.items()):

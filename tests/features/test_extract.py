@@ -69,7 +69,7 @@ def test_layers_and_the_network_itself_come_from_one_pass(study_file, builds):
         ("tiny@0", 60),
         ("tiny@1", 60),
     ]
-    tables = [load_features(study, choice) for choice in study.variants]
+    tables = [load_features(study, choice) for choice in study.variants.values()]
     np.testing.assert_array_equal(tables[2].X, np.hstack([tables[0].X, tables[1].X]))
     study_file.write_text(f'{text}[backbone."tiny@0"]\n[backbone."tiny@1"]\n')
     report = extract(load_study(study_file), TORCH)

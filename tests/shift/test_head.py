@@ -14,7 +14,7 @@ from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.shift.head import fit_source
 from pipeline.shift.stage import ShiftOptions, analyse, feature_map
-from pipeline.study import Concatenation, load_study
+from pipeline.study import load_study
 from tests.result_files import rewrite
 from tests.shift.worlds import embedded
 from tests.tiny import stored_tiny_study
@@ -121,7 +121,7 @@ def test_a_comparison_of_other_images_or_heads_is_not_used(study):
 def test_a_head_that_one_backbone_lacks_does_not_cost_the_others(study):
     """Its targets are named with the reason; where no backbone has it, that is the error."""
     compare(study, replace(QUICK, heads=("ridge",)))
-    both = replace(study, concatenations=(Concatenation(name="tiny+tiny"),))
+    both = replace(study, concatenations=("tiny+tiny",))
     record, target = shift(both, head="ridge")
     assert (target["backbone"], target["head"], len(record["targets"])) == ("tiny", "ridge", 1)
     (left,) = record["not_compared"]

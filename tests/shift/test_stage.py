@@ -105,7 +105,7 @@ def test_the_record_is_small_and_says_what_it_rests_on(record):
 def test_probabilities_and_arrays_for_figures_are_kept_apart(study, record):
     """Out of fold on the source; the embedding stands beside them."""
     proba = read_predictions(study.results / "shift.h5")["tiny"].proba["linear", 0]
-    table = load_features(study, study.variants[0], None)
+    table = load_features(study, study.backbones[0], None)
     model, target = fit_source(table.domain("source")), table.domain("there")
     np.testing.assert_allclose(proba[model.data.row], model.data.proba, atol=1e-9)
     np.testing.assert_allclose(proba[target.row], model.predict_proba(target.features), atol=1e-9)
