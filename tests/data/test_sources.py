@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
@@ -235,27 +236,13 @@ def test_a_class_without_an_image_is_named_with_what_it_holds(root, tmp_path):
 # --- reading
 
 
-class Failing:
-    """Stands in for ``open``: gives errors in turn, then opens."""
-
-    def __init__(self, *codes):
-        self.codes = list(codes)
-        self.calls = 0
-
-    def __call__(self, *args, **kwargs):
-        self.calls += 1
-        if self.codes:
-            code = self.codes.pop(0)
-            raise OSError(code, os.strerror(code), args[0])
-        return open(*args, **kwargs)
-
-
 @pytest.fixture
 def failing(monkeypatch):
-    """Let the next opens fail with these errnos; nobody waits."""
+    """Let the next opens fail with these errnos, then work; nobody waits."""
 
     def install(*codes):
-        opener = Failing(*codes)
+        errors = [OSError(code, os.strerror(code)) for code in codes]
+        opener = Mock(wraps=open, side_effect=[*errors, DEFAULT])
         monkeypatch.setattr(items_module, "open", opener, raising=False)
         monkeypatch.setattr(items_module.time, "sleep", lambda _: None)
         return opener
@@ -271,7 +258,7 @@ def test_key_and_pixels_come_from_the_same_bytes(root, failing):
     Path(item.file).write_bytes(png(picture(seed=9)))
     assert content.key == hashlib.sha256(jpeg()).digest()
     assert (content.pixels(PixelPolicy()) == decode(jpeg(), PixelPolicy())).all()
-    assert opener.calls == 1
+    assert opener.call_count == 1
 
 
 @pytest.mark.parametrize(
@@ -291,7 +278,7 @@ def test_a_passing_error_is_tried_three_times_more(root, failing, code, most, se
     opener = failing(*[code] * 9)
     with pytest.raises(ImageError, match=sentence):
         read_image(item)
-    assert opener.calls == most
+    assert opener.call_count == most
 
 
 def test_a_file_larger_than_any_image_is_not_read(root, failing):
@@ -301,7 +288,7 @@ def test_a_file_larger_than_any_image_is_not_read(root, failing):
     opener = failing()
     with pytest.raises(ImageError, match=r"^too large \(600000000 bytes, limit 500000000\)$"):
         read_image(listed(root).items[0])
-    assert opener.calls == 0
+    assert opener.call_count == 0
 
 
 def items(*paths: str) -> list[Item]:
