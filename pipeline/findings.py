@@ -20,7 +20,7 @@ from pipeline.shift.stage import SHIFT_PROBABILITIES
 from pipeline.study import SOURCE, Study
 
 #: Version of the layout of ``findings_<stage>.json``; it rises when a field changes its meaning.
-SCHEMA = 1
+_SCHEMA = 1
 Record = dict[str, Any]
 
 
@@ -32,13 +32,13 @@ def compare_findings(stage: str, study: Study, records: Mapping[str, Record]) ->
     rows = [
         {"finding": finding, **row}
         for finding, record in records.items()
-        for row in ROWS[stage](study.of_finding(finding), record)
+        for row in _ROWS[stage](study.of_finding(finding), record)
     ]
     tested = [row for row in rows if row["p"] is not None]
     adjusted = iter(holm([row["p"] for row in tested]).tolist())
     for row in rows:  # p may be 0
         row["p_adjusted"] = None if row["p"] is None else next(adjusted)
-    return {"schema": SCHEMA, "study": study.name, "stage": stage, "rows": rows}
+    return {"schema": _SCHEMA, "study": study.name, "stage": stage, "rows": rows}
 
 
 def _of_heads(study: Study, record: Record) -> Iterator[Record]:
@@ -52,18 +52,14 @@ def _of_heads(study: Study, record: Record) -> Iterator[Record]:
             rows = (kept.domain == domain["domain"]) & (kept.split == domain["role"])
             label, score = kept.label[rows], proba[best["head"]][rows, 1]
             patient, chance = kept.patient[rows], np.full(len(score), 1 / 2)
+            tested = _is_tested(label, patient)
             yield {
                 "backbone": entry["backbone"],
-                "domain": domain["domain"],
-                "role": domain["role"],
-                "images": domain["images"],
+                **{key: domain[key] for key in ("domain", "role", "images")},
                 "positive": int(label.sum()),
                 "head": best["head"],
-                "accuracy": best["scores"].get("accuracy"),
-                "auroc": best["scores"].get("auroc"),
-                "p": paired_delong(label, score, chance, group=patient)
-                if _is_tested(label, patient)
-                else None,
+                **{metric: best["scores"].get(metric) for metric in ("accuracy", "auroc")},
+                "p": paired_delong(label, score, chance, group=patient) if tested else None,
             }
 
 
@@ -71,32 +67,27 @@ def _of_shift(study: Study, record: Record) -> Iterator[Record]:
     """The AUROC that is lost from the source to each labelled target, tested against 0."""
     predictions = read_predictions(study.results / SHIFT_PROBABILITIES)
     for entry in record["targets"]:
-        if not entry["labelled"]:
-            continue
-        yield {
-            "backbone": entry["backbone"],
-            "target": entry["target"],
-            "source_auroc": entry["auroc"]["source"],
-            "target_auroc": entry["auroc"]["target"],
-            "loss": next((e for e in entry["effects"] if e["name"] == "auroc_loss"), None),
-            "head": entry["head"],
-            "p": _p_of_loss(predictions[entry["backbone"]], entry["target"]),
-        }
+        if entry["labelled"]:
+            yield {
+                **{key: entry[key] for key in ("backbone", "target", "head")},
+                "source_auroc": entry["auroc"]["source"],
+                "target_auroc": entry["auroc"]["target"],
+                "loss": next((e for e in entry["effects"] if e["name"] == "auroc_loss"), None),
+                "p": _p_of_loss(predictions[entry["backbone"]], entry["target"]),
+            }
 
 
 def _of_audit(_: Study, record: Record) -> Iterator[Record]:
     """Each test for a shortcut."""
     for finding in record["findings"]:
-        if "p_adjusted" in finding["values"]:
-            values = finding["values"]
-            yield {key: finding[key] for key in ("where", "check")} | {
-                "auc": values["auc"],
-                "p": values["p"],
-            }
+        values = finding["values"]
+        if "p_adjusted" in values:
+            tested = {"auc": values["auc"], "p": values["p"]}
+            yield {"where": finding["where"], "check": finding["check"], **tested}
 
 
 #: By stage, what makes the rows of one finding of its record.
-ROWS: Mapping[str, Callable[[Study, Record], Iterator[Record]]] = MappingProxyType(
+_ROWS: Mapping[str, Callable[[Study, Record], Iterator[Record]]] = MappingProxyType(
     {"heads": _of_heads, "shift": _of_shift, "audit": _of_audit}
 )
 

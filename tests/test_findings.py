@@ -151,7 +151,7 @@ def test_a_finding_that_fails_does_not_cost_the_others(study_file):
 
 def test_a_p_of_zero_is_adjusted_and_takes_no_other_rows_place(monkeypatch):
     """DeLong's is 0 where many patients are told apart; a row without p stays without."""
-    monkeypatch.setattr(findings, "ROWS", {"heads": lambda _, record: iter(record)})
+    monkeypatch.setattr(findings, "_ROWS", {"heads": lambda _, record: iter(record)})
     study = SimpleNamespace(name="chest", of_finding=lambda finding: finding)
     records = {"a": [{"p": 0.0}], "b": [{"p": None}, {"p": 0.02}], "c": [{"p": 0.5}]}
     rows = findings.compare_findings("heads", study, records)["rows"]
@@ -183,5 +183,5 @@ def test_an_auroc_of_few_patients_is_not_tested(monkeypatch, stage, patients, is
         "auroc": {"source": 0.8, "target": 0.8},
     }
     record = {"backbones": [{"backbone": "tiny", "domains": [domain]}], "targets": [target]}
-    (row,) = findings.ROWS[stage](SimpleNamespace(results=Path()), record)
+    (row,) = findings._ROWS[stage](SimpleNamespace(results=Path()), record)
     assert (row["p"] is not None) == is_tested

@@ -40,7 +40,7 @@ _TINY = 1e-15
 _ROUNDING = 1e-3
 _LONGEST_REASON = 300
 Proba = NDArray[np.float64]
-Parameters = Mapping[str, Any]
+_Choice = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Fit:
     models: tuple[Any, ...]
     seeds: tuple[int, ...]
     proba: NDArray[np.float64]
-    chosen: Parameters = field(default_factory=dict)
+    chosen: _Choice = field(default_factory=dict)
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     out_of_fold: NDArray[np.float64] | None = None
     seconds: float = 0.0
@@ -125,7 +125,7 @@ class Fitting:
             self._fitted_to = repeated.with_(features=views.reshape(len(rows), -1))
         self.failures: dict[str, str] = {}
         self.seconds = dict.fromkeys(specs, 0.0)
-        self._fixed: dict[str, Parameters] = {}
+        self._fixed: dict[str, _Choice] = {}
         self._held_out: dict[str, Proba] = {}
         self._imported = False
         self._progress: Progress
@@ -160,7 +160,7 @@ class Fitting:
             fitted = self._fit_to_all_rows(chosen, X, predicted, validation)
         return {name: self._fit_of(name, of_head, chosen[name]) for name, of_head in fitted.items()}
 
-    def _fit_of(self, name: str, fitted: Sequence[tuple[Any, Proba]], chosen: Parameters) -> Fit:
+    def _fit_of(self, name: str, fitted: Sequence[tuple[Any, Proba]], chosen: _Choice) -> Fit:
         """A head's models and predictions with what they say of themselves."""
         models, proba = zip(*fitted, strict=True)
         head = models[0].head
@@ -202,7 +202,7 @@ class Fitting:
 
     def _hold_out(
         self,
-        choices: Mapping[str, Sequence[Parameters]],
+        choices: Mapping[str, Sequence[_Choice]],
         seed: int,
         what: str = "",
         fit: Callable[..., Proba] | None = None,
@@ -255,7 +255,7 @@ class Fitting:
 
     def _fit_to_all_rows(
         self,
-        chosen: Mapping[str, Parameters],
+        chosen: Mapping[str, _Choice],
         X: NDArray[np.float32],
         predicted: NDArray[np.intp],
         validation: DomainData | None,
@@ -374,7 +374,7 @@ class _Fold:
     classes: int
 
 
-def _fit_choices(spec: HeadSpec, choices: Sequence[Parameters], fold: _Fold, seed: int) -> Proba:
+def _fit_choices(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: int) -> Proba:
     """Probabilities ``(choices, out, K)`` of the rows held out.
 
     A choice that cannot be fitted to the rows of a fold (more neighbours than rows), or gives
@@ -405,7 +405,7 @@ def _fit_choices(spec: HeadSpec, choices: Sequence[Parameters], fold: _Fold, see
     return held_out
 
 
-def _fit_nested(spec: HeadSpec, fixed: Sequence[Parameters], fold: _Fold, seed: int) -> Proba:
+def _fit_nested(spec: HeadSpec, fixed: Sequence[_Choice], fold: _Fold, seed: int) -> Proba:
     """Probabilities ``(1, out, K)`` of the rows held out, which have no part in any choice.
 
     ``fixed``, chosen by all rows, are taken where a class has too few patients in the fold to
@@ -419,9 +419,7 @@ def _fit_nested(spec: HeadSpec, fixed: Sequence[Parameters], fold: _Fold, seed: 
         return _fit_choices(spec, fixed, fold, seed)
 
 
-def _best_inside(
-    spec: HeadSpec, choices: Sequence[Parameters], fold: _Fold, seed: int
-) -> Parameters:
+def _best_inside(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: int) -> _Choice:
     """The choice of the lowest log loss in folds of a fold's own rows."""
     by_choice = np.full((len(choices), len(fold.y), fold.classes), np.nan)
     for inside, outside in patient_folds(fold.y, fold.group, seed=seed):
