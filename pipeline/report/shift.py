@@ -47,9 +47,45 @@ METRICS: Mapping[str, str] = {
 }
 
 
-#: Tables whose rows are those of the record, by its key: title and columns. A terminal leaves
-#: them out.
-_DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = {
+#: By the end of its key, the title and the columns of each table; subgroups have their own.
+_TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
+    "effects": (
+        "Why accuracy is lost. Each division splits the same loss in another way",
+        (
+            Column("division"),
+            Column("effect", field="name"),
+            Column("points lost", "points", interval=True),
+            Column(
+                "largest, %",
+                "percent",
+                "Share of the bootstrap draws in which it is the largest of its division.",
+                field="largest",
+            ),
+        ),
+    ),
+    "adaptation": (
+        "What adaptation gains: fitted on one half of the target, scored on the other",
+        (
+            Column("method"),
+            Column("target labels", field="target_labels"),
+            Column("accuracy", "share"),
+            Column("AUROC", "share", field="auroc"),
+            Column("points gained", "points", interval=True, field="difference"),
+            Column("p", "p", "Adjusted for the number of methods (Holm)."),
+        ),
+    ),
+    "errors": (
+        "Error table (after Ng)",
+        (
+            Column("kind"),
+            Column("of", field="name"),
+            Column("% of images", "percent", interval=True),
+        ),
+    ),
+    "estimates": (
+        "Estimates without labels of the target",
+        (Column("of"), Column("method"), Column("%", "percent", interval=True)),
+    ),
     "detection": (
         "Is there a shift? Permutation tests by patient",
         (
@@ -121,19 +157,36 @@ def _target(target: Record) -> Iterator[Part]:
 
 
 def _tables(target: Record) -> Iterator[Table]:
-    labelled = target["labelled"]
+    labelled, errors, estimates = (target[k] for k in ("labelled", "error_table", "accuracy_range"))
     if labelled:
-        yield _effects(target["effects"])
-        yield _adaptation(target["adaptation"])
-        yield _error_table(target["error_table"])
-    yield _estimates(target["accuracy_range"], detail=labelled)
-    for key, (title, columns) in _DETAILS.items():
-        if labelled or key == "detection":
-            notes = (target["covariates_summary"],) if key == "covariates" else ()
-            rows = _named(target[key]) if key == "detection" else target[key]
-            yield Table(title, columns, rows, notes=notes, key=f"shift_{key}", detail=True)
+        rows, unshown = _effects(target["effects"])
+        yield _table("effects", rows, *unshown, detail=False)
+        rows = [
+            {**row, "p": row["difference"] and row["difference"]["p_adjusted"]}
+            for row in target["adaptation"]
+        ]
+        start = "All methods start from a linear head; source_only is that head, not adapted."
+        yield _table("adaptation", rows, start, detail=False)
+        rows = [*_named(errors["errors"], kind="error"), *_named(errors["steps"], kind="step")]
+        unknown = errors["not_identifiable"].items()
+        notes = [f"{_NAMES[step]}: not computed, {why}." for step, why in unknown]
+        linear = "Heads of few patients and those trained on the target are linear ones."
+        yield _table("errors", rows, linear, *notes)
+    rows = [{**row, "of": "accuracy"} for row in estimates["estimates"]]
+    rows += [{**row, "of": f"share of {row['name']}"} for row in estimates["prevalence"]]
+    rows = [{**row, "method": _NAMES[row["method"]]} for row in rows]
+    yield _table("estimates", rows, estimates["warning"], detail=labelled)
+    yield _table("detection", _named(target["detection"]))
+    if labelled:
+        yield _table("covariates", target["covariates"], target["covariates_summary"])
+        yield _table("calibration", target["calibration"])
+        yield _table("thresholds", target["thresholds"])
     for attribute in dict.fromkeys(row["attribute"] for row in target["subgroups"]):
         yield _subgroups(attribute, target["subgroups"])
+
+
+def _table(name: str, rows: Sequence[Record], *notes: str, detail: bool = True) -> Table:
+    return Table(*_TABLES[name], rows, notes=notes, key=f"shift_{name}", detail=detail)
 
 
 def _named(rows: Sequence[Record], names: Mapping[str, str] = _NAMES, **more: Any) -> list[Record]:
@@ -141,83 +194,19 @@ def _named(rows: Sequence[Record], names: Mapping[str, str] = _NAMES, **more: An
     return [{**row, "name": names[row["name"]], **more} for row in rows]
 
 
-def _effects(effects: Sequence[Record]) -> Table:
+def _effects(effects: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Rows, AUROC last; groups whose other mix is not shown to cost anything are one sentence."""
     names, unshown = dict(_EFFECTS), list[str]()
     for row in effects:
         attribute = row["division"].removeprefix("by ")
         if row["name"] == f"{attribute}_mix" and attribute != row["division"]:
             names[f"{attribute}_mix"] = f"other shares of {attribute} groups"
             names[f"within_{attribute}"] = f"more errors inside the {attribute} groups"
-            # Groups whose other mix is not shown to cost anything are one sentence.
             unshown += [attribute] if row["low"] <= 0 <= row["high"] else []
     rows = [row for row in effects if row["division"].removeprefix("by ") not in unshown]
     note = f"Other shares of patients by {' or '.join(unshown)} are not shown to cost accuracy."
-    return Table(
-        "Why accuracy is lost. Each division splits the same loss in another way",
-        (
-            Column("division"),
-            Column("effect", field="name"),
-            Column("points lost", "points", interval=True),
-            Column(
-                "largest, %",
-                "percent",
-                "Share of the bootstrap draws in which it is the largest of its division.",
-                field="largest",
-            ),
-        ),
-        sorted(_named(rows, names), key=lambda row: row["division"] == "AUROC"),
-        notes=(note,) if unshown else (),
-        key="shift_effects",
-    )
-
-
-def _adaptation(methods: Sequence[Record]) -> Table:
-    return Table(
-        "What adaptation gains: fitted on one half of the target, scored on the other",
-        (
-            Column("method"),
-            Column("target labels", field="target_labels"),
-            Column("accuracy", "share"),
-            Column("AUROC", "share", field="auroc"),
-            Column("points gained", "points", interval=True, field="difference"),
-            Column("p", "p", "Adjusted for the number of methods (Holm)."),
-        ),
-        [{**row, "p": row["difference"] and row["difference"]["p_adjusted"]} for row in methods],
-        notes=("All methods start from a linear head; source_only is that head, not adapted.",),
-        key="shift_adaptation",
-    )
-
-
-def _error_table(errors: Record) -> Table:
-    unknown = errors["not_identifiable"].items()
-    return Table(
-        "Error table (after Ng)",
-        (
-            Column("kind"),
-            Column("of", field="name"),
-            Column("% of images", "percent", interval=True),
-        ),
-        [*_named(errors["errors"], kind="error"), *_named(errors["steps"], kind="step")],
-        notes=(
-            "Heads of few patients and those trained on the target are linear ones.",
-            *(f"{_NAMES[step]}: not computed, {why}." for step, why in unknown),
-        ),
-        key="shift_errors",
-        detail=True,
-    )
-
-
-def _estimates(estimates: Record, *, detail: bool) -> Table:
-    rows = [{**row, "of": "accuracy"} for row in estimates["estimates"]]
-    rows += [{**row, "of": f"share of {row['name']}"} for row in estimates["prevalence"]]
-    return Table(
-        "Estimates without labels of the target",
-        (Column("of"), Column("method"), Column("%", "percent", interval=True)),
-        [{**row, "method": _NAMES[row["method"]]} for row in rows],
-        notes=(estimates["warning"],),
-        key="shift_estimates",
-        detail=detail,
-    )
+    ordered = sorted(_named(rows, names), key=lambda row: row["division"] == "AUROC")
+    return ordered, [note] if unshown else []
 
 
 def _subgroups(attribute: str, subgroups: Sequence[Record]) -> Table:
