@@ -133,7 +133,7 @@ def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayo
     if in_splits:
         paths = [path.partition("/")[2] for path in paths]
     folders = _folders(paths)
-    layout = _classes_again(folders) or _masks(folders) or _mask_files(paths)
+    layout = _classes_again(folders) or _masks(folders, paths)
     if in_splits:
         return layout and replace(
             layout, ignore=tuple(f"*/{pattern.removeprefix('*/')}" for pattern in layout.ignore)
@@ -225,36 +225,27 @@ def _classes_again(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
     return None
 
 
-def _masks(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
-    """Masks beside the images of a class, or beside all classes."""
-    masks = {
+def _masks(folders: Mapping[str, Sequence[str]], paths: Sequence[str]) -> WrongLayout | None:
+    """Masks beside the images of a class, or all classes; or ``1_mask.png`` beside ``1.png``."""
+    ignore = {
         f"*/{_escaped(name)}/*": name
         for below in folders.values()
         for name in below
         if name.casefold() in _MASKS and len(below) > 1
     }
     if len(folders) > 1:
-        masks |= {f"{_escaped(n)}/*": n for n in folders if n.casefold() in _MASKS}
-    if not masks:
-        return None
+        ignore |= {f"{_escaped(n)}/*": n for n in folders if n.casefold() in _MASKS}
+    what = f"images in folders called {_listed([*ignore.values()])}"
+    if not ignore:
+        stems = {path.rpartition(".")[0] for path in paths}
+        matches = (_MASK_FILE.fullmatch(stem) for stem in stems)
+        endings = Counter(match[2] for match in matches if match and match[1] in stems)
+        if endings.total() < 2:
+            return None
+        ignore = {f"*{ending}*": ending for ending in sorted(endings)}
+        what = f"{endings.total()} files called as another with {_listed([*endings])}"
     return WrongLayout(
-        text=f"images in folders called {_listed([*masks.values()])} would be taken as if they "
-        "were pictures of their own",
-        ignore=tuple(masks),
-    )
-
-
-def _mask_files(paths: Sequence[str]) -> WrongLayout | None:
-    """``1.png`` with ``1_mask.png`` beside it."""
-    stems = {path.rpartition(".")[0] for path in paths}
-    matches = (_MASK_FILE.fullmatch(stem) for stem in stems)
-    endings = Counter(match[2] for match in matches if match and match[1] in stems)
-    if endings.total() < 2:
-        return None
-    return WrongLayout(
-        text=f"{endings.total()} files called as another with {_listed([*endings])} would be taken "
-        "as if they were pictures of their own",
-        ignore=tuple(f"*{ending}*" for ending in sorted(endings)),
+        text=f"{what} would be taken as if they were pictures of their own", ignore=tuple(ignore)
     )
 
 
