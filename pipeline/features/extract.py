@@ -260,20 +260,15 @@ def fill_stores(
         store.prepare()
         gc(store)
     begun = time.monotonic()
-    precision = stores[0].recipe.precision
-    engine = resolve_engine(
-        engine, precision, images=len(missing), size=policy.size, views=policy.views
-    )
+    filler = Filler(stores, build, policy, engine, images=len(missing))
     unusable: dict[bytes, str] = {}
-    batches = decoded(missing, policy, unusable, engine)
+    batches = filler.decode(missing, unusable)
     with ThreadPoolExecutor(1, "first batch") as meanwhile:
         decoding = meanwhile.submit(_first_usable, batches)
         # A GPU takes seconds to start; on a CPU no network is built where no image is usable.
-        if engine.device == "cpu" and not decoding.result():
+        if filler.choice.device == "cpu" and not decoding.result():
             return unusable
-        started = start_network(
-            stores, build=build, policy=policy, engine=engine, images=len(missing)
-        )
+        started = filler.start()
     with closing(started):
         if not (first := decoding.result()):
             return unusable
@@ -281,14 +276,7 @@ def fill_stores(
         waited = defaultdict[str, float](float, starting=time.monotonic() - begun)
         computed = run_batches(_timed(chain(first, batches), waited, "decoding"), started)
         with Progress(title, len(missing)) as progress:
-            write_rows(
-                _timed(computed, waited, "network"),
-                stores,
-                unusable,
-                FeatureGuard(policy),
-                provenance=started.provenance(),
-                advance=progress.advance,
-            )
+            filler.write(_timed(computed, waited, "network"), unusable, progress.advance)
         waited["network"] -= waited["decoding"]  # the one asks for the other
         _log_limit(title, time.monotonic() - begun, waited, started.device_seconds)
     for store in stores:
@@ -296,62 +284,108 @@ def fill_stores(
     return unusable
 
 
-def start_network(
-    stores: Sequence[FeatureStore],
-    *,
-    build: Build,
-    policy: PixelPolicy,
-    engine: EngineChoice,
-    images: int,
-) -> Engine:
-    """An engine, ready to run, whose features are those of the stores; see :func:`fill_stores`.
+class Filler:
+    """What fills the stores of one network: its engine, what decodes for it, and the writer.
 
-    Raises:
-        CanaryError: It is another network than the one that filled them.
+    Attributes:
+        stores: See :func:`fill_stores`.
+        choice: What the user's choice of an engine comes to.
     """
-    recipe = stores[0].recipe
-    cuts = ", ".join(store.recipe.cut for store in stores)
-    name = f"{replace(recipe, cut=cuts).fingerprint[:16]}.openvino"
-    kept = stores[0].path.parent / "index" / "networks" / name
-    with _named_failure():
-        started = start_engine(build, engine, recipe.precision, kept=kept, images=images)
-    try:
-        with _named_failure():
-            canaries = np.split(canary_features(started, policy), _edges(stores), axis=-1)
-        for store, rows in zip(stores, canaries, strict=True):
-            check_canaries(store.path, store.recipe, rows, provenance=started.provenance())
-            _warn_if_full(store, images * rows[0].nbytes)
-    except BaseException:
-        started.close()
-        raise
-    return started
 
-
-def _edges(stores: Sequence[FeatureStore]) -> list[int]:
-    """Where the features of the second and every later store begin."""
-    edges = np.cumsum([spec_of(store.recipe.backbone).dim for store in stores])[:-1]
-    return [int(edge) for edge in edges]
-
-
-def decoded(
-    missing: Mapping[bytes, Item],
-    policy: PixelPolicy,
-    unusable: dict[bytes, str],
-    engine: EngineChoice,
-) -> Iterator[Batch]:
-    """Batches for an engine, decoded where the policy says."""
-    size = engine.batch_size or 1
-    if policy.decode == "cpu":
-        device, threads = engine.device, engine.threads
-        return decode_batches(missing, policy, unusable, size=size, device=device, threads=threads)
-    if engine.device != "cuda":
-        raise EngineError(
-            f"decode = gpu needs a CUDA device, and the network runs on {engine.device}: "
-            "use --decode cpu, which has a store of its own"
+    def __init__(
+        self,
+        stores: Sequence[FeatureStore],
+        build: Build,
+        policy: PixelPolicy,
+        engine: EngineChoice,
+        *,
+        images: int,
+    ) -> None:
+        self.stores, self._build, self._policy, self._images = stores, build, policy, images
+        self._recipe = stores[0].recipe
+        self.choice = resolve_engine(
+            engine, self._recipe.precision, images=images, size=policy.size, views=policy.views
         )
-    from pipeline.features.device_decode import device_batches
+        self._guard = FeatureGuard(policy)
+        # Where the features of the second and every later store begin.
+        dims = [spec_of(store.recipe.backbone).dim for store in stores]
+        self._edges = np.cumsum(dims)[:-1].tolist()
 
-    return device_batches(missing, policy, unusable, size=size, device=engine.device)
+    def start(self) -> Engine:
+        """An engine, ready to run, whose features are those of the stores.
+
+        Raises:
+            CanaryError: It is another network than the one that filled them.
+        """
+        stores, recipe = self.stores, self._recipe
+        cuts = ", ".join(store.recipe.cut for store in stores)
+        name = f"{replace(recipe, cut=cuts).fingerprint[:16]}.openvino"
+        kept = stores[0].path.parent / "index" / "networks" / name
+        with _named_failure():
+            started = start_engine(
+                self._build, self.choice, recipe.precision, kept=kept, images=self._images
+            )
+        self._provenance = started.provenance()
+        try:
+            with _named_failure():
+                canaries = np.split(canary_features(started, self._policy), self._edges, axis=-1)
+            for store, rows in zip(stores, canaries, strict=True):
+                check_canaries(store.path, store.recipe, rows, provenance=self._provenance)
+                _warn_if_full(store, self._images * rows[0].nbytes)
+        except BaseException:
+            started.close()
+            raise
+        return started
+
+    def decode(
+        self, items: Mapping[bytes, Item], unusable: dict[bytes, str], *, threads: int | None = None
+    ) -> Iterator[Batch]:
+        """Batches of images for the engine, decoded where the policy says; in so many threads."""
+        policy, device, size = self._policy, self.choice.device, self.choice.batch_size or 1
+        if policy.decode == "cpu":
+            cores = threads or self.choice.threads
+            return decode_batches(
+                items, policy, unusable, size=size, device=device, threads=threads
+            )
+        if device != "cuda":
+            raise EngineError(
+                f"decode = gpu needs a CUDA device, and the network runs on {device}: "
+                "use --decode cpu, which has a store of its own"
+            )
+        from pipeline.features.device_decode import device_batches
+
+        return device_batches(items, policy, unusable, size=size, device=device)
+
+    def write(
+        self,
+        batches: Iterable[tuple[list[bytes], Features]],
+        unusable: dict[bytes, str],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Write rows as they come, divided among the stores, but none that cannot be features.
+
+        Args:
+            batches: See :func:`run_batches`.
+            unusable: Gets the reason of each image whose row is none, by key.
+            advance: Gets how many images more are done.
+        """
+        provenance = canonical(self._provenance)
+        written = done = 0
+        with ExitStack() as writing:
+            writers = [
+                writing.enter_context(Writer(store, provenance=provenance)) for store in self.stores
+            ]
+            for keys, rows in batches:
+                parts = np.split(rows, self._edges, axis=-1)
+                for i, key in enumerate(keys):
+                    if objection := self._guard.objection(rows[i]):
+                        unusable[key] = objection
+                        continue
+                    for writer, part in zip(writers, parts, strict=True):
+                        writer.add(key, part[i])
+                    written += 1
+                advance(written + len(unusable) - done)
+                done = written + len(unusable)
 
 
 def _first_usable(batches: Iterator[Batch]) -> list[Batch]:
@@ -444,42 +478,6 @@ def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
     files = sorted((f for f in folder.iterdir() if f.name[0] != "."), key=lambda f: f.name)
     images = [(f.name.encode(), decode(f.read_bytes(), policy)) for f in files]
     return np.stack([row for _, row in compute_features(images, engine)])
-
-
-def write_rows(
-    batches: Iterable[tuple[list[bytes], Features]],
-    stores: Sequence[FeatureStore],
-    unusable: dict[bytes, str],
-    guard: "FeatureGuard",
-    *,
-    provenance: Mapping[str, str],
-    advance: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Write rows as they come, divided among the stores, but none that cannot be features.
-
-    Args:
-        batches: See :func:`run_batches`.
-        stores: See :func:`fill_stores`.
-        unusable: Gets the reason of each image whose row is none, by key.
-        guard: What refuses rows.
-        provenance: Of the engine.
-        advance: Gets how many images more are done.
-    """
-    text, edges = canonical(dict(provenance)), _edges(stores)
-    written = done = 0
-    with ExitStack() as writing:
-        writers = [writing.enter_context(Writer(store, provenance=text)) for store in stores]
-        for keys, rows in batches:
-            parts = np.split(rows, edges, axis=-1)
-            for i, key in enumerate(keys):
-                if objection := guard.objection(rows[i]):
-                    unusable[key] = objection
-                    continue
-                for writer, part in zip(writers, parts, strict=True):
-                    writer.add(key, part[i])
-                written += 1
-            advance(written + len(unusable) - done)
-            done = written + len(unusable)
 
 
 class FeatureGuard:

@@ -24,8 +24,8 @@ from cache.store import ROWS_PER_COMMIT, FeatureStore, compact, gc
 from pipeline.data.items import Item
 from pipeline.errors import EngineError, PipelineError
 from pipeline.features.backbones import policy_of
-from pipeline.features.engines import EngineChoice, resolve_engine
-from pipeline.features.extract import FeatureGuard, decoded, run_batches, start_network, write_rows
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import Filler, run_batches
 from pipeline.features.load import frozen_network
 from pipeline.parallel import each_of
 from pipeline.progress import Progress
@@ -337,17 +337,10 @@ def _start_writing(
     for store in stores():
         _check_seen(store.path / "parts", "stores")
         gc(store)  # of a worker that was killed on this machine
-    policy = policy_of(choices[0])
-    engine = resolve_engine(engine, recipes[0].precision, size=policy.size, views=policy.views)
     layers = [choice.layer for choice in choices]
-    started = start_network(
-        stores(),
-        build=partial(frozen_network, choices[0], recipes[0], layers=layers),
-        policy=policy,
-        engine=engine,
-        images=ROWS_PER_COMMIT,
-    )
-    guard = FeatureGuard(policy)
+    build = partial(frozen_network, choices[0], recipes[0], layers=layers)
+    filler = Filler(stores(), build, policy_of(choices[0]), engine, images=ROWS_PER_COMMIT)
+    started = filler.start()
 
     def write(block: Sequence[tuple[bytes, Item]]) -> tuple[int, dict[bytes, str], str]:
         """How many images these were, which could not be used and why, and the engine."""
@@ -355,9 +348,9 @@ def _start_writing(
         # Of a stack one row is read at a time, which is small.
         largest = max((item.stat.size for _, item in block if item.row is None), default=1)
         threads = max(1, min(engine.threads or 1, _OPEN_BYTES // max(largest, 1)))
-        images = decoded(dict(block), policy, unusable, replace(engine, threads=threads))
-        rows = run_batches(images, started)
-        write_rows(rows, stores(), unusable, guard, provenance=started.provenance())
+        filler.stores = stores()
+        images = filler.decode(dict(block), unusable, threads=threads)
+        filler.write(run_batches(images, started), unusable)
         return len(block), unusable, started.description
 
     return write

@@ -225,17 +225,17 @@ def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypa
 def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
     """Ctrl-C commits the buffer; the next run computes only the rest."""
     study = load_study(study_file)
-    real = extract_module.write_rows
+    real = extract_module.Filler.write
 
-    def interrupted(batches, *given, **named):
+    def interrupted(self, batches, *given):
         def until_then():
             yield from islice(batches, 6)
             raise KeyboardInterrupt
 
-        return real(until_then(), *given, **named)
+        return real(self, until_then(), *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "write_rows", interrupted)
+        patch.setattr(extract_module.Filler, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             extract(study, TORCH)
     assert counts(extract(study, TORCH)) == (60, 36, 24, 0)
