@@ -343,7 +343,7 @@ class Filler:
         """Batches of images for the engine, decoded where the policy says; in so many threads."""
         policy, device, size = self._policy, self.choice.device, self.choice.batch_size or 1
         if policy.decode == "cpu":
-            cores = threads or self.choice.threads
+            threads = threads or self.choice.threads
             return decode_batches(
                 items, policy, unusable, size=size, device=device, threads=threads
             )
