@@ -1,7 +1,7 @@
 """A table of results, and how it is shown: on a terminal, as CSV and on the page.
 
-Each stage has a module beside this one that turns its JSON record into a list of parts: tables
-and sentences. All outputs are made from that list; ``templates/page.html`` makes the HTML.
+A function of each stage, in a module beside this one, turns its JSON record into parts: tables
+and sentences. All outputs are made from these; ``templates/page.html`` makes the HTML.
 """
 
 import csv
