@@ -64,13 +64,13 @@ def calibration(data: DomainData) -> _Record:
         "domain": data.role,
         "brier": brier,
         "miscalibration": brier - best,
-        "ece": calibration_error(data.scored().max(axis=1), ~data.wrong()),
+        "ece": _calibration_error(data.scored().max(axis=1), ~data.wrong()),
         "slope": slope,
         "intercept": intercept,
     }
 
 
-def calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> float:
+def _calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> float:
     """Mean gap between confidence and accuracy in bins of equal mass, in [0, 1].
 
     Rows of one confidence stand in a bin with their mean, in whatever order they come.

@@ -13,7 +13,6 @@ from pipeline.shift.calibrate import (
     SENSITIVITY,
     SPECIFICITY,
     calibration,
-    calibration_error,
     choose_threshold,
     corrected_threshold,
     measure_threshold,
@@ -39,7 +38,6 @@ def test_calibration_is_that_of_scikit_learn():
     assert row["slope"] == pytest.approx(refit.coef_[0, 0], abs=1e-3)
     assert row["intercept"] == pytest.approx(refit.intercept_[0], abs=1e-3)
     assert (row["slope"], row["intercept"]) == pytest.approx((0.6, 0.5), abs=0.1)
-    assert row["ece"] == calibration_error(data.proba.max(axis=1), ~data.wrong())
     three = outcomes(event)  # whether the predicted class is right, of which it is sure
     assert calibration(three)["brier"] == pytest.approx(event.mean())
 
@@ -48,15 +46,16 @@ def test_calibration_is_that_of_scikit_learn():
 def test_calibration_error_is_of_fifteen_bins_whatever_the_order(decimals):
     """Equal confidences that an edge cuts are as the mean over all their orders."""
     rng = np.random.default_rng(0)
-    confidence = rng.uniform(0.5, 1, 150).round(decimals)
+    confidence = rng.uniform(0.56, 1, 150).round(decimals)
     right = rng.random(150) < confidence
     sorts = [np.lexsort((rng.random(150), confidence)) for _ in range(4000)]
     gap = np.mean([(right - confidence)[s] for s in sorts], axis=0)
     loop = sum(abs(part.sum()) for part in np.array_split(gap, 15)) / 150
-    error = calibration_error(confidence, right)
+    error = calibration(scored(confidence, right))["ece"]
     assert error == pytest.approx(loop, abs=5e-3 if decimals == 1 else 1e-12)
     order = rng.permutation(150)
-    assert calibration_error(confidence[order], right[order]) == pytest.approx(error, abs=1e-12)
+    again = calibration(scored(confidence[order], right[order]))["ece"]
+    assert again == pytest.approx(error, abs=1e-12)
 
 
 @pytest.mark.parametrize("p", [[0.0, 0.2, 0.8, 1.0], [1.0, 0.8, 0.2, 0.0]])
