@@ -20,9 +20,9 @@ from pipeline.words import composed, printable
 SOURCE = "source"
 SEALED, ABSENT = LABELS = ("sealed", "absent")
 PRECISIONS = ("fp32", "tf32", "bf16")
-RESIZES = ("stretch", "crop", "fast")
-DECODERS = ("cpu", "gpu")
-MOST_VIEWS = 32
+_RESIZES = ("stretch", "crop", "fast")
+_DECODERS = ("cpu", "gpu")
+_MOST_VIEWS = 32
 #: Between the name of a network and that of a layer of it.
 AT = "@"
 #: Ending of a file of image names, as a value of ``split``; of a file of arrays, of ``path``.
@@ -682,10 +682,10 @@ def _backbone(name: str, table: _Table) -> list[BackboneChoice]:
     table.check_keys({"weights", "resize", "precision", "decode", "views", "layers"})
     given = {
         "weights": table.get("weights"),
-        "resize": table.get("resize", allowed=RESIZES),
+        "resize": table.get("resize", allowed=_RESIZES),
         "precision": table.get("precision", allowed=PRECISIONS),
-        "decode": table.get("decode", allowed=DECODERS),
-        "views": table.number("views", 1, MOST_VIEWS, kind=int),
+        "decode": table.get("decode", allowed=_DECODERS),
+        "views": table.number("views", 1, _MOST_VIEWS, kind=int),
     }
     if given["weights"] not in (None, "imagenet"):
         given["weights"] = str(table.path("weights", 'allowed: "imagenet" or a file'))

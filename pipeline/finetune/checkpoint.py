@@ -77,8 +77,8 @@ class TrainingState:
     finished: bool = False
 
 
-#: JSON values and tensors, which are on the CPU once they are read.
-Checkpoint = tuple[Mapping[str, Any], Mapping[str, Tensor]]
+#: JSON values, and tensors on the CPU.
+_Checkpoint = tuple[Mapping[str, Any], Mapping[str, Tensor]]
 
 
 class Checkpoints:
@@ -103,7 +103,7 @@ class Checkpoints:
         """Whether the time between checkpoints has passed."""
         return time.monotonic() - self._last >= self._seconds
 
-    def load(self, run: Mapping[str, Any] | None = None) -> Checkpoint | None:
+    def load(self, run: Mapping[str, Any] | None = None) -> _Checkpoint | None:
         """The newest whole checkpoint; a damaged one is passed over with a warning.
 
         Args:
@@ -159,7 +159,7 @@ class Checkpoints:
         self._remove_all_but(name, self.newest)
         self.newest, self._last = name, time.monotonic()
 
-    def _read(self, name: str) -> tuple[dict[str, Any], Checkpoint]:
+    def _read(self, name: str) -> tuple[dict[str, Any], _Checkpoint]:
         """Identity and content of one checkpoint, every byte checked."""
         data = disk.read_all(self.folder / name)
         if hashlib.sha256(data).hexdigest() not in name:
@@ -235,7 +235,7 @@ def pack_tensors(
 
 
 def restore(
-    checkpoint: Checkpoint | None, model: nn.Module, optimiser: Optimizer
+    checkpoint: _Checkpoint | None, model: nn.Module, optimiser: Optimizer
 ) -> tuple[TrainingState, dict[str, Tensor]]:
     """Bring model and optimiser to a checkpoint: where it stands, and the best weights so far."""
     if checkpoint is None:

@@ -63,7 +63,7 @@ def train(  # noqa: C901, PLR0915
 
     Returns:
         A row for each epoch, over all runs of a training that was cut off. The weights are
-        those of ``best_epoch`` with ``patience``, else of the last.
+        those of the best epoch with ``patience``, else of the last.
 
     Raises:
         EngineError: A precision that the device does not have; out of memory; a loss that is
@@ -99,7 +99,7 @@ def train(  # noqa: C901, PLR0915
             done = now.epoch * len(fit) + now.step * settings.batch_size
             shown.expect(settings.epochs * len(fit) - done)
         for epoch in range(now.epoch, settings.epochs):
-            set_train_mode(model, keep_statistics=settings.keep_statistics)
+            _set_train_mode(model, keep_statistics=settings.keep_statistics)
             totals = torch.tensor(now.totals, dtype=torch.float64, device=device)
             before, start = now.seconds, time.perf_counter()
             batches = fit_batches(fit, settings, group, epoch=epoch, first=now.step)
@@ -133,9 +133,9 @@ def train(  # noqa: C901, PLR0915
             parallel.take_buffers_of_first(model)
             row = _epoch_row(model, now, validation, settings)
             now = TrainingState(epoch=epoch + 1, rows=[*now.rows, row])
-            if settings.patience and best_epoch(now.rows) == epoch:
+            if settings.patience and _best_epoch(now.rows) == epoch:
                 best = {name: value.clone() for name, value in model.state_dict().items()}
-            if settings.patience and epoch - best_epoch(now.rows) >= settings.patience:
+            if settings.patience and epoch - _best_epoch(now.rows) >= settings.patience:
                 break
             if now.epoch < settings.epochs:
                 save()
@@ -187,7 +187,7 @@ def share_of_rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
-def set_train_mode(model: nn.Module, *, keep_statistics: bool = False) -> None:
+def _set_train_mode(model: nn.Module, *, keep_statistics: bool = False) -> None:
     """Training mode, but for what is frozen.
 
     A module none of whose parameters is trained is in eval mode with all that it contains: its
@@ -216,7 +216,7 @@ def _optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
 
 
-def best_epoch(rows: Sequence[EpochRow]) -> int:
+def _best_epoch(rows: Sequence[EpochRow]) -> int:
     """The first epoch with the lowest validation loss."""
     losses = [row.validation_loss for row in rows]
     return losses.index(min(losses))

@@ -66,7 +66,7 @@ _HEAD = "mlp"
 #: Epochs at the end that :func:`trend` uses, and how far one may still change the mean loss.
 _LAST, _STILL = 5, 0.01
 #: A kept model with its probabilities of all samples, shape ``(n, K)``.
-Model = tuple[Record, Proba]
+_Model = tuple[Record, Proba]
 
 
 def finetune(
@@ -92,9 +92,14 @@ def finetune(
         options: Which samples are accepted.
 
     Returns:
-        The record, see :func:`evaluate`; ``trial`` says what was left out, and ends the names
-        of the results. It is also written to ``results/<study>/finetune.json``, and the
-        probability of each class for each image to ``finetune.h5`` beside it.
+        The record, JSON types only, also in ``results/<study>/finetune.json``; the probability
+        of each class for each image is in ``finetune.h5`` beside it. ``trial`` says what was left
+        out, and ends the names of the results. ``backbones``: for each one its ``models`` (what
+        each cost and how it learned) and its ``domains`` off the fit split, with a row for each
+        model: ``scores``, an interval for each metric, and ``differences`` of accuracy from
+        ``lp`` and from the best head of stage 2, on the same images. Networks of their own stand
+        beside the first backbone. ``unlabelled``: images of each target without labels;
+        ``failed_targets`` and ``failures``: reasons.
 
     Raises:
         UnknownNameError: A method is in no table.
@@ -139,7 +144,7 @@ def finetune(
         models = _kept_models(folder, tables)
         if failures and not models:
             raise next(iter(failures.values()))
-        record = {**evaluate(study, tables, models), "trial": trial}
+        record = {**_evaluate(study, tables, models), "trial": trial}
         record["failures"] = {part: str(reason) for part, reason in failures.items()}
         if parallel.group().rank == 0:
             _write(folder, record, tables, models)
@@ -157,7 +162,7 @@ def _check(study: Study, names: Sequence[str], settings: Mapping[str, Any]) -> N
         stored_predictions(study.results / PROBABILITIES)
 
 
-def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
+def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[_Model]:
     """Every kept model of these images, in the order of the table."""
     models = []
     digests = {backbone: digest_of(samples) for backbone, samples in tables.items()}
@@ -181,7 +186,7 @@ def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
 
 
 def _write(
-    stem: Path, record: Mapping[str, Any], tables: Mapping[str, Samples], models: Sequence[Model]
+    stem: Path, record: Mapping[str, Any], tables: Mapping[str, Samples], models: Sequence[_Model]
 ) -> None:
     by_backbone: dict[str, dict[tuple[str, int], Proba]] = {}
     for model, proba in models:
@@ -198,18 +203,9 @@ def _write(
 # What the kept models can do and what they cost.
 
 
-def evaluate(
-    study: Study, tables: Mapping[str, Samples], models: Sequence[Model]
+def _evaluate(
+    study: Study, tables: Mapping[str, Samples], models: Sequence[_Model]
 ) -> dict[str, Any]:
-    """The record of the stage, JSON types only.
-
-    Returns:
-        ``backbones``: for each one its ``models`` (what each cost and how it learned) and its
-        ``domains`` off the fit split, with a row for each model: ``scores``, an interval for
-        each metric, and ``differences`` of accuracy from ``lp`` and from the best head of stage
-        2, on the same images. Networks of their own stand beside the first backbone.
-        ``unlabelled``: images of each target without labels; ``failed_targets``: reasons.
-    """
     entries, first, heads = [], next(iter(tables)), {}
     with suppress(MissingResultsError):
         compared = compared_heads(study.results).record["backbones"]
@@ -293,7 +289,7 @@ def trend(validation_loss: Sequence[float]) -> str | None:
 
 
 def _domain(
-    data: DomainData, models: Sequence[Model], best: Mapping[str, Proba] | None, seed: int
+    data: DomainData, models: Sequence[_Model], best: Mapping[str, Proba] | None, seed: int
 ) -> dict[str, Any]:
     """A row for each model: scores with intervals, and differences from the baselines."""
     proba = {(model.method, model.seed): values[data.row] for model, values in models}

@@ -12,7 +12,6 @@ from pipeline.errors import EngineError
 from pipeline.features import backbones
 from pipeline.features.backbones import spec_of
 from pipeline.features.frozen import Frozen, build
-from pipeline.finetune.loop import set_train_mode
 from pipeline.finetune.networks import CUTS, assemble, cut_of, main_logits, training_loss
 from tests.finetune.tiny_trainable import install_trainable_tiny
 
@@ -90,7 +89,7 @@ def test_the_parts_are_the_network_and_the_network_is_the_frozen_one(name, weigh
 def test_googlenet_trains_with_its_auxiliary_classifiers(weights_of, tmp_path):
     """0.3 of each is added to the loss while it trains; they never predict."""
     network = assembly("full", "googlenet", weights_of("googlenet"))
-    set_train_mode(network.trained)
+    network.trained.train()
     output = network.trained(images(2))
     assert [tuple(logits.shape) for logits in output] == [(2, 2)] * 3
     assert main_logits(output) is output[0]
@@ -108,7 +107,7 @@ def test_googlenet_trains_with_its_auxiliary_classifiers(weights_of, tmp_path):
     file = tmp_path / "plain.pth"
     torch.save({k: t for k, t in state.items() if not k.startswith("aux")}, file)
     network = assembly("full", "googlenet", file)
-    set_train_mode(network.trained)
+    network.trained.train()
     assert network.trained(images(2)).shape == (2, 2)
 
 
