@@ -325,11 +325,10 @@ def _without_labels(
     source: DomainData, target: str, accuracy_range: _Record, *, shifted: bool
 ) -> _Record:
     scores = _scores(source, None)
-    ends = accuracy_range["low"], accuracy_range["high"]
     sentences = verdict_without_labels(
         target,
         source_accuracy=scores["accuracy"]["source"],
-        accuracy_range=None if None in ends else ends,
+        accuracy_range=(accuracy_range["low"], accuracy_range["high"]),
         shifted=shifted,
     )
     return {**_NEED_LABELS, **scores, "verdict": sentences, "labels_needed": shifted}

@@ -218,7 +218,7 @@ def verdict_without_labels(
     target: str,
     *,
     source_accuracy: float,
-    accuracy_range: tuple[float, float] | None,
+    accuracy_range: tuple[float | None, float | None],
     shifted: bool,
 ) -> list[str]:
     """Turn what can be said of a target without labels into sentences.
@@ -226,21 +226,21 @@ def verdict_without_labels(
     Args:
         target: Its name.
         source_accuracy: Of the head, out of fold.
-        accuracy_range: Where the accuracy on the target may lie; None: nothing can be said.
+        accuracy_range: Where the accuracy on the target may lie; of None nothing can be said.
         shifted: Whether a test shows a shift.
     """
     sentences = [f"The accuracy on {target} cannot be measured: it has no labels."]
-    if accuracy_range is None:
+    low, high = accuracy_range
+    if low is None or high is None:
         sentences.append(
             "It is not estimated either: hardly any image of the source looks like these. Label "
             "some of them."
         )
         return sentences
-    low, high = map(percent, accuracy_range)
     sentences.append(
-        f"It is estimated at {low} to {high} ({percent(source_accuracy)} on the source), but "
-        "this estimate cannot see label errors, another definition of the label, noise or "
-        "blur."
+        f"It is estimated at {percent(low)} to {percent(high)} ({percent(source_accuracy)} on the "
+        "source), but this estimate cannot see label errors, another definition of the label, "
+        "noise or blur."
     )
     if shifted:
         sentences.append(

@@ -151,7 +151,7 @@ def test_without_labels_the_range_says_what_it_cannot_see():
     assert "cannot see label errors, another definition of the label, noise or blur" in sentence
     *_, doubt = unlabelled((0.8, 0.9), True)
     assert "The source and far are shown to differ" in doubt
-    assert unlabelled(None, True)[1].startswith("It is not estimated either")
+    assert unlabelled((None, None), True)[1].startswith("It is not estimated either")
 
 
 def test_few_patients_and_what_checks_found_are_caveats():
