@@ -35,7 +35,7 @@ from pipeline.evaluation.predictions import (
 )
 from pipeline.features.backbones import NO_DOWNLOAD, TIMM
 from pipeline.features.load import choose_backbone, frozen_network, load_features, store_for
-from pipeline.finetune.data import load_pixels, pixel_policy
+from pipeline.finetune.data import load_pixels
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.runs import Experiment
 from pipeline.heads.layers import head_layers
@@ -143,10 +143,10 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
         MissingResultsError: It has not been trained, or its probabilities are not stored.
     """
     saved, on = None, choice.name
+    choice = choice.network if name in METHODS else choice
+    folder = study.results / "finetune"
+    run = Experiment(study=study, choice=choice, samples=samples, folder=folder)
     if name in METHODS:
-        choice = choice.network
-        folder = study.results / "finetune"
-        run = Experiment(study=study, choice=choice, samples=samples, folder=folder)
         on, stage, column, seed = run.backbone(name), "finetune", "method", study.seed
         file = TRAINED_PROBABILITIES
         network, head, about = _fine_tuned(run, name)
@@ -162,7 +162,7 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
             f"{stage} STUDY{option}"
         )
     proba = stored.proba[name, seed]
-    policy, reading = pixel_policy(choice, None), samples.items[0].reading  # source comes first
+    reading = samples.items[0].reading  # source comes first
     card = {
         "model": name,
         "backbone": choice.name,
@@ -170,7 +170,7 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
         "decision": "the class with the largest probability",
         "window": reading.window,
         "frame": reading.frame,
-        "preprocessing": policy.to_json(),
+        "preprocessing": run.policy.to_json(),
         "weights_licence": _licence(choice),
         "limits": list(_LIMITS),
         "headrace": version("headrace"),
@@ -181,7 +181,7 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
     return TrainedModel(
         network=network,
         head=head,
-        policy=policy,
+        policy=run.policy,
         saved=saved,
         stored=stored,
         proba=proba,

@@ -10,7 +10,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TypeVar
@@ -26,17 +25,13 @@ from pipeline.data.images import DEGREES, SIDE, PixelPolicy, affine_map
 from pipeline.data.items import Item
 from pipeline.data.samples import Samples
 from pipeline.errors import ImageError, NoImagesError
-from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import fill_stores
-from pipeline.features.frozen import Frozen, build
-from pipeline.features.load import check_weights, store_for
+from pipeline.features.frozen import Frozen
 from pipeline.finetune.distributed import Group
 from pipeline.finetune.methods import TrainingSettings
-from pipeline.finetune.networks import cut_of
 from pipeline.progress import Progress
-from pipeline.study import BackboneChoice, Study
 from pipeline.words import printable
 
 Rows = NDArray[np.intp]
@@ -138,58 +133,26 @@ def _refuse_unusable(unusable: Mapping[bytes, str], items: Mapping[bytes, Item])
         )
 
 
-# The rows of the frozen part, computed once and read back for every epoch.
-
-
-def pixel_policy(choice: BackboneChoice, size: int | None) -> PixelPolicy:
-    """From bytes to the pixels that a backbone sees; without a size, those of its own."""
-    policy = policy_of(replace(choice, decode="cpu", views=1))
-    return policy if size is None else replace(policy, size=size)
-
-
-def frozen_store(
-    study: Study, choice: BackboneChoice, *, size: int | None = None, at_cut: bool
-) -> FeatureStore:
-    """The store of a backbone, or of the part of it before the cut, its maps unpooled.
-
-    Of images of another size than the backbone's, pixels, where one is given.
-    """
-    recipe = store_for(study, choice).recipe
-    recipe = replace(recipe, preprocessing=pixel_policy(choice, size).to_json())
-    if at_cut:
-        recipe = replace(recipe, cut=cut_of(choice.name).where, pooling="none")
-    return FeatureStore(study.store_root, recipe)
-
-
 def stored_rows(
-    study: Study,
-    choice: BackboneChoice,
+    store: FeatureStore,
     samples: Samples,
     *,
-    size: int | None = None,
-    at_cut: bool,
+    build: Callable[[], Frozen],
+    policy: PixelPolicy,
     engine: EngineChoice,
-    device: str = "cpu",
+    device: str,
 ) -> Held:
-    """Rows of all samples from :func:`frozen_store`; what it lacks is computed now, once.
+    """Rows of all samples from a store; what it lacks a frozen network computes now, once.
 
     Raises:
         NoImagesError: They need more memory than ``ROW_BYTES``.
-        PipelineError: The backbone has no cut, or its weights or an image cannot be used.
+        PipelineError: The network's weights or an image cannot be used.
     """
-    store = frozen_store(study, choice, size=size, at_cut=at_cut)
-    policy, weights = pixel_policy(choice, size), weights_file(choice.name, choice.weights)
-
-    def frozen_part() -> Frozen:
-        network = build(choice.name, weights)
-        check_weights(network, store.recipe)
-        return Frozen(cut_of(choice.name).split(network)[0] if at_cut else network, policy)
-
     pairs = zip(samples.key, samples.items, strict=True)
     if missing := {key: item for key, item in pairs if key not in store}:
-        title = f"{choice.name} {store.recipe.cut}"
+        title = f"{store.recipe.backbone} {store.recipe.cut}"
         unusable = fill_stores(
-            [store], missing, build=frozen_part, policy=policy, engine=engine, title=title
+            [store], missing, build=build, policy=policy, engine=engine, title=title
         )
         _refuse_unusable(unusable, missing)
     number, at = _number_keys(samples)

@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from cache.recipe import Recipe
+from cache.store import FeatureStore
 from pipeline.data.images import PixelPolicy
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.metrics import Proba, score
-from pipeline.features.backbones import spec_of, weights_file
+from pipeline.features.backbones import policy_of, spec_of, weights_file
 from pipeline.features.engines import EngineChoice
+from pipeline.features.frozen import Frozen, build
+from pipeline.features.load import check_weights, store_for
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints
-from pipeline.finetune.data import Held, frozen_store, load_pixels, pixel_policy, stored_rows
+from pipeline.finetune.data import Held, load_pixels, stored_rows
 from pipeline.finetune.distributed import named_errors, wait_for_all
 from pipeline.finetune.loop import predict, train
 from pipeline.finetune.methods import (
@@ -38,7 +43,7 @@ from pipeline.finetune.methods import (
     TrainingSettings,
     resolve_settings,
 )
-from pipeline.finetune.networks import BATCH_NORMS, Assembly, assemble, check_image_size
+from pipeline.finetune.networks import BATCH_NORMS, Assembly, assemble, check_image_size, cut_of
 from pipeline.progress import Progress
 from pipeline.results import ResultSet, read_set, write_set
 from pipeline.study import SOURCE, BackboneChoice, Study
@@ -161,38 +166,53 @@ class Experiment:
     @property
     def policy(self) -> PixelPolicy:
         """From bytes to the pixels that networks see."""
-        return pixel_policy(self.choice, self.image_size)
+        policy = policy_of(replace(self.choice, decode="cpu", views=1))
+        return replace(policy, size=self.image_size or policy.size)
+
+    def store(self, *, at_cut: bool) -> FeatureStore:
+        """Of the backbone's features, or of the part before the cut, its maps unpooled."""
+        recipe = store_for(self.study, self.choice).recipe
+        recipe = replace(recipe, preprocessing=self.policy.to_json())
+        if at_cut:
+            recipe = replace(recipe, cut=cut_of(self.choice.name).where, pooling="none")
+        return FeatureStore(self.study.store_root, recipe)
 
     def examples(self, name: str) -> Held:
         """What a method reads, of all samples, loaded once."""
-        reads = METHODS[name].reads
+        reads, folder = METHODS[name].reads, self.study.results
         if reads not in self._held:
-            self._held[reads] = self._pixels() if reads == PIXELS else self._stored(reads)
+            self._held[reads] = (
+                load_pixels(self.samples, self.policy, folder=folder, device=self.device)
+                if reads == PIXELS
+                else self._stored(at_cut=reads == ACTIVATIONS)
+            )
         return self._held[reads]
 
-    def _pixels(self) -> Held:
-        folder = self.study.results
-        return load_pixels(self.samples, self.policy, folder=folder, device=self.device)
-
-    def _stored(self, reads: str) -> Held:
+    def _stored(self, *, at_cut: bool) -> Held:
         """Rank 0 computes what the store lacks, the others wait."""
         kind, size = self.device.split(":")[0], self.settings(BASELINE).batch_size
         first = parallel.group().rank == 0
         if not first:
             wait_for_all(self.device)
         with named_errors(self.device, size):
+            store = self.store(at_cut=at_cut)
             rows = stored_rows(
-                self.study,
-                self.choice,
+                store,
                 self.samples,
-                size=self.image_size,
-                at_cut=reads == ACTIVATIONS,
+                build=partial(self._frozen, store.recipe, at_cut=at_cut),
+                policy=self.policy,
                 engine=EngineChoice(device=kind, batch_size=size if kind == "cuda" else None),
                 device=self.device,
             )
         if first:
             wait_for_all(self.device)
         return rows
+
+    def _frozen(self, recipe: Recipe, *, at_cut: bool) -> Frozen:
+        network = build(self.choice.name, weights_file(self.choice.name, self.choice.weights))
+        check_weights(network, recipe)
+        part = cut_of(self.choice.name).split(network)[0] if at_cut else network
+        return Frozen(part, self.policy)
 
     def rows(self, split: str) -> NDArray[np.intp]:
         """Samples of a split."""
@@ -242,7 +262,7 @@ class Experiment:
         """All that determines a model, beside the libraries and the device."""
         method, settings = METHODS[name], asdict(self.settings(name))
         del settings["device"]
-        store = frozen_store(self.study, self.choice, size=self.image_size, at_cut=False)
+        store = self.store(at_cut=False)
         return {
             "study": self.study.name,
             "classes": list(self.samples.classes),

@@ -10,21 +10,19 @@ import pytest
 import torch
 
 import pipeline.finetune.data as data_module
+import pipeline.finetune.runs as runs_module
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, NoImagesError
 from pipeline.features.frozen import Frozen, build
 from pipeline.features.load import store_for
 from pipeline.finetune.data import (
     augment_lightly,
-    frozen_store,
     hold,
     limit_images,
     load_pixels,
-    pixel_policy,
-    stored_rows,
 )
 from pipeline.finetune.networks import cut_of
-from tests.finetune.conftest import TORCH
+from pipeline.finetune.runs import Experiment
 from tests.finetune.jobs import Pictures
 
 
@@ -34,21 +32,26 @@ def samples(study):
     return load_samples(study)[0]
 
 
+def run_of(study, samples=None, size=None):
+    """What its methods share."""
+    choice = study.backbones[0]
+    return Experiment(study=study, choice=choice, samples=samples, folder=Path(), image_size=size)
+
+
 @pytest.fixture
 def policy(study):
     """From bytes to 32 x 32 pixels."""
-    return pixel_policy(study.backbones[0], None)
+    return run_of(study).policy
 
 
-def activations(study, samples, **options):
-    """Of a study's only backbone, at the cut unless it is said otherwise."""
-    options = {"at_cut": True, "engine": TORCH, **options}
-    return stored_rows(study, study.backbones[0], samples, **options)
+def activations(study, samples, size=None):
+    """At the cut."""
+    return run_of(study, samples, size).examples("last_block")
 
 
-def store_of(study, **options):
+def store_of(study, size=None):
     """Where they are kept."""
-    return frozen_store(study, study.backbones[0], at_cut=True, **options)
+    return run_of(study, size=size).store(at_cut=True)
 
 
 # Pixels
@@ -111,7 +114,7 @@ def test_the_prefix_runs_once_over_each_image(study, policy, tmp_path, monkeypat
     expected = frozen(load_pixels(samples, policy, folder=tmp_path).batch(rows))
     torch.testing.assert_close(taken.take(rows).batch(np.arange(3)), expected)
     np.testing.assert_array_equal(taken.take(rows).label, samples.label[rows])
-    monkeypatch.setattr(data_module, "build", None)
+    monkeypatch.setattr(runs_module, "build", None)
     assert torch.equal(activations(study, samples).batch(everything), taken.batch(everything))
     assert len(store_of(study)) == 60
     assert taken.batch(everything).shape == (61, 6, 8, 8)
@@ -134,8 +137,8 @@ def test_cut_and_pooling_are_in_the_recipe(study, samples):
 def test_pooled_features_are_those_of_stage_1(stored, monkeypatch):
     """At the backbone's size the linear probe reads what is there already."""
     samples, _ = load_samples(stored)
-    monkeypatch.setattr(data_module, "build", None)
-    taken = activations(stored, samples, at_cut=False)
+    monkeypatch.setattr(runs_module, "build", None)
+    taken = run_of(stored, samples).examples("lp")
     rows = store_for(stored, stored.backbones[0]).read(samples.key)
     np.testing.assert_array_equal(taken.batch(np.arange(60)).numpy(), rows)
 

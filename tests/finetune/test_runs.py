@@ -10,12 +10,11 @@ from torch import nn
 
 from pipeline.data.patients import FIT
 from pipeline.data.samples import load_samples
-from pipeline.finetune.data import load_pixels, stored_rows
+from pipeline.finetune.data import load_pixels
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import TrainingSettings
 from pipeline.finetune.networks import Classifier, cut_of
 from pipeline.finetune.runs import Experiment, fold_norms, interpolate, run_method
-from tests.finetune.conftest import TORCH
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ class Doubled(nn.Module):
 
 def test_a_part_trained_from_the_store_is_the_part_trained_online(run):
     """After 20 steps in float64 all weights agree within 1e-5; the prefix has not moved."""
-    samples, choice, states = run.samples, run.choice, []
+    samples, states = run.samples, []
     fit = np.flatnonzero(samples.split == FIT)[:16]
     settings = TrainingSettings(epochs=5, batch_size=4, learning_rate=1e-3, seed=0)
     for online in (False, True):
@@ -71,8 +70,7 @@ def test_a_part_trained_from_the_store_is_the_part_trained_online(run):
             entry = nn.Sequential(made.whole.entry, prefix, Doubled())
             examples = load_pixels(samples, run.policy, folder=Path()).take(fit)
         else:
-            rows = stored_rows(run.study, choice, samples, at_cut=True, engine=TORCH)
-            entry, examples = Doubled(), rows.take(fit)
+            entry, examples = Doubled(), run.examples("last_block").take(fit)
         train(Classifier(entry, tail, made.whole.head), examples, examples, settings)
         states.append(made.state())
     stored, online = states
