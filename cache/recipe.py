@@ -152,7 +152,7 @@ def check_canaries(
         return 0.0
     if meta["fingerprint"] != recipe.fingerprint:
         raise StoreFormatError(f"{path / META} holds another recipe than its folder's name says")
-    distance = relative_l2(features, meta["canaries"])
+    distance = float(relative_l2(features, meta["canaries"]).max(initial=0.0))
     allowed = CANARY_TOLERANCE.get(recipe.precision, CANARY_TOLERANCE["fp32"])
     if distance > allowed:
         raise CanaryError(
@@ -164,15 +164,10 @@ def check_canaries(
     return distance
 
 
-def relative_l2(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Largest ``|a - b| / |b|`` of the rows (n, ...); infinite where shapes differ."""
+def relative_l2(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """``|a - b| / |b|`` of each row (n, ...); infinite where a value is not finite or not there."""
     if a.shape != b.shape:
-        return float("inf")
-    return float(relative_l2_rows(a, b).max(initial=0.0))
-
-
-def relative_l2_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """``|a - b| / |b|`` of each row; infinite where a value is not finite."""
+        return np.full(len(a), np.inf)
     with np.errstate(invalid="ignore", over="ignore"):
         difference = (a.astype(float) - b).reshape(len(a), -1)
         scale = np.linalg.norm(b.reshape(len(b), -1).astype(float), axis=1)

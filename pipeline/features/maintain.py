@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from cache.errors import StoreFormatError
-from cache.recipe import CANARY_TOLERANCE, Recipe, canonical, check_canaries, relative_l2_rows
+from cache.recipe import CANARY_TOLERANCE, Recipe, canonical, check_canaries, relative_l2
 from cache.store import quarantined, stores_in
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import CheckFailedError, MissingFeaturesError, PartsError, StudyError, go_on
@@ -146,7 +146,7 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
             f"{store.path.name}: {len(unusable)} of {counted(len(picked), 'image')} could not be "
             f"compared; first: {stored[key].path}: {reason}"
         )
-    distance = relative_l2_rows(np.stack(list(pairs.values())), store.read(pairs))
+    distance = relative_l2(np.stack(list(pairs.values())), store.read(pairs))
     line = (
         f"{store.path.name}: {counted(len(pairs), 'image')} recomputed ({engine.description}): "
         f"relative L2 median {np.median(distance):.1e}, largest {distance.max():.1e}"

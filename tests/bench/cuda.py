@@ -127,7 +127,7 @@ def correctness(options: argparse.Namespace) -> None:
     """The features of each precision on the device, against fp32 on the CPU."""
     import torch
 
-    from cache.recipe import relative_l2_rows
+    from cache.recipe import relative_l2
     from pipeline.data.images import PixelPolicy
     from pipeline.features.extract import compute_features
     from pipeline.features.frozen import Frozen, build
@@ -149,7 +149,7 @@ def correctness(options: argparse.Namespace) -> None:
         for precision in PRECISIONS:
             if precision == "tf32" and options.device == "cpu":
                 continue
-            distance = relative_l2_rows(rows(backbone, options.device, precision), expected)
+            distance = relative_l2(rows(backbone, options.device, precision), expected)
             print(
                 f"| {backbone} | {precision} | {np.median(distance):.1e} | {distance.max():.1e} |"
             )
@@ -163,7 +163,7 @@ def correctness(options: argparse.Namespace) -> None:
         expected = rows("densenet121", "cuda", "fp32")
         print(
             f"- engine against plain forward, both fp32 on the device: "
-            f"{relative_l2_rows(features, expected).max():.1e}"
+            f"{relative_l2(features, expected).max():.1e}"
         )
 
 
@@ -259,7 +259,7 @@ def _batches_rate(batches) -> float:
 
 def device_pixels(options: argparse.Namespace) -> None:
     """How far pixels and features of the device's decoder are from the CPU's."""
-    from cache.recipe import relative_l2_rows
+    from cache.recipe import relative_l2
     from pipeline.data.images import PixelPolicy
     from pipeline.features.decoding import decode_images
     from pipeline.features.device_decode import device_batches
@@ -280,7 +280,7 @@ def device_pixels(options: argparse.Namespace) -> None:
         }
         on_device = {k: row for part in batches for k, row in zip(*part, strict=False) if k}
         moved = np.stack([np.abs(on_device[k].cpu().numpy() - cpu[k].astype(int)) for k in cpu])
-        far = relative_l2_rows(*(np.stack([of[k] for k in cpu]) for of in (rows, expected)))
+        far = relative_l2(*(np.stack([of[k] for k in cpu]) for of in (rows, expected)))
         print(f"| {kind} | {moved.mean():.3f} | {moved.max()} ", end="")
         print(f"| {np.median(far):.1e} | {far.max():.1e} |", flush=True)
     engine.close()

@@ -231,9 +231,9 @@ def test_views_are_the_same_on_every_engine(tmp_path, monkeypatch):
         started.close()
     plain, on_torch, on_openvino = found
     assert on_torch.shape == (3, 4, 8)
-    assert relative_l2(on_torch[:, 0], plain) <= 1e-5
-    assert relative_l2(on_openvino, on_torch) <= 1e-5
-    assert relative_l2(on_torch[:, 1], plain) > 1e-2
+    assert relative_l2(on_torch[:, 0], plain).max() <= 1e-5
+    assert relative_l2(on_openvino, on_torch).max() <= 1e-5
+    assert relative_l2(on_torch[:, 1], plain).max() > 1e-2
 
 
 # The converted network that is kept beside the stores.
