@@ -67,7 +67,7 @@ from pipeline.heads.save import (
     read_fit,
     save_fit,
 )
-from pipeline.heads.search import TIME_LIMIT, Fit, Fitting, deal_folds
+from pipeline.heads.search import Fit, Fitting, deal_folds
 from pipeline.parallel import run_parallel
 from pipeline.progress import Progress
 from pipeline.randomness import stream
@@ -97,7 +97,6 @@ class CompareOptions:
         thorough: Whether the spread over seeds, the comparison of algorithms and the sets of
             heads that may be the best are computed too.
         draws: Bootstrap draws of an interval.
-        time_limit: Seconds after which one fit of a head is given up, and the head with it.
         samples: See :class:`pipeline.data.samples.SampleOptions`.
     """
 
@@ -108,7 +107,6 @@ class CompareOptions:
     repeats: int = 1
     thorough: bool = False
     draws: int = DRAWS
-    time_limit: float = TIME_LIMIT
     samples: SampleOptions = field(default_factory=SampleOptions)
 
 
@@ -316,7 +314,6 @@ def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
         {head: spec for head, spec in run.specs.items() if head not in heads.fits},
         seeds=run.seeds,
         preprocessing=partial(make_preprocessing, run.options.preprocessing, features.widths),
-        limit=run.options.time_limit,
         views=None if features.views is None else features.views[data.row],
     )
     validation = features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None

@@ -171,11 +171,9 @@ class Standardiser(Parameters):
         self.mean_, variance = np.zeros((2, rows.shape[1]))
         for block in row_blocks(rows.shape):
             # Means and variances of two sets of rows make those of both (Chan and others 1983).
-            mean = rows[block].mean(axis=0, dtype=np.float64)
+            mean, of_block = _moments(rows[block])
             share = (block.stop - block.start) / block.stop
             step = mean - self.mean_
-            deviation = rows[block] - mean
-            of_block = np.square(deviation, out=deviation).mean(axis=0)
             variance = (1 - share) * (variance + share * step**2) + share * of_block
             self.mean_ = self.mean_ + share * step
         self.scale_ = np.sqrt(variance)
@@ -189,6 +187,13 @@ class Standardiser(Parameters):
         rows = check_features(X, len(self.mean_)) - self.mean_.astype(np.float32)
         rows /= self.scale_.astype(np.float32)
         return rows
+
+
+def _moments(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means and variances of the columns; what is large is freed on return."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    deviation = rows - mean
+    return mean, np.square(deviation, out=deviation).mean(axis=0)
 
 
 def transform_in_blocks(

@@ -34,7 +34,7 @@ _MANY_ROWS, _MANY_SCORES = 10_000, 100_000
 #: ``pipeline/evaluation``). It takes five times the fits.
 _NESTED_BELOW = 300
 #: Seconds after which one fit of a head is given up.
-TIME_LIMIT = 600.0
+_TIME_LIMIT = 600.0
 _TINY = 1e-15
 #: How far from 1 the probabilities of an image may add up.
 _ROUNDING = 1e-3
@@ -112,7 +112,7 @@ class Fitting:
         *,
         seeds: Sequence[int],
         preprocessing: Callable[[], Any],
-        limit: float = TIME_LIMIT,
+        limit: float = _TIME_LIMIT,
         views: NDArray[np.float32] | None = None,
     ) -> None:
         self.data, self.specs = data, specs

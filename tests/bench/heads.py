@@ -58,7 +58,6 @@ STAGE = (
     ("again, one head more", (), None),
     ("--help", (), 0.25),
     ("Python alone", (), None),
-    ("Python, scikit-learn", (), None),
 )
 #: What was measured: what it is, its goal, the value.
 GOALS: list[tuple[str, float, float]] = []
@@ -66,7 +65,6 @@ GOALS: list[tuple[str, float, float]] = []
 BARE = {
     "--help": ("-m", "pipeline.cli", "--help"),
     "Python alone": ("-c", ""),
-    "Python, scikit-learn": ("-c", "import sklearn.linear_model"),
 }
 
 
