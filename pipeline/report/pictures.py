@@ -31,25 +31,24 @@ _COUNT = 6
 _Rows = NDArray[np.intp]
 
 
-#: Pictures of one domain: its name, what they have in common, and of each that can be read the
-#: text below and its pixels, ``(SHEET_SIDE, width, 3)``.
-_Strip = tuple[str, str, list[tuple[str, Pixels]]]
-
-
 def strips(
     study: Study, head: PageHead, stored: Predictions, *, only_errors: bool = False
-) -> Iterator[_Strip]:
+) -> Iterator[tuple[str, str, list[tuple[str, Pixels]]]]:
     """For each domain its surest errors and, by class, typical and uncertain images.
 
     Typical is an image whose probability of its class is near the median of the class. Six
     images, of different patients as far as there are so many; of the source those of validation.
+
+    Yields:
+        Name of the domain, what the images have in common, and of each that can be read the text
+        below and its pixels, ``(SHEET_SIDE, width, 3)``.
     """
     (proba,) = [values for (name, _), values in stored.proba.items() if name == head.name]
     samples, _ = load_samples(study, ALL_IMAGES)
     items = dict(zip(samples.key, samples.items, strict=True))
-    for domain in dict.fromkeys(stored.domain[stored.split != "fit"].tolist()):
-        scored = (stored.domain == domain) & (stored.split != "fit") & (stored.label >= 0)
-        rows = np.flatnonzero(scored)
+    scored = (stored.split != "fit") & (stored.label >= 0)
+    for domain in dict.fromkeys(stored.domain[scored].tolist()):
+        rows = np.flatnonzero(scored & (stored.domain == domain))
         name = "validation" if domain == SOURCE else domain
         for title, chosen in _choices(stored, proba, rows, only_errors=only_errors):
             readable = _pictures(stored, proba, chosen, items)

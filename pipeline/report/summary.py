@@ -102,20 +102,17 @@ def _by_name(target: Record) -> dict[str, Record]:
 
 def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
     """Accuracy on the source, and where it falls from that."""
-    source, *targets = head.accuracy.items()
-    level = f"{_percent(source[1])} on {_PATIENTS.get(source[0], source[0])}"
+    (domain, on_source), *targets = head.accuracy.items()
+    level = f"{_percent(on_source)} on {_PATIENTS.get(domain, domain)}"
     falls: list[str] = []
     no_loss: list[str] = []
     untested: list[str] = []
     for target, value in targets:
-        loss = target in effects and _loses(effects[target])
-        fell = value[0] < source[1][0] and (loss or _apart(value, source[1]))
-        others = untested if loss or target not in effects else no_loss
-        (falls if fell else others).append(f"{_percent(value)} on {target}")
-    if falls:
-        yield f"Accuracy falls from {level} to {_list(falls)}."
-    else:
-        yield f"Accuracy is {level}."
+        loss = _loses(effects[target]) if target in effects else None
+        lower = value[0] < on_source[0] and (loss or _apart(value, on_source))
+        kind = falls if lower else no_loss if loss is False else untested
+        kind.append(f"{_percent(value)} on {target}")
+    yield f"Accuracy falls from {level} to {_list(falls)}." if falls else f"Accuracy is {level}."
     if no_loss:
         yield f"It is {_list(no_loss)}, where no loss is shown."
     if untested:
