@@ -22,6 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.recipe import relative_l2
+from pipeline.data.images import PixelPolicy
+from pipeline.data.sources import read_image, scan
+from pipeline.features.decoding import decode_batches, decode_images, empty_batch
+from pipeline.features.engines import EngineChoice, load_cuda, start_engine
+from pipeline.features.extract import compute_features, run_batches
+from pipeline.study import Domain
 from tests.bench.features import LOOP, engine_rate, picture, random_weights, write_pictures
 
 BACKBONES, PRECISIONS = ("densenet121", "googlenet"), ("fp32", "tf32", "bf16")
@@ -127,9 +134,6 @@ def correctness(options: argparse.Namespace) -> None:
     """The features of each precision on the device, against fp32 on the CPU."""
     import torch
 
-    from cache.recipe import relative_l2
-    from pipeline.data.images import PixelPolicy
-    from pipeline.features.extract import compute_features
     from pipeline.features.frozen import Frozen, build
 
     rng = np.random.default_rng(0)
@@ -205,9 +209,6 @@ def stores(options: argparse.Namespace) -> None:
 
 def forward(options: argparse.Namespace) -> None:
     """The engine alone on random pixels."""
-    from pipeline.features.decoding import empty_batch
-    from pipeline.features.engines import load_cuda
-
     print("| backbone | precision | images/s | start, s |\n| - | - | - | - |")
     ways = [(backbone, precision) for backbone in BACKBONES for precision in PRECISIONS]
     if options.device == "cpu":
@@ -228,9 +229,6 @@ def forward(options: argparse.Namespace) -> None:
 
 def decoding(options: argparse.Namespace) -> None:
     """Reading, hashing and decoding alone, in batches as a GPU takes them."""
-    from pipeline.data.images import PixelPolicy
-    from pipeline.features.decoding import decode_batches
-
     cores = os.cpu_count()
     print("| pictures | how | images/s |\n| - | - | - |")
     for kind in SETS:
@@ -259,11 +257,7 @@ def _batches_rate(batches) -> float:
 
 def device_pixels(options: argparse.Namespace) -> None:
     """How far pixels and features of the device's decoder are from the CPU's."""
-    from cache.recipe import relative_l2
-    from pipeline.data.images import PixelPolicy
-    from pipeline.features.decoding import decode_images
     from pipeline.features.device_decode import device_batches
-    from pipeline.features.extract import compute_features, run_batches
 
     name = BACKBONES[0 if options.device == "cuda" else 1]
     engine = _engine(options, name, "fp32", batch_size=32)
@@ -388,8 +382,6 @@ SECTIONS = {
 
 def _engine(options: argparse.Namespace, backbone: str, precision: str, **choice):
     """Torch with random weights, not compiled."""
-    from pipeline.data.images import PixelPolicy
-    from pipeline.features.engines import EngineChoice, start_engine
     from pipeline.features.frozen import Frozen, build
 
     weights = random_weights(options.work, backbone)
@@ -420,9 +412,6 @@ def _images(options: argparse.Namespace, kind: str, count: int | None = None) ->
 
 def _items(folder: Path) -> dict:
     """The images of a folder by key."""
-    from pipeline.data.sources import read_image, scan
-    from pipeline.study import Domain
-
     return {read_image(item).key: item for item in scan(Domain(path=folder)).items}
 
 
