@@ -50,13 +50,7 @@ def mean_bounds(values: NDArray[np.floating], draws: PatientDraws) -> tuple[floa
     return low, high
 
 
-def interval_of_draws(
-    estimate: float,
-    data: DomainData,
-    values: NDArray[np.float64],
-    *,
-    method: str = "patient bootstrap",
-) -> Interval:
+def interval_of_draws(estimate: float, data: DomainData, values: NDArray[np.float64]) -> Interval:
     """A number of some rows with the percentiles of its draws; without any, of NaN."""
     low, high = percentile_interval(values)
     return Interval(
@@ -65,7 +59,7 @@ def interval_of_draws(
         high=high,
         images=len(data),
         patients=data.patients,
-        method=method if np.isfinite(low) else "none",
+        method="patient bootstrap" if np.isfinite(low) else "none",
     )
 
 
