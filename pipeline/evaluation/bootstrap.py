@@ -52,15 +52,9 @@ def mean_bounds(values: NDArray[np.floating], draws: PatientDraws) -> tuple[floa
 
 def interval_of_draws(estimate: float, data: DomainData, values: NDArray[np.float64]) -> Interval:
     """A number of some rows with the percentiles of its draws; without any, of NaN."""
-    low, high = percentile_interval(values)
-    return Interval(
-        estimate=estimate,
-        low=low,
-        high=high,
-        images=len(data),
-        patients=data.patients,
-        method="patient bootstrap" if np.isfinite(low) else "none",
-    )
+    ends = percentile_interval(values)
+    method = "patient bootstrap" if np.isfinite(ends[0]) else "none"
+    return Interval.of(estimate, ends, data.group, method)
 
 
 def bootstrap_interval(
@@ -86,15 +80,10 @@ def bootstrap_interval(
     # A seed is drawn as a patient is: each of them is a sample of one.
     seeds = draw_patients(np.arange(len(statistics)), rng, draws=draws).weights()
     means = (seeds * values.T).sum(axis=1) / len(statistics)
-    low, high = percentile_interval(means)
-    return Interval(
-        estimate=float(np.mean([on_all_rows(statistic, len(group)) for statistic in statistics])),
-        low=low,
-        high=high,
-        images=len(group),
-        patients=len(drawn.patients),
-        method="patient bootstrap" if len(statistics) == 1 else "bootstrap of seeds and patients",
-    )
+    estimates = [on_all_rows(statistic, len(group)) for statistic in statistics]
+    method = "patient bootstrap" if len(statistics) == 1 else "bootstrap of seeds and patients"
+    ends = percentile_interval(means)
+    return Interval.of(float(np.mean(estimates)), ends, np.asarray(group), method)
 
 
 # The best of several heads: what it is worth, and which may be it.

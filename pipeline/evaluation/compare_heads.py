@@ -33,6 +33,7 @@ from pipeline.evaluation.intervals import (
     Interval,
     Patients,
     Share,
+    by_patient,
     difference_bounds,
     mean_interval,
     share_of,
@@ -159,9 +160,7 @@ def _scores(
         if metric == "f1":
             of_metric = [replace(share, reported=_f1) for share in of_metric]
         several = len(of_metric) > 1
-        interval = (
-            mean_interval(of_metric, images=len(data)) if several else of_metric[0].interval()
-        )
+        interval = mean_interval(of_metric, data.group) if several else of_metric[0].interval()
         yield metric, replace(interval, estimate=value)
 
 
@@ -230,14 +229,8 @@ def _difference(
     data: DomainData, head: Share, baseline: Share, test: str, p: Sequence[float]
 ) -> Difference:
     low, high = difference_bounds(head, baseline)
-    interval = Interval(
-        estimate=head.estimate - baseline.estimate,
-        low=low,
-        high=high,
-        images=len(data),
-        patients=data.patients,
-        method="MOVER by patient" if len(data) > data.patients else "MOVER",
-    )
+    gap, method = head.estimate - baseline.estimate, by_patient("MOVER", data.group)
+    interval = Interval.of(gap, (low, high), data.group, method)
     return Difference(
         interval=interval, p=p[0], p_adjusted=p[1], test=test, verdict=verdict(low, high, p[1])
     )
@@ -248,15 +241,14 @@ def _p_values(
 ) -> tuple[str, list[float]]:
     """How equality with the last head is tested, and p of each of the others."""
     label, several = data.labelled(), data.patients < len(data)
-    by_patient = " by patient" if several else ""
     *heads, baseline = proba
     if metric == "auroc" and baseline.shape[1] > 2:
         p = [_p_of_moves(share, shares[-1]) for share in shares[:-1]]
-        return f"paired jackknife{by_patient}", p
+        return by_patient("paired jackknife", data.group), p
     if metric == "auroc":
         scores = [head[:, 1] for head in heads]
         p = [paired_delong(label, score, baseline[:, 1], group=data.group) for score in scores]
-        return f"paired DeLong{by_patient}", p
+        return by_patient("paired DeLong", data.group), p
     right, *others = (is_right(label, head) for head in (baseline, *heads))
     if several:
         step = np.array(others, np.float64) - right

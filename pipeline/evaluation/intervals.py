@@ -54,6 +54,22 @@ class Interval:
     patients: int
     method: str
 
+    @classmethod
+    def of(
+        cls, estimate: float, ends: tuple[float, float], group: NDArray[Any], method: str
+    ) -> "Interval":
+        """Of images of these patients; without bounds where they are NaN."""
+        low, high = ends
+        patients = np.unique(group).size
+        return cls(
+            estimate=estimate,
+            low=low,
+            high=high,
+            images=len(group),
+            patients=patients,
+            method=method,
+        )
+
     def record(self) -> dict[str, Any]:
         """One flat row."""
         return asdict(self)
@@ -112,15 +128,15 @@ class Share:
     bases: Patients
     reported: Callable[[float], float] = float
 
-    @property
-    def images(self) -> int:
-        """Images that it is made of."""
-        return sum(map(len, self.bases))
+    @cached_property
+    def group(self) -> NDArray[Any]:
+        """Patient of each image that it is made of."""
+        return np.concatenate(self.bases)
 
     @cached_property
     def patients(self) -> int:
         """Patients of these images."""
-        return len(np.unique(np.concatenate(self.bases)))
+        return len(np.unique(self.group))
 
     @cached_property
     def variance(self) -> float:
@@ -149,7 +165,7 @@ class Share:
             return alike
         variance = self.variance
         if len(self.bases) == 1:  # a rate: between images all alike and all independent
-            variance = min(max(variance, largest * alike / self.images), largest)
+            variance = min(max(variance, largest * alike / len(self.group)), largest)
         carriers = square.sum() ** 2 / (square**2).sum()
         mixed = ((carriers - 1) * variance + largest) / carriers
         return float(self.estimate * (1 - self.estimate) / mixed)
@@ -167,16 +183,8 @@ class Share:
 
     def interval(self) -> Interval:
         """The share with its 95 % interval."""
-        low, high = self.bounds()
-        by_patient = " by patient" if self.images > self.patients else ""
-        return Interval(
-            estimate=self.reported(self.estimate),
-            low=low,
-            high=high,
-            images=self.images,
-            patients=self.patients,
-            method=f"Clopper-Pearson{by_patient}" if self._is_defined() else TOO_FEW,
-        )
+        method = by_patient("Clopper-Pearson", self.group) if self._is_defined() else TOO_FEW
+        return Interval.of(self.reported(self.estimate), self.bounds(), self.group, method)
 
     def _is_defined(self) -> bool:
         return bool(np.isfinite(self.moves).all()) and self.patients > 1
@@ -213,7 +221,12 @@ def rate_interval(hit: NDArray[np.bool_], group: NDArray[Any]) -> Interval:
     return share_of(weighted_mean(hit), group).interval()
 
 
-def mean_interval(parts: Sequence[Share], *, images: int) -> Interval:
+def by_patient(method: str, group: NDArray[Any]) -> str:
+    """The name of a method, which says so where images of a patient are several."""
+    return f"{method} by patient" if len(group) > np.unique(group).size else method
+
+
+def mean_interval(parts: Sequence[Share], group: NDArray[Any]) -> Interval:
     """A mean of shares of the same patients, such as the rates of the classes, with its interval.
 
     Each end is as far as all may move that way, given how much they move together when a
@@ -221,7 +234,7 @@ def mean_interval(parts: Sequence[Share], *, images: int) -> Interval:
 
     Args:
         parts: The shares; an image may be in several.
-        images: How many images they rest on together.
+        group: Patients of the images that they rest on together.
     """
     estimates = np.array([part.reported(part.estimate) for part in parts])
     ends = np.array([part.bounds() for part in parts]).T
@@ -235,16 +248,9 @@ def mean_interval(parts: Sequence[Share], *, images: int) -> Interval:
         float(np.sqrt(np.clip(gap @ together @ gap, 0, None))) / len(parts) for gap in gaps
     )
     mean = float(estimates.mean())
-    patients = np.unique(np.concatenate([base for part in parts for base in part.bases])).size
-    by_patient = " by patient" if images > patients else ""
-    return Interval(
-        estimate=mean,
-        low=float(np.clip(mean - below, 0, 1)),
-        high=float(np.clip(mean + above, 0, 1)),
-        images=images,
-        patients=patients,
-        method=f"MOVER{by_patient}" if np.isfinite(gaps).all() else TOO_FEW,
-    )
+    low, high = (float(end) for end in np.clip([mean - below, mean + above], 0, 1))
+    method = by_patient("MOVER", group) if np.isfinite(gaps).all() else TOO_FEW
+    return Interval.of(mean, (low, high), group, method)
 
 
 def difference_bounds(

@@ -116,14 +116,8 @@ def separability(
     if null[0] in {0.0, 1.0}:  # no draw of scores without an error has one
         bound = min(_bound_of_perfect(label == k, patient) for k in present)
         low, high = (min(low, bound), high) if null[0] == 1 else (low, max(high, 1 - bound))
-    auc = Interval(
-        estimate=float(null[0]),
-        low=low,
-        high=high,
-        images=len(label),
-        patients=int(patient.max()) + 1,
-        method="bootstrap and permutation of patients",
-    )
+    method = "bootstrap and permutation of patients"
+    auc = Interval.of(float(null[0]), (low, high), patient, method)
     return Separability(auc=auc, p=permutation_p(null))
 
 

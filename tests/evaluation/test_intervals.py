@@ -73,7 +73,8 @@ def test_images_that_agree_within_patients_count_once(hits):
     many = rate(hits, 40, size=5)
     assert many.trials == pytest.approx(40)
     assert many.bounds() == pytest.approx(rate(hits, 40).bounds())
-    assert (many.images, many.interval().method) == (200, "Clopper-Pearson by patient")
+    interval = many.interval()
+    assert (interval.images, interval.method) == (200, "Clopper-Pearson by patient")
 
 
 def test_images_that_do_not_resemble_each_other_count_nearly_one_by_one():
