@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.predictions import predictions_in
@@ -357,5 +356,5 @@ def _write(study: Study, *, images: bool = False, **values: Any) -> dict[str, An
 
 def _printable(value: Any) -> Any:
     """Names may hold what is no text, or turns it round; markup of ours is printable."""
-    is_name = isinstance(value, str) and not isinstance(value, Markup)
+    is_name = isinstance(value, str) and not hasattr(value, "__html__")
     return printable(value) if is_name and not value.isprintable() else value
