@@ -316,8 +316,8 @@ def _load(file: Path, key: Mapping[str, Any]) -> _Converted | None:
         size = values.pop("graph")
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    whole = hashlib.sha256(data[32:]).digest() == data[:32]
-    return (body[:size], body[size:]) if whole and values == key else None
+    intact = hashlib.sha256(data[32:]).digest() == data[:32]
+    return (body[:size], body[size:]) if intact and values == key else None
 
 
 def _convert(network: "Frozen", batch_size: int) -> _Converted:

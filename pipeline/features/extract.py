@@ -113,7 +113,7 @@ def extract(
         from pipeline.features import ray_extract
 
         with ray_extract.cluster(ray):
-            samples, unreadable = load_samples(study, wanted, ray_extract.each)
+            samples, unreadable = load_samples(study, wanted, ray_extract.in_tasks)
             on_cluster = ray_extract.fill_stores
             record, failures = _extract(study, engine, samples, unreadable, on_cluster)
     write_set(study.results / report, record)

@@ -101,7 +101,7 @@ class _Share(NamedTuple):
     gpus: int = 0
 
 
-def each(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
+def in_tasks(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
     """See :class:`pipeline.parallel.Each`: in tasks of one core, in blocks of values."""
     share = _Share(sum(int(node["CPU"]) for node in _nodes()), 1)
     blocks = _blocks(values, share.workers)

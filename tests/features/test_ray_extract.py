@@ -230,7 +230,7 @@ def test_a_block_that_kills_its_process_does_not_do_so_for_ever(start_ray, tmp_p
     """Ray does it a few times; what to do next is said."""
     start_ray()
     with pytest.raises(EngineError, match=r"1 image from .*/tries on has died 4 times\. Is there"):
-        list(ray_extract.each(die, [str(tmp_path / "tries")]))
+        list(ray_extract.in_tasks(die, [str(tmp_path / "tries")]))
     assert len((tmp_path / "tries").read_text()) == 4
 
 
