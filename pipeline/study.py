@@ -440,12 +440,9 @@ class _Table:
     def names(self, key: str, *, least: int = 1) -> tuple[str, ...] | None:
         what = f"{'two' if least > 1 else 'one'} or more different names"
         given = self.texts(key, what)
-        if given is None:
-            return None
-        names = tuple(dict.fromkeys(map(composed, given)))
-        if not least <= len(names) == len(given):
+        if given is not None and not least <= len(set(map(composed, given))) == len(given):
             self.refuse(key, f"is a list of {what}")
-        return names
+        return None if given is None else tuple(map(composed, given))
 
     def path(self, key: str, hint: str, *, later: bool = False) -> Path | None:
         """The file that a key names; it must be there, or is looked for ``later``, when read."""
