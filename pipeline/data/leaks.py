@@ -183,14 +183,14 @@ def _overlap(
     roles: NDArray[np.str_],
     ids: NDArray[np.str_],
     near: Sequence[NearPair],
-    both: tuple[str, str],
+    two_roles: tuple[str, str],
     *,
     same_people: bool,
 ) -> Overlap | None:
-    first, second = (np.flatnonzero(roles == role) for role in both)
+    first, second = (np.flatnonzero(roles == role) for role in two_roles)
     row_of = {ids[row]: row for row in first.tolist()}
     copies = [(row_of[ids[row]], row) for row in second.tolist() if ids[row] in row_of]
-    near = tuple(pair for pair in near if {*roles[[*pair.rows]].tolist()} == {*both})
+    near = tuple(pair for pair in near if {*roles[[*pair.rows]].tolist()} == {*two_roles})
     patients = np.intersect1d(_named_patients(samples, first), _named_patients(samples, second))
     counts = len(copies), len(near), patients.size
     if not any(counts):
@@ -202,7 +202,7 @@ def _overlap(
     leaked = np.isin(second, [row for pair in pairs for row in pair])
     if same_people or any(same_id):  # then an id is a person, and all his images are known
         leaked |= np.isin(samples.group[second], patients)
-    learns = both[0].startswith(_OF_SOURCE)
+    learns = two_roles[0].startswith(_OF_SOURCE)
     if not pairs:  # ids of two data sets say nothing where no picture speaks for them
         severity = LEAK if same_people and learns else NOTE
     elif not learns:  # two targets are each scored rightly; they are not independent
@@ -216,7 +216,7 @@ def _overlap(
     finding = Finding(
         check=_OVERLAP,
         severity=severity,
-        where=" and ".join(both),
+        where=" and ".join(two_roles),
         text=f"{' and '.join(listed)} {are(sum(counts))} in both",
         examples=_first_of([" = ".join(map(samples.name_of, pair)) for pair in pairs]),
         advice=_ADVICE[severity],

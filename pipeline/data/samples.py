@@ -389,12 +389,12 @@ def _source_split(
                 f"{printable(classes[missing[0]])!r}. Give a share instead, such as "
                 "validation = 0.2, without split"
             )
-    both = np.intersect1d(patients[split == FIT], patients[split == VALIDATION])
-    if both.size:
+    crossing = np.intersect1d(patients[split == FIT], patients[split == VALIDATION])
+    if crossing.size:
         _LOG.warning(
             "source: %s %s images in both fit and validation of the given division, so the numbers "
             "of validation are too good; validation = 0.2 without split divides by patient",
-            *(counted(both.size, "patient"), have(both.size)),
+            *(counted(crossing.size, "patient"), have(crossing.size)),
         )
     return split
 
