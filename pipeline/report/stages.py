@@ -91,16 +91,12 @@ def audit(record: Record) -> Iterator[Part]:
 
 def _near_copies(record: Record) -> Iterator[Table]:
     pairs = record["near_copies"]
-    rows = [
-        {
-            **pair,
-            **{
-                name: f"{image['path']} ({image['role']}, {image['label']})"
-                for name, image in zip(("image", "other image"), pair["images"], strict=True)
-            },
-        }
+    names = [
+        [f"{image['path']} ({image['role']}, {image['label']})" for image in pair["images"]]
         for pair in pairs[:_PAIRS]
     ]
+    shown = zip(pairs, names, strict=False)
+    rows = [{**pair, "image": name, "other image": other} for pair, (name, other) in shown]
     more = len(pairs) - _PAIRS
     notes = [f"{more} more pairs are in audit.json."] if more > 0 else []
     sheet = f"near_copies.png in results/{record['study']} shows them side by side."
