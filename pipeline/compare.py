@@ -426,43 +426,31 @@ def _first_scores(run: _Run, sets: Sequence[DomainData], fits: Mapping[str, Fit]
     import scipy.special  # noqa: F401 - for all intervals, once and not in every fork
 
     proba = {name: fit.mean_proba for name, fit in fits.items()}
-    jobs: list[Callable[[], Any]] = [
-        *(partial(_row_scores, run, data, proba, _SHOWN) for data in sets),
-        *(partial(_differences, run, data, proba) for data in sets),
-    ]
+    jobs = [partial(_shown_scores, run, data, proba) for data in sets]
     with Progress("scores", len(jobs), unit="tables") as progress:
-        done = run_parallel(jobs, done=progress.advance)
+        tables = run_parallel(jobs, done=progress.advance)
     ranking = [data for data in sets if data.role == VALIDATION] or sets
     order = list(fits)
     if ranking:
         order = rank_heads(ranking[0], {name: p[ranking[0].row] for name, p in proba.items()})
-    domains = [
-        {
-            **data.record(),
-            "rows": [
-                {
-                    "head": name,
-                    "fit_seconds": round(fits[name].seconds, 3),
-                    "scores": scores[name],
-                    "differences": differences[name],
-                    "clinical": None,
-                }
-                for name in order
-            ],
-        }
-        for data, scores, differences in zip(
-            sets, done[: len(sets)], done[len(sets) :], strict=True
-        )
-    ]
+    seconds = {name: round(fit.seconds, 3) for name, fit in fits.items()}
     return {
         "best": order[0] if ranking and ranking[0].role == VALIDATION else None,
-        "domains": domains,
+        "domains": [
+            {
+                **data.record(),
+                "rows": [
+                    {"head": name, "fit_seconds": seconds[name], **by_head[name]} for name in order
+                ],
+            }
+            for data, by_head in zip(sets, tables, strict=True)
+        ],
         "heads": [
             {
                 "head": name,
                 "about": run.specs[name].about,
                 "seeds": len(fit.seeds),
-                "fit_seconds": round(fit.seconds, 3),
+                "fit_seconds": seconds[name],
                 "chosen": dict(fit.chosen),
                 "curves": dict(fit.curves),
             }
@@ -506,17 +494,19 @@ def _add_scores(
         )
 
 
-def _row_scores(
-    run: _Run, data: DomainData, proba: Mapping[str, Proba], metrics: Sequence[str]
-) -> dict[str, Record]:
-    """Scores in a domain with intervals, by head and metric."""
-    of_domain = {name: p[data.row] for name, p in proba.items()}
-    draws = run.options.draws
-    scores = score_heads(data, of_domain, seed=run.seeds[0], draws=draws, metrics=metrics)
-    return {
-        name: {metric: _short(interval.record()) for metric, interval in of_head.items()}
-        for name, of_head in scores.items()
+def _shown_scores(run: _Run, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
+    """By head, what the printed table shows of a domain, with differences from the baseline."""
+    by_head: dict[str, Record] = {
+        name: {"scores": scores, "differences": {}, "clinical": None}
+        for name, scores in _row_scores(run, data, proba, _SHOWN).items()
     }
+    if run.options.baseline in proba and len(proba) > 1:
+        of_domain = {name: p[data.row] for name, p in proba.items()}
+        by_metric = compare_heads(data, of_domain, run.options.baseline, seed=run.seeds[0])
+        for metric, differences in by_metric.items():
+            for name, difference in differences.items():
+                by_head[name]["differences"][metric] = _short(difference.record())
+    return by_head
 
 
 def _more_scores(run: _Run, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
@@ -530,16 +520,17 @@ def _more_scores(run: _Run, data: DomainData, proba: Mapping[str, Proba]) -> dic
     }
 
 
-def _differences(run: _Run, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
-    """Differences from the baseline, by head and metric."""
-    by_head: dict[str, Record] = {name: {} for name in proba}
-    if run.options.baseline in proba and len(proba) > 1:
-        of_domain = {name: p[data.row] for name, p in proba.items()}
-        by_metric = compare_heads(data, of_domain, run.options.baseline, seed=run.seeds[0])
-        for metric, differences in by_metric.items():
-            for name, difference in differences.items():
-                by_head[name][metric] = _short(difference.record())
-    return by_head
+def _row_scores(
+    run: _Run, data: DomainData, proba: Mapping[str, Proba], metrics: Sequence[str]
+) -> dict[str, Record]:
+    """Scores in a domain with intervals, by head and metric."""
+    of_domain = {name: p[data.row] for name, p in proba.items()}
+    draws = run.options.draws
+    scores = score_heads(data, of_domain, seed=run.seeds[0], draws=draws, metrics=metrics)
+    return {
+        name: {metric: _short(interval.record()) for metric, interval in of_head.items()}
+        for name, of_head in scores.items()
+    }
 
 
 def _short(record: Mapping[str, Any]) -> Record:

@@ -152,12 +152,9 @@ class BoostingHead(Head):
         """Fit features ``(n, d)`` to labels ``(n,)``."""
         rows, labels = self._rows_to_fit(X, y)
         # The same inputs for every seed: only the trees are stochastic.
-        self.pca_ = PCA(
-            min(_COMPONENTS, *rows.shape),
-            svd_solver="randomized",
-            iterated_power=2,
-            random_state=0,
-        ).fit(rows)
+        components = min(_COMPONENTS, *rows.shape)
+        pca = PCA(components, svd_solver="randomized", iterated_power=2, random_state=0)
+        self.pca_ = pca.fit(rows)
         self.columns_ = np.argsort(-_separation(rows, labels), kind="stable")[:_COLUMNS]
         # Stopping early would hold rows out without regard to patients.
         self.trees_ = HistGradientBoostingClassifier(

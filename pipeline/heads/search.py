@@ -178,9 +178,7 @@ class Fitting:
     def out_of_fold(self, fits: Mapping[str, Fit], repeats: int) -> dict[str, Fit]:
         """The fits with ``out_of_fold``, where the head could be fitted in every fold.
 
-        Args:
-            fits: See :meth:`fit`.
-            repeats: Divisions in folds.
+        ``repeats`` is the number of divisions in folds.
         """
         by_head: dict[str, list[Proba]] = {name: [] for name in fits}
         nested = self.data.patients < _NESTED_BELOW
@@ -438,12 +436,9 @@ def _best_inside(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: 
 def chosen_elsewhere(
     by_choice: Proba, y: NDArray[np.integer], folds: Sequence[NDArray[np.intp]]
 ) -> Proba:
-    """Held-out probabilities ``(n, K)`` where no row has a say in the choice made for its fold.
+    """Held-out probabilities ``(n, K)``, of ``(choices, n, K)`` and labels ``(n,)``.
 
-    Args:
-        by_choice: Of rows held out, ``(choices, n, K)``.
-        y: Labels, ``(n,)``.
-        folds: Rows of each fold.
+    No row has a say in the choice that is made for its fold.
     """
     held_out = np.full(by_choice.shape[1:], np.nan)
     for rows in folds:
