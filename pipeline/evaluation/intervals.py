@@ -315,26 +315,6 @@ def critical_value(
     return max(Z, float(np.quantile(np.abs(t).max(axis=0), LEVEL)))
 
 
-def simultaneous_intervals(
-    shares: Sequence[Share], rng: np.random.Generator
-) -> list[tuple[float, float]]:
-    """95 % intervals of shares, which hold together; that of any one may be picked."""
-    if not shares:
-        return []
-    c = critical_value(np.stack([share.moves for share in shares]), rng)
-    return [share.bounds(c) for share in shares]
-
-
-def simultaneous_differences(
-    pairs: Sequence[tuple[Share, Share]], rng: np.random.Generator
-) -> list[tuple[float, float]]:
-    """95 % intervals of first minus second, which hold together for all pairs."""
-    if not pairs:
-        return []
-    c = critical_value(np.stack([first.moves - second.moves for first, second in pairs]), rng)
-    return [difference_bounds(*pair, c) for pair in pairs]
-
-
 def _kish(base: NDArray[Any]) -> float:
     """Patients, if all images of a patient are alike and some have more of them (Kish 1965)."""
     size = np.unique(base, return_counts=True)[1]

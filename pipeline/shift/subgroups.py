@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.data.attributes import UNKNOWN, Grouping
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import PatientDraws, leave_out_patients
-from pipeline.evaluation.intervals import Share, simultaneous_differences, simultaneous_intervals
+from pipeline.evaluation.intervals import Share, critical_value, difference_bounds
 from pipeline.evaluation.metrics import METRICS, on_all_rows, weighted_ratio
 from pipeline.words import counted
 
@@ -142,20 +142,26 @@ def _compare(
         ``difference_low`` and ``difference_high``, None where those are too few; ``worst``:
         whether it is the lowest of those whose attribute is known.
     """
-    rest = rest if len(inside) > 1 else {}
-    intervals = simultaneous_intervals([*inside.values()], rng)
-    apart = simultaneous_differences([(inside[name], rest[name]) for name in rest], rng)
-    differences = dict(zip(rest, apart, strict=True))
+    if not inside:
+        return {}
+    width = critical_value(np.stack([share.moves for share in inside.values()]), rng)
+    differences: dict[str, tuple[float, float]] = {}
+    if rest and len(inside) > 1:
+        pairs = {name: (inside[name], others) for name, others in rest.items()}
+        moves = [first.moves - second.moves for first, second in pairs.values()]
+        c = critical_value(np.stack(moves), rng)
+        differences = {name: difference_bounds(*pair, c) for name, pair in pairs.items()}
     ranked = [name for name in inside if name != UNKNOWN]
     worst = min(ranked, key=lambda name: inside[name].estimate) if len(ranked) > 1 else None
     values = {}
-    for (name, share), (low, high) in zip(inside.items(), intervals, strict=True):
+    for name, share in inside.items():
+        low, high = share.bounds(width)
         gap_low, gap_high = differences.get(name, (None, None))
         values[name] = {
             "estimate": share.estimate,
             "low": low,
             "high": high,
-            "difference": share.estimate - rest[name].estimate if name in rest else None,
+            "difference": share.estimate - rest[name].estimate if name in differences else None,
             "difference_low": gap_low,
             "difference_high": gap_high,
             "worst": name == worst,
