@@ -12,9 +12,15 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, scan_stacks
-from pipeline.data.dicom import is_dicom
-from pipeline.data.images import HEAD_BYTES
-from pipeline.data.items import NO_CLASS, Item, Listing, images_below, read_file
+from pipeline.data.items import (
+    HEAD_BYTES,
+    NO_CLASS,
+    Item,
+    Listing,
+    images_below,
+    is_dicom,
+    read_file,
+)
 from pipeline.data.patients import FIT, SPLIT_OF, VALIDATION
 from pipeline.data.sources import folders_in_classes, scan, wrong_layout
 from pipeline.data.tables import SUFFIXES, Row, find_columns, read_table, several_findings

@@ -24,9 +24,8 @@ from cache.errors import WriteFailedError
 from cache.recipe import META
 from cache.store import FeatureStore
 from pipeline.data.arrays import is_archive, scan_archive
-from pipeline.data.grey_levels import Reading
 from pipeline.data.images import PixelPolicy
-from pipeline.data.items import NO_CLASS, FileStat, Item, images_below, system_reason
+from pipeline.data.items import NO_CLASS, FileStat, Item, Reading, images_below, system_reason
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError, StudyError
 from pipeline.features.backbones import policy_of

@@ -25,8 +25,16 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pipeline.data.grey_levels import Reading
-from pipeline.data.items import NO_CLASS, FileStat, Item, Listing, files_in, is_folder, read_file
+from pipeline.data.items import (
+    NO_CLASS,
+    FileStat,
+    Item,
+    Listing,
+    Reading,
+    files_in,
+    is_folder,
+    read_file,
+)
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import ARCHIVE, Domain, classes_of
 from pipeline.words import composed, printable

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.grey_levels import (
+from pipeline.data.items import (
     BITS_STORED,
     EIGHT_BITS,
     FILE_WINDOW,
@@ -25,7 +25,6 @@ from pipeline.data.grey_levels import (
 )
 from pipeline.errors import ImageError
 
-_PREAMBLE = 128
 _PIXELS = "PixelData"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -49,11 +48,6 @@ _JPEG_2000 = b"\xff\x4f\xff\x51"
 _FRAME_HEADER = re.compile(rb"\xff[\xc0-\xc3\xf7]...(....)", re.DOTALL)
 
 
-def is_dicom(data: bytes) -> bool:
-    """Whether a file begins as a DICOM file does."""
-    return data[_PREAMBLE : _PREAMBLE + 4] == b"DICM"
-
-
 def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
     """The picture that a viewer would show, of mode L or RGB.
 
@@ -73,7 +67,7 @@ def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
 
 
 def dicom_depth(data: bytes) -> int:
-    """What the file says of its values; see :mod:`pipeline.data.grey_levels`."""
+    """What the file says of its values; see :mod:`pipeline.data.items`."""
     header = _read(data, _TAGS)
     if _checked(header) in _COLOUR:
         return EIGHT_BITS

@@ -29,16 +29,22 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pipeline.data.dicom import dicom_depth, dicom_picture, is_dicom, patient_in
-from pipeline.data.grey_levels import EIGHT_BITS, NO_RANGE, Depth, Reading, scaled
+from pipeline.data.dicom import dicom_depth, dicom_picture, patient_in
+from pipeline.data.items import (
+    EIGHT_BITS,
+    JPEG,
+    NO_RANGE,
+    PNG,
+    TIFF,
+    Depth,
+    Reading,
+    is_dicom,
+    scaled,
+)
 from pipeline.errors import ImageError
 from pipeline.randomness import stream
 
-_JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _JPEG_END = b"\xff\xd9"
-_TIFF = (b"II*\x00", b"MM\x00*")
-#: Bytes by which :func:`is_image` knows a file.
-HEAD_BYTES = 132
 _WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262
 _DEFAULT = Reading()
 _TWELVE_BITS = 1 << 12
@@ -123,7 +129,7 @@ class RememberedFile(NamedTuple):
 
     Attributes:
         digest: Of its content, 32 bytes.
-        depth: See :mod:`pipeline.data.grey_levels`.
+        depth: See :mod:`pipeline.data.items`.
         patient: Of its header, hashed; empty where it was not asked for or is not there.
     """
 
@@ -200,8 +206,8 @@ class Content:
         """Whether it is of a format with more than 8 bits, to which a window applies."""
         if not isinstance(self.data, bytes):
             return self.data.dtype != np.uint8
-        grey_of_16_bits = self.data.startswith(_PNG) and self.data[24:26] == b"\x10\x00"
-        return grey_of_16_bits or self.data.startswith(_TIFF) or is_dicom(self.data)
+        grey_of_16_bits = self.data.startswith(PNG) and self.data[24:26] == b"\x10\x00"
+        return grey_of_16_bits or self.data.startswith(TIFF) or is_dicom(self.data)
 
     def _depth(self) -> Depth:
         if not self._may_be_deep():
@@ -217,11 +223,6 @@ class Content:
 def decode(data: bytes, policy: PixelPolicy, reading: Reading = _DEFAULT) -> Pixels:
     """The pixels of an image file; see :class:`Content`."""
     return Content(data, reading).pixels(policy)
-
-
-def is_image(head: bytes) -> bool:
-    """Whether a file that begins like this is of a format that is read."""
-    return head.startswith((_JPEG, _PNG, *_TIFF)) or is_dicom(head)
 
 
 @contextmanager
@@ -254,13 +255,13 @@ def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, i
     """
     if not data:
         raise ImageError("empty file")
-    if data.startswith(_JPEG):
+    if data.startswith(JPEG):
         content, orientation = _split_jpeg(data)
         image: Image.Image = JpegImageFile(io.BytesIO(content))
-    elif data.startswith(_PNG):
+    elif data.startswith(PNG):
         content, orientation = _split_png(data)
         image = PngImageFile(io.BytesIO(content))
-    elif data.startswith(_TIFF):
+    elif data.startswith(TIFF):
         image, orientation = TiffImageFile(io.BytesIO(data)), 1  # Pillow turns it itself
         if (frame := reading.frame_of(image.n_frames)) > 0:
             image.seek(frame)
@@ -276,7 +277,7 @@ def plain_jpeg(data: bytes, reading: Reading = _DEFAULT) -> tuple[bytes, int, in
     Returns:
         The file without metadata, its orientation, see :func:`open_image`, and its pixels.
     """
-    if not data.startswith(_JPEG) or not data.rstrip(b"\0").endswith(_JPEG_END):
+    if not data.startswith(JPEG) or not data.rstrip(b"\0").endswith(_JPEG_END):
         return None
     try:
         image, orientation = open_image(data, reading)

@@ -1,9 +1,15 @@
-"""Image files: which ones a folder holds, and the one way in which a file is read.
+"""Images on the disk: which ones a folder holds, how a file is read, and by which rule.
 
 A walk opens only what is regular, visible and inside the folder.
+
+Values of more than 8 bits become grey levels by one rule for all images of a domain. Each picture
+by its own darkest and brightest value would take away what the study may be about: how bright a
+picture is. So the rule is declared in the study, comes with DICOM files, or is guessed from all
+images of a domain together and said.
 """
 
 import errno
+import hashlib
 import os
 import time
 from collections import Counter
@@ -13,10 +19,11 @@ from fnmatch import fnmatchcase
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from pipeline.data.grey_levels import Reading
-from pipeline.data.images import HEAD_BYTES, is_image
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import ImageError, StudyError
 from pipeline.parallel import Each, in_turn
 from pipeline.words import are, composed, counted, printable
@@ -36,8 +43,74 @@ _OTHER_IMAGES = (
 )  # fmt: skip
 #: Folders that network drives and archives of macOS add, and the index of a DICOM disk.
 _OF_PROGRAMS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "dicomdir"}
-_DEFAULT = Reading()
+#: Formats are known by their first bytes.
+JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+TIFF = (b"II*\x00", b"MM\x00*")
+_DICOM_PREAMBLE = 128
+#: Bytes by which any is known.
+HEAD_BYTES = 132
+#: Of an image, unless a study allows more.
+MAX_PIXELS = 50_000_000
+_MIN_SIDE = 16
+_MAX_ASPECT = 50
+
+#: What a file holds, so far as the rule depends on it: None for a file of 8 bits, else the
+#: largest value, or one of these.
+Depth = int | None
+EIGHT_BITS = 0  # of a format that may have more
+FILE_WINDOW = -1  # DICOM with a window
+NO_RANGE = -2  # signed, real, or without a limit: a window must be declared
+#: DICOM without a window: this minus its number of bits.
+BITS_STORED = -100
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the files of a domain are read.
+
+    Attributes:
+        window: Values that become black and white; None: as the format declares.
+        frame: ``first`` or ``middle`` of several; None: a file with several is refused.
+        max_pixels: A larger image is refused before it is decoded.
+    """
+
+    window: tuple[float, float] | None = None
+    frame: str | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def key(self, content: bytes) -> bytes:
+        """Key of a file with this SHA-256: features made by another rule are never taken for it."""
+        if self.window is None and self.frame is None:
+            return content
+        return hashlib.sha256(content + f"{self.window}|{self.frame}".encode()).digest()
+
+    def frame_of(self, frames: int) -> int:
+        """Which of several frames is read; an ImageError where none is chosen."""
+        if frames > 1 and self.frame is None:
+            raise ImageError(f'{frames} frames; choose with frame = "first" or "middle"')
+        return frames // 2 if self.frame == "middle" else 0
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse an image by its size, in pixels, with an ImageError, before it is decoded."""
+        short, long = sorted((width, height))
+        if width * height > self.max_pixels:
+            limit = f"limit {self.max_pixels / 1e6:g} Mpx; max_megapixels in the study sets it"
+            raise ImageError(f"too large ({width} x {height}, {limit})")
+        if short < _MIN_SIDE:
+            why = f"smallest side allowed is {_MIN_SIDE}"
+            raise ImageError(f"too small ({width} x {height}, {why})")
+        if long > _MAX_ASPECT * short:
+            raise ImageError(f"too long ({width} x {height}, limit {_MAX_ASPECT} to 1)")
+
+
+def scaled(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """Bring values to 0 to 255; an ImageError where some are no numbers."""
+    low, high = window
+    levels = (values.astype(np.float64) - low) * (255 / (high - low))
+    if not np.isfinite(levels).all():
+        raise ImageError("some pixels are NaN or infinite")
+    return np.asarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
 
 
 class FileStat(NamedTuple):
@@ -77,7 +150,7 @@ class Item:
     stat: FileStat
     patient: str = ""
     split: str = ""
-    reading: Reading = _DEFAULT
+    reading: Reading = Reading()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +207,11 @@ def read_file(file: str, action: Callable[[FileIO], _T]) -> _T:
                 raise ImageError(f"cannot be read: {system_reason(cause)}") from cause
         tries += 1
         time.sleep(_PAUSE_SECONDS)
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether a file begins as a DICOM file does."""
+    return data[_DICOM_PREAMBLE : _DICOM_PREAMBLE + 4] == b"DICM"
 
 
 def system_reason(cause: OSError) -> str:
@@ -224,7 +302,8 @@ def _begins_as_image(entry: "os.DirEntry[str]") -> bool:
     if "." in entry.name or _stat_of_regular(entry) is None:
         return False
     try:
-        return is_image(read_file(entry.path, lambda stream: stream.read(HEAD_BYTES)))
+        head = read_file(entry.path, lambda stream: stream.read(HEAD_BYTES))
+        return head.startswith((JPEG, PNG, *TIFF)) or is_dicom(head)
     except ImageError:
         return False
 

@@ -16,10 +16,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.grey_levels import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Reading
 from pipeline.data.images import RememberedFile
 from pipeline.data.index import KeyIndex
-from pipeline.data.items import Item
+from pipeline.data.items import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Item, Reading
 from pipeline.data.patients import (
     FIT,
     TARGET,

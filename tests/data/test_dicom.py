@@ -13,8 +13,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pipeline.data.grey_levels import EIGHT_BITS, FILE_WINDOW, Reading
 from pipeline.data.images import Content, PixelPolicy, decode
+from pipeline.data.items import EIGHT_BITS, FILE_WINDOW, Reading
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import load_study

@@ -18,11 +18,13 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.items import Reading, scaled
 from pipeline.errors import ImageError
 from tests.image_files import (
     PNG_MAGIC,
     SIZE,
     bad_files,
+    encoded,
     flipped,
     good_files,
     grey16,
@@ -475,3 +477,52 @@ def test_stretch_is_antialiased_interpolation(shape, interpolation):
     )
     expected = reference[0].permute(1, 2, 0).round().clamp(0, 255).numpy()
     same(decode(png(pixels), PixelPolicy(interpolation=interpolation)), expected, tolerance=2)
+
+
+# --- values of more than 8 bits
+
+
+RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+def test_values_are_scaled_and_clipped():
+    """Black and white are the two values of the window."""
+    values = np.array([-5, 0, 60, 100, 900], np.int16)
+    assert scaled(values, (0, 100)).tolist() == [0, 0, 153, 255, 255]
+    with pytest.raises(ImageError, match="NaN"):
+        scaled(np.array([np.nan]), (0, 1))
+
+
+FILES = {
+    "16-bit PNG": grey16(RAMP),
+    "16-bit TIFF": encoded(RAMP, "TIFF"),
+    "packed 16-bit TIFF": encoded(RAMP, "TIFF", compression="tiff_deflate"),
+    "float TIFF": encoded(RAMP.astype(np.float32), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_window_decides_what_is_white(name):
+    """For every format with more than 8 bits."""
+    pixels = decode(FILES[name], PixelPolicy(size=64), Reading(window=(0, 4095)))
+    assert np.abs(pixels[..., 0] - RAMP / 4095 * 255).max() <= 1
+
+
+def test_white_is_zero_in_some_tiff_files():
+    """Of 8 and of 16 bits."""
+    for values in (picture()[..., 0], picture()[..., 0].astype(np.uint16) * 257):
+        data = encoded(values, "TIFF", tiffinfo={262: 0})
+        plain = encoded(values, "TIFF")
+        inverted, upright = (decode(d, PixelPolicy(size=64)).astype(int) for d in (data, plain))
+        # Pillow inverts what it writes of 8 bits, so that such a file looks the same.
+        assert (inverted == (upright if values.dtype == np.uint8 else 255 - upright)).all()
+
+
+def test_pages_are_refused_or_one_is_chosen():
+    """A TIFF file of several pictures."""
+    pages = [Image.fromarray(picture(seed=k)) for k in range(3)]
+    data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(ImageError, match="3 frames"):
+        decode(data, PixelPolicy(size=64))
+    chosen = decode(data, PixelPolicy(size=64), Reading(frame="middle"))
+    assert (chosen == picture(seed=1)).all()

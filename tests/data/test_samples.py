@@ -1,4 +1,4 @@
-"""The samples: classes, patients, copies, leaks, exclusions, and the index of known files."""
+"""The samples: classes, patients, copies, leaks, exclusions, windows, the index of known files."""
 
 import os
 import re
@@ -11,18 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.compare import CompareOptions, compare
 from pipeline.data import index as index_module
 from pipeline.data.images import PixelPolicy
+from pipeline.data.items import NO_RANGE
 from pipeline.data.leaks import check_leaks
 from pipeline.data.patients import FIT, VALIDATION
-from pipeline.data.samples import (
-    SampleOptions,
-    load_samples,
-)
+from pipeline.data.samples import SampleOptions, load_samples, window_of
 from pipeline.data.sources import read_image
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
-from pipeline.study import load_study
-from tests.tiny import write_images
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import extract
+from pipeline.predict import predict
+from pipeline.study import Domain, load_study
+from tests.image_files import grey16
+from tests.tiny import install_tiny_backbone, write_images
 
 COMPOSED = "Lungenentz\u00fcndung"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
@@ -348,3 +351,91 @@ def test_copies_without_labels_contradict_nothing_and_still_leak(study_file):
     with pytest.raises(CheckFailedError, match="1 image of a target is also in the source") as e:
         load_samples(load_study(study_file))
     assert e.value.exit_code == 3
+
+
+# --- values of more than 8 bits: one rule a domain, declared or guessed, and asked where unclear
+
+
+ANY = Domain(path=Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("depths", "window"),
+    [
+        ([None, None], None),
+        ([None, 0], None),
+        ([4000, 300, None], (0, 4095)),
+        ([1000], (0, 1023)),
+        ([16383, 900], (0, 16383)),
+        ([65535, 900], None),
+        ([40000], None),
+        ([-112, -112], None),
+        ([-1, -1], None),
+    ],
+)
+def test_the_bits_are_guessed_from_all_images(depths, window):
+    """The largest value of the domain decides, never that of one picture."""
+    assert window_of(ANY, depths) == window
+
+
+@pytest.mark.parametrize(
+    "depths", [[5000], [200], [2200], [20000], [NO_RANGE], [-1, -112], [-1, 4000]]
+)
+def test_what_is_unclear_is_asked(depths):
+    """With what to write."""
+    with pytest.raises(StudyError, match=r"source: .*white\. Write for this domain bits = 12"):
+        window_of(ANY, depths)
+    assert window_of(Domain(path=Path("x"), window=(0, 9)), depths) == (0, 9)
+
+
+@pytest.fixture
+def deep_study(tmp_path, monkeypatch):
+    """Sixty 14-bit X-rays at three exposures, as a detector writes them."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        folder = tmp_path / "here" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        top = (3000, 9000, 16383)[i % 3]
+        values = rng.integers(top // 4, top + 1, (32, 32)).astype(np.uint16)
+        (folder / f"p{i}.png").write_bytes(grey16(values))
+    file = tmp_path / "study.toml"
+    file.write_text(
+        '[source]\npath = "here"\ngroup = \'p\\d+\'\n[store]\npath = "features"\n[backbone.tiny]\n'
+    )
+    return file
+
+
+def test_a_detectors_bits_are_guessed_for_dark_and_bright_pictures(deep_study, caplog):
+    """None is refused, the three exposures stay apart, and the guess is said once."""
+    samples, skipped = load_samples(load_study(deep_study))
+    assert len(samples) == 60
+    assert not skipped
+    means = {
+        k: np.mean([read_image(item).pixels(PixelPolicy(size=32)).mean() for item in of_one])
+        for k, of_one in enumerate(
+            [i for i in samples.items if int(i.path[3:-4]) % 3 == k] for k in range(3)
+        )
+    }
+    assert means[0] < 35 < means[1] < 100 < means[2] < 170
+    said = "source: 60 images of 16 bits: the largest value is 16383, so 14 bits are taken for all"
+    assert said in caplog.text
+    declared = deep_study.read_text().replace("[source]", "[source]\nbits = 14")
+    deep_study.write_text(declared)
+    caplog.clear()
+    assert load_samples(load_study(deep_study))[0].key == samples.key
+    assert "largest value" not in caplog.text
+    deep_study.write_text(declared.replace("bits = 14", "bits = 16"))
+    assert not set(load_samples(load_study(deep_study))[0].key) & set(samples.key)
+
+
+def test_a_saved_head_reads_new_images_by_the_rule_of_its_source(deep_study):
+    """Their features are those in the store: none is computed by another rule."""
+    study = load_study(deep_study)
+    engine = EngineChoice(engine="torch", device="cpu", batch_size=16)
+    extract(study, engine)
+    compare(study, CompareOptions(heads=("linear",), repeats=0, draws=99))
+    head = study.results / "heads/tiny/linear"
+    found = predict(head, [study.source.path], store=study.store_root, engine=engine)
+    assert (found["computed"], len(found["rows"])) == (0, 60)

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 
 from pipeline.data import items as items_module
-from pipeline.data.grey_levels import Reading
 from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.index import facts_of
-from pipeline.data.items import Item
+from pipeline.data.items import Item, Reading
 from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import load_samples
 from pipeline.data.sources import KINDS, read_image, scan, wrong_layout
