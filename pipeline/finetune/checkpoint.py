@@ -29,7 +29,6 @@ from pipeline.finetune.methods import TrainingSettings
 _LOG = logging.getLogger(__name__)
 _FORMAT = 4
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")
-_MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,11 +225,11 @@ def pack_tensors(
     model: nn.Module, best: Mapping[str, Tensor], optimiser: Optimizer | None
 ) -> dict[str, Tensor]:
     """All that a training goes on from, by name; of a finished one there is no optimiser."""
-    tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
-    tensors |= {_BEST + name: value for name, value in best.items()}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
     if optimiser:
         for number, values in optimiser.state_dict()["state"].items():
-            tensors |= {f"{_OPTIMISER}{number}.{key}": value for key, value in values.items()}
+            tensors |= {f"optimiser.{number}.{key}": value for key, value in values.items()}
     return tensors
 
 
@@ -242,10 +241,14 @@ def restore(
         return TrainingState(), {}
     state, tensors = checkpoint
     device = next(model.parameters()).device
-    model.load_state_dict(_under(tensors, _MODEL))
-    best = {name: value.to(device) for name, value in _under(tensors, _BEST).items()}
+    kept: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        kept[kind][rest] = value
+    model.load_state_dict(kept["model"])
+    best = {name: value.to(device) for name, value in kept["best"].items()}
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under(tensors, _OPTIMISER).items():
+    for name, value in kept["optimiser"].items():
         number, key = name.split(".")
         moments.setdefault(int(number), {})[key] = value
     if moments:
@@ -257,11 +260,3 @@ def restore(
                     values[key] = torch.empty_like(parameter).copy_(value)
     rows = [EpochRow(**row) for row in state["rows"]]
     return TrainingState(**{**state, "rows": rows}), best
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }

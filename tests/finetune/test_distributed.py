@@ -1,6 +1,10 @@
 """Two processes train as one does: the same loss curve, one writer, one model."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +18,26 @@ from pipeline.errors import EngineError
 from pipeline.features.extract import extract
 from pipeline.finetune.distributed import Group, joined
 from pipeline.study import load_study
-from tests.finetune.conftest import TORCH, torchrun
+from tests.finetune.conftest import TORCH
 from tests.finetune.group import curves, install_repeatable_tiny
 from tests.finetune.jobs import IDENTITY, CutOff
 from tests.result_files import record_of
 from tests.tiny import write_tiny_study
+
+
+def _torchrun(folder, *arguments):
+    """Run ``tests.finetune.group`` in two processes; what they print is captured."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(
+        [*command, "-m", "tests.finetune.group", str(folder), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +53,7 @@ def both(tmp_path_factory):
     for name in ("taken over", "alone-0"):
         with pytest.raises(KeyboardInterrupt):
             curves(checkpoints=CutOff(folder / name, IDENTITY, seconds=0))
-    done = torchrun(folder)
+    done = _torchrun(folder)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
@@ -112,10 +131,10 @@ def test_the_command_killed_in_two_processes_goes_on(tmp_path, monkeypatch):
     command = ["finetune", str(file), *OPTIONS]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
-    killed = torchrun(group, "--die", *command)
+    killed = _torchrun(group, "--die", *command)
     assert "exitcode  : -9" in killed.stderr
     assert "epoch 1/2: " in killed.stderr
-    again = torchrun(group, *command)
+    again = _torchrun(group, *command)
     assert again.returncode == 0, again.stderr
     assert "epoch 1/2: " not in again.stderr
     assert again.stderr.count("epoch 2/2: ") == again.stderr.count("full on tiny") == 1
