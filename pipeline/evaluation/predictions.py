@@ -24,6 +24,7 @@ from pipeline.words import printable
 PROBABILITIES = "probabilities.h5"
 #: Stage 3 keeps those of networks trained on images here.
 TRAINED_PROBABILITIES = "finetune.h5"
+_ARRAYS, _TEXTS = ("key", "label", "patient"), ("domain", "split")
 #: Name of a predictor, and the seed that it was trained with.
 Trained = tuple[str, int]
 
@@ -110,9 +111,9 @@ def predictions_in(content: bytes) -> dict[str, Predictions]:
 
 def _write(group: Any, predictions: Predictions) -> None:
     group.attrs["classes"] = list(predictions.classes)
-    for name in ("key", "label", "patient"):
+    for name in _ARRAYS:
         group[name] = getattr(predictions, name)
-    for name in ("domain", "split"):
+    for name in _TEXTS:
         texts = [str(value) for value in getattr(predictions, name)]
         group.create_dataset(name, data=texts, dtype=h5py.string_dtype())
     for (name, seed), proba in predictions.proba.items():
@@ -120,17 +121,10 @@ def _write(group: Any, predictions: Predictions) -> None:
 
 
 def _read(group: Any) -> Predictions:
-    proba = {
-        (name, int(seed)): group["heads"][name][seed][:]
-        for name in group["heads"]
-        for seed in group["heads"][name]
-    }
+    heads = group["heads"]
     return Predictions(
         classes=tuple(str(name) for name in group.attrs["classes"]),
-        key=group["key"][:],
-        label=group["label"][:],
-        patient=group["patient"][:],
-        domain=group["domain"].asstr()[:].astype(str),
-        split=group["split"].asstr()[:].astype(str),
-        proba=proba,
+        **{name: group[name][:] for name in _ARRAYS},
+        **{name: group[name].asstr()[:].astype(str) for name in _TEXTS},
+        proba={(name, int(seed)): heads[name][seed][:] for name in heads for seed in heads[name]},
     )
