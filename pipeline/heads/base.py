@@ -10,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.errors import UnknownNameError
 from pipeline.heads import late
 
 STANDARDISE = "standardise"
@@ -228,15 +227,10 @@ PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
 
 
 def make_preprocessing(name: str, widths: Sequence[int]) -> Any:
-    """An unfitted transformer of features whose backbones have these widths.
+    """An unfitted transformer, of the table, of features whose backbones have these widths.
 
     Of several backbones the columns are standardised first, so that all weigh the same.
-
-    Raises:
-        UnknownNameError: No such preprocessing; the message lists the table.
     """
-    if name not in PREPROCESSING:
-        raise UnknownNameError("preprocessing", name, PREPROCESSING)
     standardiser = Standardiser(tuple(widths))
     if name == STANDARDISE:
         return standardiser
