@@ -27,6 +27,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.heads import HEADS
 from pipeline.heads.mlp import MLPHead
+from pipeline.heads.save import head_folder, load_head
 from pipeline.heads.search import Fit, Fitting
 from pipeline.randomness import stream
 from pipeline.results import add_files
@@ -85,7 +86,7 @@ def test_the_file_says_what_is_returned(study):
     """results/<name>/heads.json for whoever reads it next."""
     record = compare(study, only("prior", "linear", "mlp"))
     assert record_of(study.results / "heads.json") == record
-    assert (record["schema"], record["study"], record["positive"]) == (7, "tiny", "b")
+    assert (record["schema"], record["study"], record["positive"]) == (8, "tiny", "b")
     (backbone,) = record["backbones"]
     by_head = {one["head"]: one for one in backbone["heads"]}
     assert by_head["linear"]["chosen"]["C"] in HEADS["linear"].grid["C"]
@@ -139,6 +140,33 @@ def test_a_second_run_fits_only_what_is_new(study):
     other = compare(study, only("linear", preprocessing="l2"))
     assert other["backbones"][0]["reused"] == 0
     assert rows_of(other, "target")["linear"] != rows_of(first, "target")["linear"]
+
+
+def test_two_runs_give_the_same_table(study):
+    """Seeded by purpose: same study, same numbers, fitted and scored anew."""
+    first = compare(study, only("linear", "forest"))
+    for file in study.results.glob("heads/*/*/fit.safetensors"):
+        file.unlink()
+    second = compare(study, only("linear", "forest"))
+    assert second["backbones"][0]["fitted"] == 2
+    for role in ("validation", "target"):
+        for name, row in rows_of(first, role).items():
+            again = rows_of(second, role)[name]
+            assert (again["scores"], again["differences"]) == (row["scores"], row["differences"])
+
+
+def test_a_class_of_another_name_is_in_the_saved_heads(study, monkeypatch):
+    """Labels and features are the same, but ``predict`` tells people the name."""
+    compare(study, only("linear", "prior"))
+    load = load_module.load_features
+
+    def renamed(*arguments):
+        features = load(*arguments)
+        return replace(features, samples=replace(features.samples, classes=("a", "ill")))
+
+    monkeypatch.setattr(load_module, "load_features", renamed)
+    compare(study, only("linear", "prior"))
+    assert load_head(head_folder(study.results, "tiny", "linear")).classes == ("a", "ill")
 
 
 def test_an_unchanged_run_scores_nothing_again_and_keeps_its_figures(study, monkeypatch):
@@ -222,8 +250,9 @@ def test_an_unknown_name_shows_before_any_work(study, monkeypatch, options, sent
         compare(study, options)
 
 
-def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
-    """No variance, so no comparison by AUROC; everything else is there."""
+@pytest.mark.parametrize("count", [0, 1])
+def test_at_most_one_image_of_a_class_costs_no_table(study, monkeypatch, count):
+    """No variance, so no comparison by AUROC; of none no F1; everything else is there."""
     load = load_module.load_features
 
     def rare(*arguments):
@@ -231,12 +260,13 @@ def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
         label = features.samples.label.copy()
         target = np.flatnonzero(features.samples.domain == "there")
         label[target] = 0
-        label[target[0]] = 1
+        label[target[:count]] = 1
         return replace(features, samples=replace(features.samples, label=label))
 
     monkeypatch.setattr(load_module, "load_features", rare)
     row = rows_of(compare(study, only("linear", "prior")), "target")["prior"]
     assert set(row["differences"]) == {"accuracy"}
+    assert row["scores"].keys() >= {"accuracy", "log_loss"}
 
 
 # Nothing is learnt or chosen from validation and target rows: their labels and features say so.
@@ -417,14 +447,14 @@ def test_the_spread_is_over_trainings_and_the_interval_over_patients_too():
 
 
 def test_torch_and_figures_are_imported_only_where_they_are_used():
-    """Every head but the perceptron on CUDA is fitted and saved without them."""
+    """Every head but the perceptron on CUDA is fitted, saved and read without them."""
     code = """
 import sys
 import pipeline.cli
 from pipeline.compare import compare
 from pipeline.heads import HEADS
 from pipeline.heads.base import Standardiser
-from pipeline.heads.save import _to_bytes
+from pipeline.heads.save import _from_bytes, _to_bytes
 from pipeline.heads.search import Fitting
 from tests.heads.made_up_rows import made_up_rows
 rows = made_up_rows(n=40)
@@ -432,7 +462,7 @@ fitting = Fitting(rows, HEADS, seeds=(0,), preprocessing=Standardiser)
 fits = fitting.fit(rows.features, rows.label)
 assert len(fits) == len(HEADS), fitting.failures
 for fit in fits.values():
-    _to_bytes(fit.models)
+    _from_bytes(_to_bytes(fit.models))
 print([name for name in ("torch", "matplotlib", "baycomp") if name in sys.modules])
 """
     command, root = [sys.executable, "-c", code], Path(__file__).parents[1]

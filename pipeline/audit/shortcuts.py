@@ -46,7 +46,7 @@ _DRAWS, _DRAWS_A_TEST, _CLASS_DRAWS = 499, 40, 199
 _STRONGEST = 2
 _LABEL_ADVICE = (
     "A head may be right without looking at the disease. See how the classes were collected, "
-    "and whether the disease itself could show there (as in the mean grey)"
+    "and whether the disease itself could show in it (as in the mean grey)"
 )
 _DOMAIN_ADVICE = (
     "The images look different to the network; what a head learned may be about where they "

@@ -171,7 +171,7 @@ def read_checked(file: Path) -> bytes:
 
 
 _Grey = NDArray[np.float64]
-#: _Grey values between which no pixel is near the ends of the scale.
+#: Grey values between which no pixel is near the ends of the scale.
 _MIDTONES = (0.15, 0.85)
 #: The second difference of the second difference: zero on planes (Immerkaer 1996).
 _GRAIN = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], float)

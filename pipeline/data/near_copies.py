@@ -48,7 +48,7 @@ _SPREADS = 5.0
 _MAD_OF_NORMAL = 0.6745
 #: Images of a role whose most similar stranger is looked for.
 _SAMPLE = 500
-#: _Textures from which the directions are taken that are compared first, and how many of these.
+#: Textures from which the directions are taken that are compared first, and how many of these.
 _FOR_BASIS, _DIRECTIONS = 2000, 128
 _BLOCK = 1024
 

@@ -59,7 +59,7 @@ from pipeline.randomness import stream
 from pipeline.results import ResultSet, read_set
 
 #: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
-HEADS_SCHEMA = 7
+HEADS_SCHEMA = 8
 #: Metrics that heads are compared by.
 COMPARED_BY = ("accuracy", "auroc")
 #: Metrics of the images of one class.
@@ -157,6 +157,8 @@ def _scores(
             yield metric, interval_of_draws(value, data, values if np.ptp(values) else values[:0])
             continue
         of_metric = [share for (name, _), share in shares.items() if name == metric]
+        if not of_metric:  # F1 where no image is positive nor called so
+            continue
         if metric == "f1":
             of_metric = [replace(share, reported=_f1) for share in of_metric]
         several = len(of_metric) > 1

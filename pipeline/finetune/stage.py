@@ -60,7 +60,7 @@ from pipeline.study import Study
 from pipeline.words import to_jsonable
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 6
+SCHEMA = 7
 #: Head of stage 2 that has the form of the heads here; break-even counts these.
 _HEAD = "mlp"
 #: Epochs at the end that :func:`trend` uses, and how far one may still change the mean loss.

@@ -39,8 +39,8 @@ from pipeline.words import as_file_name, printable
 #: By command: the layout of its record that is read here, and the title of its section; in the
 #: order of the page. Features are bookkeeping and come with the records, at the end.
 STAGES: Mapping[str, tuple[int, str]] = {
-    "heads": (7, "Heads on frozen features"),
-    "finetune": (6, "Frozen and fine-tuned networks"),
+    "heads": (8, "Heads on frozen features"),
+    "finetune": (7, "Frozen and fine-tuned networks"),
     "shift": (11, "From the source to the targets"),
     "audit": (4, "Leaks and shortcuts"),
     "features": (1, "Stored features"),

@@ -202,9 +202,9 @@ def _effects(effects: Sequence[Record]) -> tuple[list[Record], list[str]]:
         if row["name"] == f"{attribute}_mix" and attribute != row["division"]:
             names[f"{attribute}_mix"] = f"other shares of {attribute} groups"
             names[f"within_{attribute}"] = f"more errors inside the {attribute} groups"
-            unshown += [attribute] if row["low"] <= 0 <= row["high"] else []
-    rows = [row for row in effects if row["division"].removeprefix("by ") not in unshown]
-    note = f"Other shares of patients by {' or '.join(unshown)} are not shown to cost accuracy."
+            unshown += [row["division"]] if row["low"] <= 0 <= row["high"] else []
+    rows = [row for row in effects if row["division"] not in unshown]
+    note = f"Other shares of patients {' or '.join(unshown)} are not shown to cost accuracy."
     ordered = sorted(_named(rows, names), key=lambda row: row["division"] == "AUROC")
     return ordered, [note] if unshown else []
 

@@ -287,6 +287,7 @@ def analyse_target(
     tests, domain_auc = detect(source, blind, draws=options.draws)
     rng = np.random.default_rng([study.seed, 11])
     accuracy_range = estimate_accuracy(source, blind, rng, classes=classes)
+    # An interval wholly above it: then no image of the source says how right the head is.
     if domain_auc.low > NO_OVERLAP:
         accuracy_range = without_accuracy(accuracy_range)
     if not labelled:

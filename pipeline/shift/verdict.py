@@ -205,7 +205,7 @@ def _gain(best: BestMethod) -> str:
         )
     return (
         "No adaptation method is shown to help a linear head without target labels: the best, "
-        f"{method}, changes its accuracy by {_points(best)}."
+        f"{method}, changes its accuracy by {_points(best)}, corrected for the choice."
     )
 
 

@@ -28,7 +28,7 @@ def test_what_was_shown_is_not_shown_again(records):
     assert show("heads", twice, before) == show("heads", heads)
 
 
-@pytest.mark.parametrize("stage", ["heads", "finetune", "shift", "features"])
+@pytest.mark.parametrize("stage", ["heads", "finetune", "shift", "features", "audit"])
 def test_the_text_fits_a_terminal_and_uses_the_fields_words(records, stage):
     """120 columns, 40 lines a target, of eleven heads too; no word needs a glossary of ours."""
     for domain in records["heads"]["backbones"][0]["domains"]:
