@@ -206,9 +206,9 @@ def _run_in_workers(
     busy: dict[_Worker, tuple[int, float]] = {}
     thread = Thread(target=beside)
     try:
-        # A fork made while a thread imports would wait for its locks without end: first these.
-        idle += [new_worker() for _ in range(min(len(waiting), max(1, _cores() - 1)))]
         if beside:
+            # A fork made while a thread imports would wait for its locks without end: first these.
+            idle += [new_worker() for _ in range(min(len(waiting), max(1, _cores() - 1)))]
             thread.start()
         while waiting or busy:
             room = max(1, _cores() - thread.is_alive())

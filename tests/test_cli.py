@@ -132,7 +132,7 @@ REFUSED = [
     (["features", "STUDY", "--device", "cpu", "--precision", "tf32"], 1, "tf32 is a precision of"),
     (["heads", "STUDY", "--only", "lienar"], 1, "unknown head 'lienar'; known: mlp, linear"),
     (["heads", "STUDY", "--baseline", "x"], 1, "unknown head 'x'; known: "),
-    (["heads", "STUDY", "--only", "prior"], 5, "60 of 60 images have no features of tiny yet in /"),
+    (["heads", "STUDY", "--only", "prior"], 5, "or go to the folder in which it was run"),
     (["cache", "verify", "--sample", "3"], 2, "--sample needs a STUDY"),
     (["cache", "export", "STUDY", "x", "--backbone", "x"], 1, "known: tiny"),
     (["init", "here", "--output", "o", "--backbone", "x"], 1, "known: densenet121"),

@@ -123,6 +123,7 @@ IN_SOURCE = [
     ("validation = []", r"validation = \[\]: allowed is a share"),
     ("validation = 0.2\nsplit = 'given'", r'split = "given" and validation: write one'),
     ("images = 'a'", r"images: this goes with table = FILE"),
+    ("values = {}", r"values: this goes with table = FILE"),
     ("table = 'a'", r"table: there is no file .*a CSV, TSV or Parquet"),
     ("bits = 12\nwindow = [0, 1]", r"bits and window: write one"),
     ("bits = 17", r"bits = 17: allowed is 1 to 16"),
@@ -135,6 +136,7 @@ IN_SOURCE = [
 ]
 BEFORE = [
     ("seed = true", r"seed = True: allowed is int"),
+    ("human_error = 0.7", r"human_error = 0.7: allowed is 0 to 0.5"),
     ("human_error = nan", r"human_error = nan: allowed is 0 to 0.5"),
     ("max_megapixels = 0", r"max_megapixels = 0: allowed is 0.001"),
     ("classes = ['a']", r"classes = \['a'\]: allowed is a list of two"),
@@ -150,6 +152,7 @@ IN_BACKBONE = [
     ("views = 99", r"\[backbone.densenet121\] views = 99: allowed is 1 to 32"),
     ("layers = []", r"layers = \[\]: allowed is a list of one or more different"),
     ("weights = 'no.pth'", r"weights: there is no file .*/no.pth; all"),
+    ("precision = 'fp8'", r"precision = 'fp8': allowed are fp32, tf32, bf16"),
     ("resize = 'zoom'", r"resize = 'zoom': allowed are stretch, crop, fast"),
     (
         'views = 2\n[backbone.googlenet]\n[backbone."densenet121+googlenet"]',

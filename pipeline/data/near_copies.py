@@ -63,7 +63,7 @@ class NearPair:
     Attributes:
         rows: Their rows, smaller first.
         likeness: Correlation of their textures, in [-1, 1].
-        how: An entry of ``_VIEWS``: how one was made from the other.
+        how: In which way one was made from the other, such as ``mirrored``.
     """
 
     rows: tuple[int, int]

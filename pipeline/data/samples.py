@@ -272,8 +272,10 @@ def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | 
     images, least, top = counted(len(deep), "image"), min(deep), max(deep)
     bits, unclear = top.bit_length(), ""
     if top < 0 and (NO_RANGE in deep or least < top):
-        unclear = "of real or signed numbers, or of DICOM without one window, do not say what is "
-        unclear = f"{images} {unclear}black and what"
+        unclear = (
+            f"{images} of real or signed numbers, or of DICOM without one window, do not say what "
+            "is black and what"
+        )
     elif least < 0 < top:
         unclear = "DICOM and other files of 16 bits lie together, and it is unclear what"
     elif top > 0 and (bits not in _USUAL_BITS or top < _LEAST_TOP * 2**bits) and bits != _ALL_BITS:

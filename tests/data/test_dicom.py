@@ -201,6 +201,10 @@ def test_patients_are_hashes_that_stay(study_file, monkeypatch):
     assert not set(other.group) & set(first.group)
     (study_file.parent / "here/a/0.dcm").write_bytes(dicom(RAMP, bits=16, PatientID=""))
     assert "a/0.dcm" in load_samples(load_study(study_file))[0].group
+    for file in study_file.parent.glob("here/*/*.dcm"):
+        file.write_bytes(dicom(RAMP, bits=16, PatientID=""))
+    with pytest.raises(StudyError, match=r"finds no patient in 20 of 20.*header of DICOM"):
+        load_samples(load_study(study_file))
     salt.write_text("no hex")
     with pytest.raises(StudyError, match=r"patients\.salt cannot be read .*is drawn anew"):
         load_samples(load_study(study_file))

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from torchvision import io as torchvision_io
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
@@ -299,6 +300,24 @@ def test_the_colours_of_an_adobe_file_stay_as_declared(transform):
     data = data[:at] + bytes([transform]) + data[at + 1 :]
     as_pillow = Image.open(io.BytesIO(data)).convert("RGB")
     np.testing.assert_array_equal(decode(data, AS_IS), np.asarray(as_pillow))
+
+
+@pytest.mark.parametrize("transform", [0, 2, None], ids=["CMYK", "YCCK", "RGB"])
+def test_a_jpeg_has_the_colours_of_another_decoder(transform):
+    """Adobe stores CMYK inverted; a reader that forgets it gives the negative."""
+    if not hasattr(torchvision_io, "decode_jpeg"):
+        pytest.skip("this torchvision decodes no JPEG")
+    data = jpeg(Image.fromarray(picture()), quality=95, subsampling=0)
+    if transform is not None:
+        inks = np.dstack([picture(), picture(seed=1)[..., 0] // 3])
+        data = jpeg(Image.fromarray(inks, "CMYK"), quality=95)
+        at = data.index(b"Adobe") + 11
+        data = data[:at] + bytes([transform]) + data[at + 1 :]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # since 0.29
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        other = torchvision_io.decode_jpeg(encoded, torchvision_io.ImageReadMode.RGB)
+    same(decode(data, AS_IS), other.permute(1, 2, 0).numpy(), tolerance=3)
 
 
 @settings(max_examples=150, deadline=None)

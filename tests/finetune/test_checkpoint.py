@@ -240,3 +240,25 @@ def test_neither_checkpoints_nor_interruptions_move_a_bit(tmp_path, optimiser):
     for saves in range(1, 6):
         assert _cut_off(tmp_path / str(saves), saves, settings) == (saves < 5)
         assert same(train_job(tmp_path / str(saves), settings=settings)[0], tensors(never))
+
+
+def test_tensors_come_back_bit_for_bit(tmp_path):
+    """Whatever their type, shape and layout, and one under two names."""
+    shared = torch.ones(3, dtype=torch.bfloat16)
+    saved = {
+        "scalar": torch.tensor(3.0),
+        "channels last": torch.rand(1, 2, 3, 4).contiguous(memory_format=torch.channels_last),
+        "transposed": torch.arange(6).reshape(2, 3).T,
+        "float64": torch.tensor([0.1, float("nan"), -0.0], dtype=torch.float64),
+        "a": shared,
+        "b": shared,
+        "empty": torch.zeros(0, 3),
+    }
+    state = {"x": 0.1 + 0.2, "infinite": float("inf"), "none": None}
+    Checkpoints(tmp_path, {}, seconds=0).save(state, saved)
+    values, tensors_of = Checkpoints(tmp_path, {}, seconds=0).load()
+    assert values == state
+    for name, tensor in saved.items():
+        assert tensors_of[name].dtype == tensor.dtype
+        bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (tensors_of[name], tensor)]
+        assert torch.equal(*bits), name

@@ -229,4 +229,5 @@ def test_the_command_draws_unless_told_not_to(tmp_path, monkeypatch):
     result = CliRunner().invoke(main, [*arguments, "--preprocessing", "none", "--json"])
     assert result.exit_code == 0
     assert "warning: figures of heads are missing: " in result.stderr
-    assert json.loads(result.stdout)["backbones"]
+    written = read_set(study_file.parent / "results/tiny/heads.json", "heads").record
+    assert json.loads(result.stdout) == written
