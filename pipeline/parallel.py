@@ -86,13 +86,11 @@ def blocks_of(values: Sequence[T], workers: int) -> list[Sequence[T]]:
 class _Worker:
     """A fork of this process that does jobs, one after the other, as it is asked to."""
 
-    def __init__(
-        self, jobs: Sequence[Callable[[], Any]], shared: Sequence[Any], *, alone: bool
-    ) -> None:
+    def __init__(self, jobs: Sequence[Callable[[], Any]], shared: Sequence[Any]) -> None:
         fork = multiprocessing.get_context("fork")
         self.pipe, other = fork.Pipe()
         self._shared = shared
-        arguments = jobs, shared, other, self.pipe, alone
+        arguments = jobs, shared, other, self.pipe
         _thread_pools(len(sys.modules))  # looked for once, and not in every fork
         self._process = fork.Process(target=_serve, args=arguments, daemon=True)
         # Ctrl-C is this process's alone.
@@ -202,9 +200,12 @@ def _run_in_workers(
     outcomes: list[Any] = [None] * len(jobs)
     waiting = list(range(len(jobs)))
     idle: list[_Worker] = []
-    new_worker = partial(_Worker, jobs, shared, alone=len(waiting) == 1)
+    new_worker = partial(_Worker, jobs, shared)
     busy: dict[_Worker, tuple[int, float]] = {}
     thread = Thread(target=beside)
+    # Set before the forks: one that sets it itself first starts a thread for each core, which
+    # wait busily; of 16 forks on 16 cores that took five times the processor time of the fits.
+    pools = _thread_pools(len(sys.modules)).limit(limits={"blas": None if len(jobs) == 1 else 1})
     try:
         if beside:
             # A fork made while a thread imports would wait for its locks without end: first these.
@@ -238,6 +239,7 @@ def _run_in_workers(
         for worker in (*idle, *busy):
             worker.end()
         _wait_for(thread)
+        pools.restore_original_limits()
     return outcomes
 
 
@@ -262,16 +264,15 @@ def _serve(
     shared: Sequence[Any],
     pipe: Connection,
     parents: Connection,
-    alone: bool,  # noqa: FBT001 - handed on by position
 ) -> None:
     """What a worker does, until the pipe's other end is closed."""
     global _in_worker  # noqa: PLW0603 - it is true of the whole process
     _in_worker = True
     parents.close()
-    # A fork has none of the threads of OpenMP, and would wait for a second one without end.
-    limits = {"openmp": 1, "blas": None if alone else 1}
     gc.freeze()  # to look through all that the parent holds would copy it
-    with _thread_pools(len(sys.modules)).limit(limits=limits), suppress(EOFError, BrokenPipeError):
+    # A fork has none of the threads of OpenMP, and would wait for a second one without end.
+    openmp = _thread_pools(len(sys.modules)).limit(limits={"openmp": 1})
+    with openmp, suppress(EOFError, BrokenPipeError):
         while True:
             pipe.send_bytes(_pickled(_outcome(jobs[pipe.recv()]), shared))
 

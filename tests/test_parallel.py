@@ -161,6 +161,21 @@ def test_without_forks_a_job_is_given_up_too(monkeypatch):
 # --- processes that are no forks
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has forks that are safe")
+def test_a_fork_of_several_starts_no_threads():
+    """BLAS would start one for each core in each fork, and all would wait busily."""
+
+    def multiply():
+        rows = np.ones((300, 300))
+        rows @ rows
+        return len(os.listdir("/proc/self/task"))
+
+    multiply()
+    before = threads("blas")
+    assert run_each([multiply] * 3) == [1, 1, 1]
+    assert threads("blas") == before
+
+
 def test_answers_come_in_order_as_from_threads():
     """Whatever process did which block."""
     values = [str(i) for i in range(1000)]
