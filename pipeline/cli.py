@@ -323,7 +323,6 @@ def _publish(
         return record
     from pipeline import report
     from pipeline.report.figures import ERROR_SHEET
-    from pipeline.report.pictures import readable_by_owner_alone
     from pipeline.results import add_files
 
     _show(stage, record, before=before)
@@ -336,6 +335,8 @@ def _publish(
     # Pictures of patients are not for a team that shares results either.
     private = {name: image for name, image in drawn.items() if ERROR_SHEET in name}
     if private:
+        from pipeline.report.pictures import readable_by_owner_alone
+
         with readable_by_owner_alone():
             add_files(study.results / f"{stage}.json", record, private, stage)
     shared = {name: data for name, data in files.items() if name not in private}
@@ -485,8 +486,11 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
 
     shown: list[dict[str, Any]] = []
     drawing: list[Any] = []
+    names = flags["only"]
+    only = None if names is None else tuple(name.strip() for name in names.split(","))
     # A process of its own: drawing would hold Python's lock while heads are fitted out of fold.
-    figures = _drawn_too(flags)
+    # Of the prior alone, which looks at no image, nothing is drawn.
+    figures = _drawn_too(flags) and only != ("prior",)
     with Processes(int(figures)) as processes:
         if figures and not (study.results / "heads.json").exists():
             processes.submit(_prepare_to_draw)  # a later run may have nothing to draw
@@ -494,9 +498,7 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
 
         options = replace(
             _effort(flags, QUICK, THOROUGH) or CompareOptions(),
-            heads=None
-            if flags["only"] is None
-            else tuple(name.strip() for name in flags["only"].split(",")),
+            heads=only,
             baseline=flags["baseline"],
             preprocessing=flags["preprocessing"],
             samples=_samples(flags),
