@@ -34,7 +34,7 @@ from pipeline.report.summary import (
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
 from pipeline.results import ResultSet, read_set, write_file
 from pipeline.study import Study
-from pipeline.words import as_file_name, printable
+from pipeline.words import as_file_name, percent, printable
 
 #: By command: the layout of its record that is read here, and the title of its section; in the
 #: order of the page. Features are bookkeeping and come with the records, at the end.
@@ -198,8 +198,9 @@ def _first_figure(
     from pipeline.report.figures import forest
     from pipeline.report.figures.style import png_of
 
+    written = percent if name == "summary" else "{:.2f}".format
     numbers = "; ".join(
-        f"{key}: {', '.join(f'{row} {value[0]:.3f}' for row, value in values.items())}"
+        f"{key}: {', '.join(f'{row} {written(v[0])}' for row, v in values.items())}"
         for key, values in series.items()
     )
     return _figure(png_of(getattr(forest, name), series), caption, f"{what}. {numbers}")

@@ -134,6 +134,7 @@ def test_the_page_begins_with_what_was_found_and_can_be_read_by_everybody(study)
     alts = [a["alt"] for a in page.all("img")]
     assert len(set(alts)) == len(alts)
     assert min(map(len, alts)) > 20
+    assert re.search(r"validation \d+\.\d %", alts[0])
     assert page.all("html") == [{"lang": "en"}]
     assert "width=device-width" in page.all("meta")[1]["content"]
     assert '<th scope="row">linear</th>' in text
@@ -260,7 +261,7 @@ def test_an_index_over_findings_has_a_first_screen_like_the_pages(study):
     tags = [tag for tag, _ in page.tags]
     assert tags.index("h1") < tags.index("strong") < tags.index("img") < tags.index("nav")
     assert "each with a page of its own. AUROC is 0.81 (Edema) on far." in page.text
-    assert [a["alt"] for a in page.all("img")] == ["AUROC by finding. far: Edema 0.810"]
+    assert [a["alt"] for a in page.all("img")] == ["AUROC by finding. far: Edema 0.81"]
     assert all(word in page.text for _, _, word in written["lights"])
     links = ["#findings", "#heads", "#shift", "#audit", "report.html"]
     assert [a["href"] for a in page.all("a")] == links
