@@ -208,8 +208,9 @@ def _run_in_workers(
     pools = _thread_pools(len(sys.modules)).limit(limits={"blas": None if len(jobs) == 1 else 1})
     try:
         if beside:
-            # A fork made while a thread imports would wait for its locks without end: first these.
-            idle += [new_worker() for _ in range(min(len(waiting), max(1, _cores() - 1)))]
+            # First all forks: one made while a thread imports would wait for its locks without end,
+            # and BLAS that is imported is not limited.
+            idle += [new_worker() for _ in range(min(len(waiting), _cores()))]
             thread.start()
         while waiting or busy:
             room = max(1, _cores() - thread.is_alive())
