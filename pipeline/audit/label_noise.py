@@ -55,12 +55,12 @@ def confident_class(label: NDArray[np.integer], proba: NDArray[np.floating]) -> 
 def label_checks(samples: Samples, features: NDArray[np.floating]) -> list[Callable[[], Finding]]:
     """For each domain, what finds the images that heads of its other patients call otherwise."""
     return [
-        partial(_doubtful_labels, domain, samples.where(rows), features[rows])
+        partial(_label_issues, domain, samples.where(rows), features[rows])
         for domain, rows in labelled_domains(samples)
     ]
 
 
-def _doubtful_labels(domain: str, samples: Samples, features: NDArray[np.floating]) -> Finding:
+def _label_issues(domain: str, samples: Samples, features: NDArray[np.floating]) -> Finding:
     present, label = np.unique(samples.label, return_inverse=True)
     try:
         proba = _out_of_fold(features, label, samples.group)

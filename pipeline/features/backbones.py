@@ -275,12 +275,12 @@ def _fill(network: "torch.nn.Module", state: _State) -> "torch.nn.Module":
             raise WeightsError(f"{name} has shape {given}, the network's has {shape}{hint}")
     # Assigned, not copied: to copy, torch wakes all its threads for each of hundreds of tensors.
     values = {k: t.to(wanted[k].dtype) if k in wanted else t for k, t in state.items()}
-    lacks, knows_not = network.load_state_dict(values, strict=False, assign=True)
-    if lacks or knows_not:
+    missing, unexpected = network.load_state_dict(values, strict=False, assign=True)
+    if missing or unexpected:
         raise WeightsError(
             f"it has {len(both)} of the network's {len(wanted)} tensors"
-            + (f", not {lacks[0]}" if lacks else "")
-            + (f", and {len(knows_not)} others, such as {knows_not[0]}" if knows_not else "")
+            + (f", not {missing[0]}" if missing else "")
+            + (f", and {len(unexpected)} others, such as {unexpected[0]}" if unexpected else "")
         )
     return network
 

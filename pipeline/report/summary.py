@@ -109,7 +109,7 @@ def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> 
     untested: list[str] = []
     for target, value in targets:
         loss = _loses(effects[target]) if target in effects else None
-        lower = value[0] < on_source[0] and (loss or _apart(value, on_source))
+        lower = value[0] < on_source[0] and (loss or _disjoint(value, on_source))
         kind = falls if lower else no_loss if loss is False else untested
         kind.append(f"{_percent(value)} on {target}")
     yield f"Accuracy falls from {level} to {_list(falls)}." if falls else f"Accuracy is {level}."
@@ -126,7 +126,7 @@ def _loses(effects: Mapping[str, Record]) -> bool:
     return bool(effects["accuracy_loss"]["low"] > 0)
 
 
-def _apart(lower: Interval, upper: Interval) -> bool:
+def _disjoint(lower: Interval, upper: Interval) -> bool:
     return lower[2] is not None and upper[1] is not None and lower[2] < upper[1]
 
 

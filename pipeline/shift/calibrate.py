@@ -78,8 +78,8 @@ def _calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_
     order = np.argsort(confidence, kind="stable")
     steps, drift = confidence[order], np.r_[0.0, np.cumsum((right - confidence)[order])]
     ends = np.r_[0, 1 + np.flatnonzero(np.r_[steps[1:] != steps[:-1], True])]
-    cuts = np.cumsum([0, *map(len, np.array_split(order, _BINS))])
-    return float(np.abs(np.diff(np.interp(cuts, ends, drift[ends]))).sum() / len(order))
+    edges = np.cumsum([0, *map(len, np.array_split(order, _BINS))])
+    return float(np.abs(np.diff(np.interp(edges, ends, drift[ends]))).sum() / len(order))
 
 
 def transferred_thresholds(

@@ -75,8 +75,8 @@ def estimate_accuracy(
     drawn = np.stack(
         [
             # Each calibration starts where that of the data ended: a few steps are left.
-            _estimates(source, target, of_source.weights(one)[0], of_target.weights(one)[0], whole)
-            for one in (slice(draw, draw + 1) for draw in range(draws))
+            _estimates(source, target, of_source.weights(row)[0], of_target.weights(row)[0], whole)
+            for row in (slice(draw, draw + 1) for draw in range(draws))
         ]
     )
     intervals = [

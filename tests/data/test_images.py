@@ -291,13 +291,18 @@ def test_an_orientation_that_can_be_read_is_followed(name):
     np.testing.assert_array_equal(decode(data, AS_IS), upright)
 
 
+def adobe_file(transform, **more):
+    """A JPEG file of four inks; its Adobe segment says by 0 CMYK, by 2 YCCK."""
+    inks = np.dstack([picture(), picture(seed=1)[..., 0] // 3])
+    data = jpeg(Image.fromarray(inks, "CMYK"), **more)
+    at = data.index(b"Adobe") + 11
+    return data[:at] + bytes([transform]) + data[at + 1 :]
+
+
 @pytest.mark.parametrize("transform", [0, 2], ids=["CMYK", "YCCK"])
 def test_the_colours_of_an_adobe_file_stay_as_declared(transform):
     """Inverted inks are known by a segment that must not be cut away."""
-    inks = np.dstack([picture(), picture(seed=1)[..., 0] // 3])
-    data = jpeg(Image.fromarray(inks, "CMYK"))
-    at = data.index(b"Adobe") + 11
-    data = data[:at] + bytes([transform]) + data[at + 1 :]
+    data = adobe_file(transform)
     as_pillow = Image.open(io.BytesIO(data)).convert("RGB")
     np.testing.assert_array_equal(decode(data, AS_IS), np.asarray(as_pillow))
 
@@ -307,12 +312,10 @@ def test_a_jpeg_has_the_colours_of_another_decoder(transform):
     """Adobe stores CMYK inverted; a reader that forgets it gives the negative."""
     if not hasattr(torchvision_io, "decode_jpeg"):
         pytest.skip("this torchvision decodes no JPEG")
-    data = jpeg(Image.fromarray(picture()), quality=95, subsampling=0)
-    if transform is not None:
-        inks = np.dstack([picture(), picture(seed=1)[..., 0] // 3])
-        data = jpeg(Image.fromarray(inks, "CMYK"), quality=95)
-        at = data.index(b"Adobe") + 11
-        data = data[:at] + bytes([transform]) + data[at + 1 :]
+    if transform is None:
+        data = jpeg(Image.fromarray(picture()), quality=95, subsampling=0)
+    else:
+        data = adobe_file(transform, quality=95)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # since 0.29
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
