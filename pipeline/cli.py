@@ -175,7 +175,7 @@ _store_option = click.option(
 def _load(file: Path, flags: dict[str, Any]) -> Any:
     """The study with the recipe that the flags ask for; these are taken from them."""
     from pipeline.features.backbones import check_backbone_name
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     study = load_study(file)
     for choice in study.backbones:

@@ -23,7 +23,7 @@ from pipeline.cli import main
 from pipeline.data.samples import load_samples
 from pipeline.errors import PipelineError
 from pipeline.features.maintain import describe
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.image_files import pictures, with_stack
 from tests.result_files import forbid_writing, record_of
 from tests.tiny import write_images

@@ -31,7 +31,7 @@ from pipeline.heads.save import head_folder, load_head
 from pipeline.heads.search import Fit, Fitting
 from pipeline.randomness import stream
 from pipeline.results import add_files
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.heads.made_up_rows import made_up_rows
 from tests.made_up_heads import domain, head
 from tests.result_files import record_of

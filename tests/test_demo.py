@@ -11,7 +11,7 @@ from pipeline import demo as code
 from pipeline.data.attributes import read_attributes
 from pipeline.demo import CANVAS, CLASSES, SITES, SOURCE, Hospital, Patient, chest, cohort, expose
 from pipeline.errors import StudyError
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 
 TINY = {"n_source": 4, "n_target": 3}
 PATIENT = Patient(name="patient0001", label="normal")

@@ -23,7 +23,7 @@ from pipeline.finetune.networks import assemble
 from pipeline.finetune.stage import finetune
 from pipeline.report import show
 from pipeline.results import write_set
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.result_files import record_of, rewrite
 from tests.tiny import install_tiny_backbone, stored_tiny_study, write_tiny_study

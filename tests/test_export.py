@@ -33,7 +33,7 @@ from pipeline.heads.base import PREPROCESSING, PreprocessedHead, make_preprocess
 from pipeline.heads.layers import head_layers
 from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.tiny import write_images, write_tiny_study
 

@@ -14,7 +14,7 @@ from pipeline import findings
 from pipeline.cli import main
 from pipeline.data.samples import UNLABELLED, load_samples
 from pipeline.evaluation.paired_tests import holm
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.image_files import encoded
 from tests.tiny import install_tiny_backbone
 

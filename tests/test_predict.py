@@ -30,7 +30,7 @@ from pipeline.features.extract import extract
 from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.report import show
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.image_files import pictures
 from tests.result_files import forbid_writing, record_of, rewrite
 from tests.tiny import (

@@ -12,7 +12,7 @@ from pipeline.compare import QUICK, compare
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.progress import Progress
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone
 
 

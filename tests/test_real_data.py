@@ -11,7 +11,7 @@ from pipeline.data.images import PixelPolicy
 from pipeline.data.samples import load_samples
 from pipeline.data.sources import read_image
 from pipeline.features.extract import extract
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.image_files import listed
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cxr"

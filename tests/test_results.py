@@ -17,7 +17,7 @@ from pipeline.compare import CompareOptions, compare
 from pipeline.errors import MissingResultsError, ModelError, ResultsError
 from pipeline.heads.save import load_head
 from pipeline.results import _seal, add_files, read_set, write_file, write_set
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.cache_jobs import CHANGES, ERRORS, KILLS, READS, SHORT
 from tests.tiny import stored_tiny_study
 

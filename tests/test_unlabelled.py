@@ -16,7 +16,7 @@ from pipeline.features.extract import extract
 from pipeline.report import show
 from pipeline.report.page import write_page
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.audit.test_stage import copy_pixels
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 

@@ -78,7 +78,7 @@ def stored_tiny_study(
     """
     from pipeline.features.engines import EngineChoice
     from pipeline.features.extract import extract
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     install_tiny_backbone(monkeypatch, folder)
     monkeypatch.chdir(folder)

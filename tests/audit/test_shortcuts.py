@@ -28,7 +28,7 @@ from pipeline.evaluation.separability import Separability
 from pipeline.features import backbones
 from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, load_features
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.audit.conftest import TORCH
 from tests.tiny import FileWeights
 

@@ -17,7 +17,7 @@ from pipeline.data.samples import load_samples
 from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError
 from pipeline.features.extract import extract
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.audit.conftest import TORCH
 from tests.audit_worlds import smooth_study
 from tests.result_files import record_of

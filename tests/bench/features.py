@@ -68,7 +68,7 @@ import sys, numpy as np
 from pathlib import Path
 from pipeline.features.engines import EngineChoice, start_engine
 from pipeline.features.load import frozen_network
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.bench.features import engine_rate
 choice = load_study(Path(sys.argv[1])).backbones[0]
 engine = start_engine(lambda: frozen_network(choice), EngineChoice(device=sys.argv[3]), "fp32")

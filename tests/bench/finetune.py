@@ -30,7 +30,8 @@ from pipeline.finetune.distributed import autocast, torch_settings
 from pipeline.finetune.loop import train
 from pipeline.finetune.networks import training_loss
 from pipeline.finetune.runs import Experiment
-from pipeline.study import Study, load_study
+from pipeline.study import Study
+from pipeline.study_file import load_study
 
 BACKBONES = ("densenet121", "googlenet")
 #: Precision, images a step, steps a pass and generated images, where none are given.

@@ -31,7 +31,8 @@ from pipeline.features import backbones, ray_extract
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.parallel import Each, in_threads
-from pipeline.study import Study, load_study
+from pipeline.study import Study
+from pipeline.study_file import load_study
 from tests.image_files import raw_png, rows_of
 from tests.tiny import install_tiny_backbone, table_with_tiny
 

@@ -110,7 +110,7 @@ def _fill(file: Path, width: int) -> None:
     from pipeline.audit.stage import masked_study
     from pipeline.data.samples import load_samples
     from pipeline.features import load
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     study = load_study(file)
     load.state_digest_of(

@@ -29,7 +29,8 @@ from pipeline.evaluation.predictions import (
 )
 from pipeline.features.backbones import BACKBONES
 from pipeline.features.extract import extract
-from pipeline.study import AT, Study, load_study
+from pipeline.study import AT, Study
+from pipeline.study_file import load_study
 from pipeline.words import counted
 
 

@@ -15,7 +15,8 @@ from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.sources import read_image, scan
 from pipeline.errors import ImageError, StudyError
 from pipeline.init import write_study
-from pipeline.study import GIVEN, ImageTable, SourceDomain, load_study
+from pipeline.study import GIVEN, ImageTable, SourceDomain
+from pipeline.study_file import load_study
 from tests.image_files import listed, picture, pictures, png, with_stack
 
 

@@ -10,7 +10,8 @@ import pytest
 from pipeline.data.attributes import _MOST_GROUPS, UNKNOWN, groupings, read_attributes
 from pipeline.data.samples import load_samples
 from pipeline.errors import StudyError
-from pipeline.study import Attribute, load_study
+from pipeline.study import Attribute
+from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 SEX = Attribute(name="sex")

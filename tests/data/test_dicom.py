@@ -17,7 +17,7 @@ from pipeline.data.images import Content, PixelPolicy, decode
 from pipeline.data.items import EIGHT_BITS, FILE_WINDOW, Reading
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, StudyError
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.image_files import dicom, picture
 from tests.tiny import install_tiny_backbone
 

@@ -18,7 +18,7 @@ from pipeline.data.leaks import (
 )
 from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.errors import CheckFailedError
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.audit_worlds import facts_of, smooth_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 

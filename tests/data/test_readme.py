@@ -14,7 +14,8 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.init import write_study
 from pipeline.predict import predict
-from pipeline.study import Study, load_study
+from pipeline.study import Study
+from pipeline.study_file import load_study
 from tests.image_files import dicom, encoded
 from tests.tiny import install_tiny_backbone
 

@@ -23,7 +23,8 @@ from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyEr
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.predict import predict
-from pipeline.study import Domain, load_study
+from pipeline.study import Domain
+from pipeline.study_file import load_study
 from tests.image_files import grey16
 from tests.tiny import install_tiny_backbone, write_images
 

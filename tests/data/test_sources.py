@@ -25,7 +25,8 @@ from pipeline.errors import ImageError, StudyError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.init import write_study
-from pipeline.study import ImageTable, TargetDomain, load_study
+from pipeline.study import ImageTable, TargetDomain
+from pipeline.study_file import load_study
 from tests.image_files import jpeg, listed, picture, pictures, png, with_files, with_stack
 from tests.tiny import write_images
 

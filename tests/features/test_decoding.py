@@ -17,7 +17,8 @@ from pipeline.features.decoding import CONSTANT, decode_batches, decode_images
 from pipeline.features.device_decode import device_batches
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
-from pipeline.study import Domain, load_study
+from pipeline.study import Domain
+from pipeline.study_file import load_study
 from tests.image_files import jpeg, picture, png, turned, with_files
 from tests.tiny import install_tiny_backbone, write_tiny_study
 

@@ -21,7 +21,7 @@ from pipeline.features import backbones, engines
 from pipeline.features.engines import ENGINES, EngineChoice, start_engine
 from pipeline.features.extract import FeatureGuard, compute_features, extract
 from pipeline.features.frozen import Frozen, Views
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_images
 
 POLICY = PixelPolicy(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -321,7 +321,7 @@ def test_a_second_run_does_not_import_torch(study_file, conversions):
         "b.BACKBONES = table_with_tiny(Path('tiny.pth'));"
         "from pipeline.features.extract import extract;"
         "from pipeline.features.engines import EngineChoice;"
-        "from pipeline.study import load_study;"
+        "from pipeline.study_file import load_study;"
         "options = EngineChoice(device='cpu', batch_size=4);"
         "report = extract(load_study(Path('study.toml')), options);"
         "assert report['backbones'][0]['computed'] == 10, report;"

@@ -25,7 +25,7 @@ from pipeline.errors import EngineError, PartsError, StudyError, WeightsError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.features.load import load_features, store_for
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import write_images
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -248,7 +248,7 @@ from pathlib import Path
 import cache.disk as d, cache.store as s
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone
 patch, parts, real = pytest.MonkeyPatch(), [], d.replace
 def replace(a, b):

@@ -29,7 +29,7 @@ from pipeline.features import backbones, ray_extract
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.features.load import store_for
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.image_files import grey16
 from tests.tiny import table_with_tiny, tiny_network
 

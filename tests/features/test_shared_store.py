@@ -15,7 +15,7 @@ import tests
 from pipeline.compare import CompareOptions, compare
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 NOBODY = 65534

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.tiny import write_tiny_study
 

@@ -17,7 +17,7 @@ from pipeline.cli import main
 from pipeline.errors import EngineError
 from pipeline.features.extract import extract
 from pipeline.finetune.distributed import Group, joined
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.finetune.conftest import TORCH
 from tests.finetune.group import curves, install_repeatable_tiny
 from tests.finetune.jobs import IDENTITY, CutOff

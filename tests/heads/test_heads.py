@@ -9,7 +9,8 @@ from pipeline.errors import StudyError
 from pipeline.heads import HEADS, all_heads
 from pipeline.heads.base import PREPROCESSING, make_preprocessing
 from pipeline.heads.logistic import fit_weighted
-from pipeline.study import CustomHead, load_study
+from pipeline.study import CustomHead
+from pipeline.study_file import load_study
 from tests.heads.made_up_rows import made_up_rows
 
 

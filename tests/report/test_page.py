@@ -29,7 +29,7 @@ from pipeline.report.pictures import error_sheet, strips
 from pipeline.report.summary import page_head
 from pipeline.report.table import Table, format_value
 from pipeline.results import write_set
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from pipeline.words import as_file_name, printable
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.report.conftest import HOSTILE

@@ -11,7 +11,7 @@ from pipeline.demo import SITES, SOURCE, write_demo
 from pipeline.features.extract import extract
 from pipeline.shift.covariates import acquisition_differences, summary
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 
 
 def hospital(seed, *, n=150, ill=0.5, shift=0.0):

@@ -14,7 +14,7 @@ from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.shift.head import fit_source
 from pipeline.shift.stage import ShiftOptions, analyse, feature_map
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.result_files import rewrite
 from tests.shift.worlds import embedded
 from tests.tiny import stored_tiny_study

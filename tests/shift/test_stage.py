@@ -19,7 +19,7 @@ from pipeline.shift import stage
 from pipeline.shift.adapt import ADAPTERS
 from pipeline.shift.head import fit_source
 from pipeline.shift.stage import SCHEMA, ShiftOptions, analyse
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from pipeline.words import to_jsonable
 from tests.result_files import record_of
 from tests.tiny import stored_tiny_study, write_images
