@@ -89,7 +89,7 @@ def test_the_file_says_what_is_returned(study):
     assert (record["schema"], record["study"], record["positive"]) == (8, "tiny", "b")
     (backbone,) = record["backbones"]
     by_head = {one["head"]: one for one in backbone["heads"]}
-    assert by_head["linear"]["chosen"]["C"] in HEADS["linear"].grid["C"]
+    assert by_head["linear"]["chosen"]["C"] in [choice["C"] for choice in HEADS["linear"].choices]
     assert (by_head["linear"]["seeds"], by_head["mlp"]["seeds"]) == (1, 2)
     assert set(by_head["mlp"]["curves"]) == {
         "fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy"
@@ -194,7 +194,7 @@ def test_an_unchanged_run_scores_nothing_again_and_keeps_its_figures(study, monk
 
 def test_a_head_that_fails_is_reported_and_the_others_go_on(study, monkeypatch):
     """One singular matrix does not cost the table; if all fail there is none."""
-    knn = replace(HEADS["knn"], make=lambda _: MLPHead(depth=0), grid={})
+    knn = replace(HEADS["knn"], make=lambda _: MLPHead(depth=0), choices=({},))
     monkeypatch.setattr(compare_module, "all_heads", lambda _: {**HEADS, "knn": knn})
     record = compare(study, only("knn", "prior"))
     assert [(f["backbone"], f["head"]) for f in record["failures"]] == [("tiny", "knn")]

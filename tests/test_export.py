@@ -144,7 +144,7 @@ def test_every_preprocessing_and_three_classes_have_a_graph():
                 heads.HEADS[head].make(0),
             )
             if head == "svm":
-                fitted.set_params(candidates=(("linear", 0.1),))
+                fitted.set_params(kernel="linear", C=0.1)
             rows = transformer.fit(X).transform(X)
             model = PreprocessedHead(transformer, fitted.fit(rows, label))
             proba = head_layers(model, head)(torch.from_numpy(X)).detach().numpy()

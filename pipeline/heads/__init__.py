@@ -7,8 +7,8 @@ the patients as ``groups``. Heads that need torch import it when they are fitted
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -25,24 +25,27 @@ class HeadSpec:
         make: Seed to an unfitted classifier with the defaults of this project.
         about: A line, from which a person knows what is fitted; another text is another head.
         stochastic: Whether another seed gives another head.
-        grid: Parameters to choose between by inner cross-validation, with their values;
-            the defaults are taken where it is empty.
+        choices: Parameters to choose between by inner cross-validation; one of them, ``{}``:
+            the defaults are taken.
         groups: Whether ``fit`` takes the patients of the rows, because it holds some out.
         scikit_learn: Whether it needs scikit-learn, which takes a second to import.
         curves: Whether ``fit`` takes validation rows, to note how the training went.
-        path: From heads that differ in the grid's parameters, rows, labels and other rows to
-            the probabilities of the other rows by each head, faster than one at a time; None:
+        path: From heads that differ in these parameters, rows, labels and other rows to the
+            probabilities of the other rows by each head, faster than one at a time; None:
             each is fitted alone.
+        calibrated: Whether ``path`` gives scores instead, and the head takes the
+            ``calibration`` that makes probabilities of them.
     """
 
     make: Callable[[int], Any]
     about: str
     stochastic: bool = False
-    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    choices: Sequence[Mapping[str, Any]] = ({},)
     groups: bool = False
     scikit_learn: bool = False
     curves: bool = False
     path: Callable[..., Any] | None = None
+    calibrated: bool = False
 
 
 def late(path: str) -> Callable[..., Any]:
@@ -63,6 +66,10 @@ def _of_seed(path: str, **parameters: Any) -> Callable[[int], Any]:
     return lambda seed: late(path)(**parameters, random_state=seed)
 
 
+def _each(parameter: str, *values: Any) -> tuple[dict[str, Any], ...]:
+    return tuple({parameter: value} for value in values)
+
+
 #: To add a head: one line here; the contract tests run over the table.
 HEADS: Mapping[str, HeadSpec] = MappingProxyType(
     {
@@ -78,7 +85,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             make=_always("pipeline.heads.logistic.make_logistic"),
             scikit_learn=True,
             about="logistic regression, its L2 penalty chosen by inner cross-validation",
-            grid={"C": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)},
+            choices=_each("C", 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0),
             path=late("pipeline.heads.logistic.logistic_path"),
         ),
         "ridge": HeadSpec(
@@ -89,7 +96,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         "lda": HeadSpec(
             make=_always("pipeline.heads.closed_form.DiscriminantHead"),
             about="linear discriminant, shrunk by half or as Ledoit and Wolf estimate",
-            grid={"shrinkage": ("auto", 0.5)},
+            choices=_each("shrinkage", "auto", 0.5),
             path=late("pipeline.heads.closed_form.discriminant_path"),
         ),
         "prototype": HeadSpec(
@@ -102,6 +109,16 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             scikit_learn=True,
             about="support vectors, linear or RBF, sigmoid-calibrated",
             groups=True,
+            # Of rows in many dimensions a linear kernel separates with little C, and the scores
+            # of RBF saturate.
+            choices=(
+                {"kernel": "linear", "C": 1e-3},
+                {"kernel": "linear", "C": 1e-2},
+                {"kernel": "rbf", "C": 1.0},
+                {"kernel": "rbf", "C": 10.0},
+            ),
+            path=late("pipeline.heads.scikit_learn.svm_path"),
+            calibrated=True,
         ),
         "knn": HeadSpec(
             make=_always(
@@ -112,10 +129,10 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             ),
             scikit_learn=True,
             about="nearest neighbours",
-            grid={"n_neighbors": (5, 15, 45)},
+            choices=_each("n_neighbors", 5, 15, 45),
             path=late("pipeline.heads.scikit_learn.neighbours_path"),
         ),
-        # No grid: its defaults are hardly ever far from the best.
+        # No choices: its defaults are hardly ever far from the best.
         "forest": HeadSpec(
             make=_of_seed("sklearn.ensemble.ExtraTreesClassifier", n_estimators=20),
             scikit_learn=True,
@@ -133,7 +150,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             make=_always("sklearn.naive_bayes.GaussianNB"),
             scikit_learn=True,
             about="Gaussian naive Bayes",
-            grid={"var_smoothing": (1e-9, 1e-2, 1.0)},
+            choices=_each("var_smoothing", 1e-9, 1e-2, 1.0),
         ),
         "prior": HeadSpec(
             make=_always("pipeline.heads.base.PriorHead"),
@@ -170,8 +187,19 @@ def _based(head: CustomHead, where: str) -> HeadSpec:
         base,
         make=lambda seed: base.make(seed).set_params(**given),
         about=f"{head.base} with {given}",
-        grid={k: v for k, v in base.grid.items() if k not in given},
+        choices=_without(base.choices, given),
     )
+
+
+def _without(
+    choices: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What is left to choose between, where some parameters are given."""
+    left: list[dict[str, Any]] = []
+    for choice in choices:
+        free = {k: v for k, v in choice.items() if k not in given}
+        left += [free] if free not in left else []
+    return left
 
 
 def _estimator(head: CustomHead, where: str) -> HeadSpec:

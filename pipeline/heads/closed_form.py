@@ -56,7 +56,7 @@ class Calibration(Parameters):
         return np.asarray(softmax(self.scale * scores + self.offset, axis=1))
 
 
-def _fit_calibration(
+def fit_calibration(
     scores: NDArray[np.floating], y: NDArray[np.integer], *, offsets: bool = True
 ) -> Calibration:
     """Fit the map to held-out scores ``(n, K)`` by maximum likelihood; NaN rows are left out."""
@@ -84,15 +84,6 @@ def _fit_calibration(
     log_p = log_softmax(x[0] * scores + x[1:], axis=1)
     loss = -float(log_p[np.arange(len(y)), y].mean())
     return Calibration(scale=float(x[0] / unit), offset=x[1:], loss=loss)
-
-
-def best_calibration(
-    scores: NDArray[np.floating], y: NDArray[np.integer]
-) -> tuple[int, Calibration]:
-    """Of held-out scores ``(c, n, K)`` by candidates, the one of the lowest log loss."""
-    calibrations = [_fit_calibration(of_candidate, y) for of_candidate in scores]
-    best = int(np.argmin([calibration.loss for calibration in calibrations]))
-    return best, calibrations[best]
 
 
 def _ridge_path(
@@ -217,7 +208,9 @@ class RidgeHead(Head):
             return self
         patients = self._patients(groups, len(rows))
         coef, intercept, held_out = _ridge_path(rows, targets, np.asarray(self.penalties), patients)
-        best, self.calibration_ = best_calibration(held_out, labels)
+        calibrations = [fit_calibration(scores, labels) for scores in held_out]
+        best = int(np.argmin([calibration.loss for calibration in calibrations]))
+        self.calibration_ = calibrations[best]
         penalty = self.penalties[best]
         self.best_params_ = {"penalty": penalty}
         self.fixed_params_ = {"penalties": (penalty,), "calibration": self.calibration_}
@@ -347,7 +340,7 @@ class PrototypeHead(Head):
         else:
             patients = self._patients(groups, len(rows))
             held_out = _held_out_cosines(rows, share, sums, patients)
-            self.calibration_ = _fit_calibration(held_out, labels, offsets=False)
+            self.calibration_ = fit_calibration(held_out, labels, offsets=False)
         self.fixed_params_ = {"calibration": self.calibration_}
         return self
 

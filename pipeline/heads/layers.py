@@ -97,7 +97,7 @@ def _perceptron(head: Any) -> nn.Module:
 
 
 def _svm(head: Any) -> nn.Module:
-    if head.best_params_["kernel"] != "linear":
+    if head.kernel != "linear":
         raise _NoLayersError("its kernel is RBF: it compares with features of training images")
     # Each pair of classes has a score that is linear in the features: those of zero and of the
     # axes say all of it.

@@ -48,7 +48,7 @@ from pipeline.results import read_set, write_set
 from pipeline.words import as_file_name
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 5
+_FORMAT = 6
 _MODEL, DESCRIPTION, _FIT = "model.safetensors", "model.json", "fit.safetensors"
 #: The code that a fit depends on; the second deals the folds.
 _CODE = (Path(__file__).parent, Path(patients.__file__), Path(randomness.__file__))
@@ -63,14 +63,6 @@ _TRUSTED = frozenset(
         "sklearn._loss.loss.HalfMultinomialLoss",
         "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
         "sklearn.tree._tree.Tree",
-    }
-)
-#: Where types were when older files were written.
-_MOVED = MappingProxyType(
-    {
-        "pipeline.heads.boosting.BoostingHead": "pipeline.heads.scikit_learn.BoostingHead",
-        "pipeline.heads.calibration.Calibration": "pipeline.heads.closed_form.Calibration",
-        "pipeline.heads.svm.SVMHead": "pipeline.heads.scikit_learn.SVMHead",
     }
 )
 _STRUCTURE = "structure"
@@ -291,7 +283,7 @@ def fit_keys(
     common = [data.hexdigest(), preprocessing, code_version(*_CODE), unfitted.to_json()]
     return {
         name: digest_of(
-            [*common, spec.about, repr(dict(spec.grid)), seeds if spec.stochastic else seeds[:1]]
+            [*common, spec.about, repr(list(spec.choices)), seeds if spec.stochastic else seeds[:1]]
         )
         for name, spec in specs.items()
     }
@@ -455,7 +447,6 @@ def _build(structure: Mapping[str, Any], arrays: Mapping[str, NDArray[np.uint8]]
 
 def _type(name: str, *, estimators: bool = True) -> Any:
     """A type that is trusted; a ModelError where it is not."""
-    name = _MOVED.get(name, name)
     module, _, last = name.rpartition(".")
     ours = module.startswith("pipeline.heads.")
     if name in _TRUSTED or (estimators and (ours or module.startswith("sklearn."))):

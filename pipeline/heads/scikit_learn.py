@@ -17,12 +17,9 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import SVC
 
 from pipeline.data.patients import patient_folds
-from pipeline.heads.base import Head
-from pipeline.heads.closed_form import Calibration, best_calibration
+from pipeline.heads.base import Head, row_blocks
+from pipeline.heads.closed_form import Calibration, fit_calibration
 
-#: Kernel and C. Of rows in many dimensions a linear kernel separates with little C, and the
-#: scores of RBF saturate.
-_CANDIDATES = (("linear", 1e-3), ("linear", 1e-2), ("rbf", 1.0), ("rbf", 10.0))
 #: More rows are not used: their inner products would take 200 MB and more, and minutes.
 _MOST_ROWS = 5000
 #: What trees are given: principal components, and columns beside them.
@@ -31,90 +28,111 @@ _COMPONENTS, _COLUMNS = 32, 64
 
 @dataclass(kw_only=True, eq=False)
 class SVMHead(Head):
-    """Support vectors; the kernel and ``C`` are chosen by held-out log loss.
+    """Support vectors, with probabilities by a calibration of held-out scores.
 
-    All candidates share one matrix of inner products, and every fold is a part of it: on 1,280
-    rows of 1,280 features a fit on that matrix takes 10 ms, where a fit on features takes 0.1 to
-    0.4 s.
+    It is fitted to a matrix of inner products: on 1,280 rows of 1,280 features that takes 10 ms,
+    where a fit on features takes 0.1 to 0.4 s.
 
     Args:
-        candidates: Pairs of a kernel (``linear`` or ``rbf``) and ``C`` to choose between.
-        calibration: Of an earlier fit, for one candidate: nothing is held out then.
-        random_state: Of the folds, and of the patients that are used where there are more
-            than 5,000 rows.
+        kernel: ``linear`` or ``rbf``.
+        C: Inverse strength of the penalty.
+        calibration: Scores to probabilities, of an earlier fit. None: patients are held out in
+            folds to fit one.
+        random_state: Of the folds.
 
     Attributes:
         support_vectors_: Rows that the scores are made from, float32 of shape ``(s, d)``.
         gamma_: Of the RBF kernel: one over the features' number and variance.
         calibration_: Scores to probabilities.
-        best_params_: The chosen candidate.
         fixed_params_: As of :class:`pipeline.heads.closed_form.RidgeHead`.
     """
 
-    candidates: Sequence[tuple[str, float]] = _CANDIDATES
+    kernel: str = "rbf"
+    C: float = 1.0
     calibration: Calibration | None = None
     random_state: int = 0
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
         """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole."""
         rows, labels = self._rows_to_fit(X, y)
-        patients = self._patients(groups, len(rows))
-        if len(rows) > _MOST_ROWS:
-            parts = -(-len(rows) // _MOST_ROWS)
-            keep = patient_folds(labels, patients, folds=parts, seed=self.random_state)[0][1]
-            rows, labels, patients = rows[keep], labels[keep], patients[keep]
-        self.gamma_ = 1 / (rows.shape[1] * max(float(rows.var(dtype=np.float64)), 1e-12))
-        inner = (rows @ rows.T).astype(np.float64)
-        squares = inner.diagonal()
-        kernels = {"linear": inner}
-        if "rbf" in dict(self.candidates):
-            distances = np.maximum(squares[:, None] + squares - 2 * inner, 0)
-            kernels["rbf"] = np.exp(-self.gamma_ * distances)
-        if self.calibration:
-            self.calibration_, ((kernel, C),) = self.calibration, self.candidates
-        else:
-            scores = self._held_out_scores(kernels, labels, patients)
-            best, self.calibration_ = best_calibration(scores, labels)
-            kernel, C = self.candidates[best]
-        self.best_params_ = {"kernel": kernel, "C": C}
-        self.fixed_params_ = {"candidates": ((kernel, C),), "calibration": self.calibration_}
-        self.machine_ = SVC(kernel="precomputed", C=C).fit(kernels[kernel], labels)
-        self.support_vectors_ = rows[self.machine_.support_]
+        self.calibration_ = self.calibration or self._calibrate(rows, labels, groups)
+        self.fixed_params_ = {"kernel": self.kernel, "C": self.C, "calibration": self.calibration_}
+        used, of_used = _fewer_rows(rows, labels)
+        self.gamma_ = _gamma(used)
+        self.machine_ = _machine(self, _kernels([self], used, used, self.gamma_), of_used)
+        self.support_vectors_ = used[self.machine_.support_]
         return self
 
-    def _held_out_scores(
-        self,
-        kernels: Mapping[str, NDArray[np.float64]],
-        labels: NDArray[np.intp],
-        patients: NDArray[Any],
-    ) -> NDArray[np.float64]:
-        """Scores of each candidate for rows whose patients it has not seen, ``(c, n, K)``."""
-        scores = np.empty((len(self.candidates), len(labels), len(self.classes_)))
+    def _calibrate(
+        self, rows: NDArray[np.float32], labels: NDArray[np.intp], groups: ArrayLike | None
+    ) -> Calibration:
+        scores = np.empty((len(labels), len(self.classes_)))
+        patients = self._patients(groups, len(rows))
         for inside, outside in patient_folds(labels, patients, seed=self.random_state):
-            parts = {
-                name: (kernel[np.ix_(inside, inside)], kernel[np.ix_(outside, inside)])
-                for name, kernel in kernels.items()
-            }
-            for number, (name, C) in enumerate(self.candidates):
-                fit, held_out = parts[name]
-                machine = SVC(kernel="precomputed", C=C).fit(fit, labels[inside])
-                scores[number, outside] = _columns(machine.decision_function(held_out))
-        return scores
+            scores[outside] = svm_path([self], rows[inside], labels[inside], rows[outside])[0]
+        return fit_calibration(scores, labels)
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities ``(n, K)`` of features ``(n, d)``."""
         rows = self._rows(X)
-        inner = (rows @ self.support_vectors_.T).astype(np.float64)
-        if self.best_params_["kernel"] == "rbf":
-            squares, of_support = (
-                np.einsum("ij,ij->i", a, a, dtype=np.float64) for a in (rows, self.support_vectors_)
-            )
-            distances = squares[:, None] + of_support - 2 * inner
-            inner = np.exp(-self.gamma_ * np.maximum(distances, 0))
         # The machine reads the columns of its support vectors only.
         kernel = np.zeros((len(rows), self.machine_.shape_fit_[0]))
-        kernel[:, self.machine_.support_] = inner
+        kernels = _kernels([self], rows, self.support_vectors_, self.gamma_)
+        kernel[:, self.machine_.support_] = kernels[self.kernel]
         return self.calibration_.proba(_columns(self.machine_.decision_function(kernel)))
+
+
+def svm_path(
+    heads: Sequence[SVMHead],
+    X: NDArray[np.float32],
+    y: NDArray[np.integer],
+    other: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Scores ``(heads, m, K)`` of other rows ``(m, d)``, by heads on one matrix of products."""
+    rows, labels = _fewer_rows(X, y)
+    gamma = _gamma(rows)
+    kernels = _kernels(heads, rows, rows, gamma)
+    machines = [_machine(head, kernels, labels) for head in heads]
+    scores = np.empty((len(heads), len(other), int(y.max()) + 1))
+    for block in row_blocks((len(other), len(rows))):
+        kernels = _kernels(heads, other[block], rows, gamma)
+        for number, (head, machine) in enumerate(zip(heads, machines, strict=True)):
+            scores[number, block] = _columns(machine.decision_function(kernels[head.kernel]))
+    return scores
+
+
+def _fewer_rows(
+    rows: NDArray[np.float32], labels: NDArray[np.integer]
+) -> tuple[NDArray[np.float32], NDArray[np.integer]]:
+    """As many rows as are used, the same share of each class."""
+    step = -(-len(rows) // _MOST_ROWS)
+    of_classes = [np.flatnonzero(labels == label)[::step] for label in np.unique(labels)]
+    keep = np.sort(np.concatenate(of_classes)) if step > 1 else slice(None)
+    return rows[keep], labels[keep]
+
+
+def _gamma(rows: NDArray[np.float32]) -> float:
+    width, variance = rows.shape[1], float(rows.var(dtype=np.float64))
+    return float(1 / (width * max(variance, 1e-12)))
+
+
+def _kernels(
+    heads: Sequence[SVMHead], rows: NDArray[np.float32], other: NDArray[np.float32], gamma: float
+) -> dict[str, NDArray[np.float64]]:
+    """The kernels of these heads, each ``(n, m)``, by name."""
+    inner = (rows @ other.T).astype(np.float64)
+    kernels = {"linear": inner}
+    if any(head.kernel == "rbf" for head in heads):
+        squares, of_other = (np.einsum("ij,ij->i", a, a, dtype=np.float64) for a in (rows, other))
+        distances = squares[:, None] + of_other - 2 * inner
+        kernels["rbf"] = np.exp(-gamma * np.maximum(distances, 0))
+    return kernels
+
+
+def _machine(head: SVMHead, kernels: Mapping[str, NDArray[np.float64]], y: NDArray[Any]) -> SVC:
+    if head.kernel not in kernels:
+        raise ValueError(f"kernel {head.kernel!r}: allowed are linear and rbf")
+    return SVC(kernel="precomputed", C=head.C).fit(kernels[head.kernel], y)
 
 
 def _columns(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import product
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,10 @@ _ROUNDING = 1e-3
 _LONGEST_REASON = 300
 Proba = NDArray[np.float64]
 _Choice = Mapping[str, Any]
+#: Heads whose libraries this process has imported.
+_imported: set[str] = set()
+#: The name of a head, and one of its fits.
+_Job = tuple[str, Callable[[], Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,6 @@ class Fitting:
         self.seconds = dict.fromkeys(specs, 0.0)
         self._fixed: dict[str, _Choice] = {}
         self._held_out: dict[str, Proba] = {}
-        self._imported = False
         self._progress: Progress
 
     def fit(
@@ -146,19 +148,37 @@ class Fitting:
         Returns:
             By head, without those in ``failures``.
         """
-        self._import(scikit_learn=False)
+        import_heads({n: spec for n, spec in self.specs.items() if not spec.scikit_learn})
         y = self.data.labelled()
-        grids = {name: _choices(spec) for name, spec in self.specs.items()}
-        chosen = {name: grid[0] for name, grid in grids.items()}
+        chosen = {name: spec.choices[0] for name, spec in self.specs.items()}
+        searched = {n: spec.choices for n, spec in self.specs.items() if len(spec.choices) > 1}
+        # Heads without a choice are fitted beside the folds of the others, so that no core
+        # waits; of many rows, the folds and all rows at once would take too much memory.
+        first = (
+            {} if len(y) > _MANY_ROWS else {n: c for n, c in chosen.items() if n not in searched}
+        )
+        prepared = cache(partial(self._prepare, validation))
+        fits_of = partial(self._fits_to_all_rows, prepared, X, predicted)
         with Progress("heads", unit="fits") as self._progress:
-            searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
-            outside, held_out = self._hold_out(searched, self.seeds[0])
-            for name, proba in held_out.items():
-                chosen[name] = grids[name][int(np.argmin(_log_losses(proba, y)))]
-                self._held_out[name] = chosen_elsewhere(proba, y, outside)
-            chosen = {name: chosen[name] for name in chosen if name not in self.failures}
-            fitted = self._fit_to_all_rows(chosen, X, predicted, validation)
-        return {name: self._fit_of(name, of_head, chosen[name]) for name, of_head in fitted.items()}
+            jobs, shared = fits_of(first)
+            outside, held_out, fitted = self._hold_out(
+                searched, self.seeds[0], beside=jobs, shared=shared
+            )
+            for name, by_choice in held_out.items():
+                try:
+                    chosen[name], proba = _choose(self.specs[name], by_choice, y)
+                except ValueError as cause:
+                    self.failures[name] = _reason(cause)
+                else:
+                    self._held_out[name] = chosen_elsewhere(proba, y, outside)
+            left = {n: c for n, c in chosen.items() if n not in first and n not in self.failures}
+            jobs, shared = fits_of(left)
+            fitted |= self._run(jobs, shared=shared)
+        return {
+            name: self._fit_of(name, fitted[name], chosen[name])
+            for name in chosen
+            if name in fitted
+        }
 
     def _fit_of(self, name: str, fitted: Sequence[tuple[Any, Proba]], chosen: _Choice) -> Fit:
         """A head's models and predictions with what they say of themselves."""
@@ -166,11 +186,12 @@ class Fitting:
         head = models[0].head
         # What was chosen once is kept out of fold, where patients are many.
         self._fixed[name] = {**chosen, **getattr(head, "fixed_params_", {})}
+        parameters = {**chosen, **getattr(head, "best_params_", {})}
         return Fit(
             models=models,
             seeds=tuple(self.seeds[: len(models)]),
             proba=np.stack(proba),
-            chosen={**chosen, **getattr(head, "best_params_", {})},
+            chosen={k: v for k, v in parameters.items() if k != "calibration"},
             curves=getattr(head, "curves_", {}),
             seconds=self.seconds[name],
         )
@@ -188,7 +209,7 @@ class Fitting:
                 # The folds that parameters were chosen by are those of the first division.
                 stored = {} if repeat or nested else self._held_out
                 again = {name: [self._fixed[name]] for name in fits if name not in stored}
-                _, held_out = self._hold_out(again, self.seeds[0] + repeat, "out of fold", fit)
+                _, held_out, _ = self._hold_out(again, self.seeds[0] + repeat, "out of fold", fit)
                 division = {**stored, **{name: proba[0] for name, proba in held_out.items()}}
                 for name in fits.keys() & division.keys():
                     by_head[name].append(division[name])
@@ -204,34 +225,34 @@ class Fitting:
         seed: int,
         what: str = "",
         fit: Callable[..., Proba] | None = None,
-    ) -> tuple[list[NDArray[np.intp]], dict[str, Proba]]:
+        *,
+        beside: Sequence[_Job] = (),
+        shared: Sequence[Any] = (),
+    ) -> tuple[list[NDArray[np.intp]], dict[str, Proba], dict[str, list[Any]]]:
         """Fit every choice of parameters of each head to each fold of one division.
 
-        The rows held out of each fold, and by head their probabilities ``(choices, n, K)``; of
-        heads that were fitted in every fold.
+        The rows held out of each fold; by head their probabilities ``(choices, n, K)``, of
+        heads that were fitted in every fold; and what the jobs of other heads return, which are
+        done ``beside``.
         """
-        if not choices:
-            return [], {}
+        fit = fit or _fit_choices
         try:
-            folds = self._folds(seed)
+            folds = self._folds(seed) if choices else []
         except (ValueError, MemoryError) as cause:
             self.failures.update(dict.fromkeys([what] if what else choices, _reason(cause)))
-            return [], {}
-        fit = fit or _fit_choices
-        results = self._run(
-            [
-                (name, partial(fit, self.specs[name], grid, fold, seed))
-                for name, grid in choices.items()
-                for fold in folds
-            ],
-            what,
-        )
+            folds = []
+        jobs = [
+            (name, partial(fit, self.specs[name], grid, fold, seed))
+            for name, grid in choices.items()
+            for fold in folds
+        ]
+        results = self._run([*beside, *jobs], what, shared=shared)
         held_out: dict[str, Proba] = {}
-        for name, of_folds in results.items():
+        for name in choices.keys() & results.keys():
             held_out[name] = np.full((len(choices[name]), len(self.data), folds[0].classes), np.nan)
-            for fold, proba in zip(folds, of_folds, strict=True):
+            for fold, proba in zip(folds, results.pop(name), strict=True):
                 held_out[name][:, fold.outside] = proba
-        return [fold.outside for fold in folds], held_out
+        return [fold.outside for fold in folds], held_out, results
 
     def _folds(self, seed: int) -> list["_Fold"]:
         """The folds of one division, preprocessed, with all views of the rows inside."""
@@ -251,44 +272,56 @@ class Fitting:
             )
         return folds
 
-    def _fit_to_all_rows(
-        self,
-        chosen: Mapping[str, _Choice],
-        X: NDArray[np.float32],
-        predicted: NDArray[np.intp],
-        validation: DomainData | None,
-    ) -> dict[str, list[tuple[Any, Proba]]]:
-        """Model and predictions for each seed of each head; none where rows are not prepared."""
-        data = self._fitted_to
-        try:
-            transformer = self.preprocessing().fit(data.embedded())
-            rows = transform_in_blocks(transformer, data.embedded(), np.arange(len(data)))
-        except (ValueError, MemoryError) as cause:
-            self.failures.update(dict.fromkeys(chosen, _reason(cause)))
-            return {}
-        y, seen = data.labelled(), None
+    def _prepare(
+        self, validation: DomainData | None
+    ) -> tuple[Any, NDArray[np.float32], tuple[Any, Any] | None]:
+        """The preprocessing fitted to all rows, these rows, and validation rows with labels."""
+        data, seen = self._fitted_to, None
+        transformer = self.preprocessing().fit(data.embedded())
+        rows = transform_in_blocks(transformer, data.embedded(), np.arange(len(data)))
         if validation is not None and any(spec.curves for spec in self.specs.values()):
             seen = (transformer.transform(validation.embedded()), validation.labelled())
+        return transformer, rows, seen
+
+    def _fits_to_all_rows(
+        self,
+        prepared: Callable[[], tuple[Any, NDArray[np.float32], tuple[Any, Any] | None]],
+        X: NDArray[np.float32],
+        predicted: NDArray[np.intp],
+        chosen: Mapping[str, _Choice],
+    ) -> tuple[list[_Job], list[Any]]:
+        """Jobs for each seed of each head, which return model and predictions; and the rows.
+
+        A head that keeps its rows keeps these. None where they cannot be prepared.
+        """
+        if not chosen:
+            return [], []
+        try:
+            transformer, rows, seen = prepared()
+        except (ValueError, MemoryError) as cause:
+            self.failures.update(dict.fromkeys(chosen, _reason(cause)))
+            return [], []
+        y, group = self._fitted_to.labelled(), self._fitted_to.group
 
         def fit(name: str, seed: int) -> tuple[Any, Proba]:
             spec = self.specs[name]
-            more: dict[str, Any] = {"groups": data.group} if spec.groups else {}
+            more: dict[str, Any] = {"groups": group} if spec.groups else {}
             if spec.curves and seed == self.seeds[0]:
                 more["validation"] = seen
             head = spec.make(seed).set_params(**chosen[name]).fit(rows, y, **more)
             model = PreprocessedHead(transformer, head)
             return model, _predict_in_blocks(model, X, predicted, classes=int(y.max()) + 1)
 
-        jobs = [
+        jobs: list[_Job] = [
             (name, partial(fit, name, seed))
             for name in chosen
             for seed in (self.seeds if self.specs[name].stochastic else self.seeds[:1])
         ]
-        return self._run(jobs, shared=[rows])  # a head that keeps its rows keeps these
+        return jobs, [rows]
 
     def _run(
         self,
-        jobs: Sequence[tuple[str, Callable[[], Any]]],
+        jobs: Sequence[_Job],
         what: str = "",
         *,
         shared: Sequence[Any] = (),
@@ -299,21 +332,26 @@ class Fitting:
         """
         results: dict[str, list[Any]] = {name: [] for name, _ in jobs}
         self._progress.expect(len(jobs))
-        parts = [jobs]
-        if not self._imported:
-            # Those that need scikit-learn wait for its import, beside the others.
-            late = {name for name in results if self.specs[name].scikit_learn}
-            parts = [[job for job in jobs if (job[0] in late) == waits] for waits in (False, True)]
-        for part in parts:
-            self._run_part(part, what, shared, results)
+        late = {
+            name: self.specs[name]
+            for name in results
+            if self.specs[name].scikit_learn and name not in _imported
+        }
+        if late:  # these wait for scikit-learn's import, beside the others
+            first = [job for job in jobs if job[0] not in late]
+            self._run_part(first, what, shared, results, beside=partial(import_heads, late))
+            jobs = [job for job in jobs if job[0] in late]
+        self._run_part(jobs, what, shared, results)
         return {name: of_head for name, of_head in results.items() if name not in self.failures}
 
     def _run_part(
         self,
-        jobs: Sequence[tuple[str, Callable[[], Any]]],
+        jobs: Sequence[_Job],
         what: str,
         shared: Sequence[Any],
         results: Mapping[str, list[Any]],
+        *,
+        beside: Callable[[], None] | None = None,
     ) -> None:
         def done(number: int, outcome: Any) -> None:
             self._progress.advance()
@@ -326,31 +364,27 @@ class Fitting:
             limit=self.limit,
             done=done,
             is_wanted=lambda number: jobs[number][0] not in self.failures,
-            beside=None if self._imported else partial(self._import, scikit_learn=True),
+            beside=beside,
             shared=shared,
         )
-        self._imported = True
         for (name, _), outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, tuple):
                 results[name].append(outcome[0])
                 self.seconds[name] += outcome[1]
 
-    def _import(self, *, scikit_learn: bool) -> None:
-        """Make each head once: what it imports is then in every fork."""
-        for spec in self.specs.values():
-            if spec.scikit_learn == scikit_learn:
-                with suppress(Exception):  # whoever fits it says so
-                    spec.make(self.seeds[0])
+
+def import_heads(specs: Mapping[str, HeadSpec]) -> None:
+    """Make each head once: what it imports is then in every fork."""
+    for name, spec in specs.items():
+        with suppress(Exception):  # whoever fits it says so
+            spec.make(0)
+        _imported.add(name)
 
 
 def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
     """What a job returns, and its seconds."""
     start = time.perf_counter()
     return job(), time.perf_counter() - start
-
-
-def _choices(spec: HeadSpec) -> list[dict[str, Any]]:
-    return [dict(zip(spec.grid, values, strict=True)) for values in product(*spec.grid.values())]
 
 
 def _reason(cause: BaseException) -> str:
@@ -373,7 +407,7 @@ class _Fold:
 
 
 def _fit_choices(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: int) -> Proba:
-    """Probabilities ``(choices, out, K)`` of the rows held out.
+    """Probabilities ``(choices, out, K)`` of the rows held out, or scores of several choices.
 
     A choice that cannot be fitted to the rows of a fold (more neighbours than rows), or gives
     no probabilities (naive Bayes without smoothing), has NaN.
@@ -383,10 +417,11 @@ def _fit_choices(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: 
     """
     shape = len(fold.outside), fold.classes
     heads = [spec.make(seed).set_params(**choice) for choice in choices]
-    if spec.path:
+    if spec.path and len(choices) > 1:
         along = np.asarray(spec.path(heads, fold.X, fold.y, fold.X_outside))
         for proba in along:
-            if np.isfinite(proba).any():  # else the rows are too few for it
+            # Where none is finite, the rows are too few for this choice.
+            if np.isfinite(proba).any() and not spec.calibrated:
                 _check_probabilities(proba, shape)
         return along
     held_out, refusals = np.full((len(heads), *shape), np.nan), []
@@ -409,17 +444,16 @@ def _fit_nested(spec: HeadSpec, fixed: Sequence[_Choice], fold: _Fold, seed: int
     ``fixed``, chosen by all rows, are taken where a class has too few patients in the fold to
     divide it once more.
     """
-    choices = _choices(spec)
     try:
-        best = _best_inside(spec, choices, fold, seed) if len(choices) > 1 else choices[0]
+        best = _best_inside(spec, fold, seed) if len(spec.choices) > 1 else spec.choices[0]
         return _fit_choices(spec, [best], fold, seed)
     except ValueError:
         return _fit_choices(spec, fixed, fold, seed)
 
 
-def _best_inside(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: int) -> _Choice:
+def _best_inside(spec: HeadSpec, fold: _Fold, seed: int) -> _Choice:
     """The choice of the lowest log loss in folds of a fold's own rows."""
-    by_choice = np.full((len(choices), len(fold.y), fold.classes), np.nan)
+    by_choice = np.full((len(spec.choices), len(fold.y), fold.classes), np.nan)
     for inside, outside in patient_folds(fold.y, fold.group, seed=seed):
         part = _Fold(
             X=fold.X[inside],
@@ -429,8 +463,28 @@ def _best_inside(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: 
             X_outside=fold.X[outside],
             classes=fold.classes,
         )
-        by_choice[:, outside] = _fit_choices(spec, choices, part, seed)
-    return choices[int(np.argmin(_log_losses(by_choice, fold.y)))]
+        by_choice[:, outside] = _fit_choices(spec, spec.choices, part, seed)
+    return _choose(spec, by_choice, fold.y)[0]
+
+
+def _choose(spec: HeadSpec, by_choice: Proba, y: NDArray[np.integer]) -> tuple[_Choice, Proba]:
+    """The choice of the lowest log loss on held-out rows, and probabilities by every choice.
+
+    Of scores each choice has a calibration, which stays with it.
+
+    Raises:
+        ValueError: See :func:`pipeline.heads.closed_form.fit_calibration`.
+    """
+    choices = spec.choices
+    if spec.calibrated:
+        from pipeline.heads.closed_form import fit_calibration  # scipy takes time to import
+
+        calibrations = [fit_calibration(scores, y) for scores in by_choice]
+        choices = [
+            {**choice, "calibration": c} for choice, c in zip(choices, calibrations, strict=True)
+        ]
+        by_choice = np.stack([c.proba(s) for c, s in zip(calibrations, by_choice, strict=True)])
+    return choices[int(np.argmin(_log_losses(by_choice, y)))], by_choice
 
 
 def chosen_elsewhere(

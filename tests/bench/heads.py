@@ -43,7 +43,7 @@ from pipeline.heads import HEADS
 from pipeline.heads.base import make_preprocessing
 from pipeline.heads.logistic import logistic_path, make_logistic
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.search import Fitting
+from pipeline.heads.search import Fitting, import_heads
 from pipeline.parallel import run_each
 
 PENALTIES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
@@ -235,8 +235,7 @@ def _fit_in_child(
 
 
 def _fit_here(heads: Sequence[str], n: int, width: int) -> None:
-    for name in heads:
-        HEADS[name].make(0)  # imports what it needs
+    import_heads({name: HEADS[name] for name in heads})
     base = _memory()
     X, y = _rows(n, width)
     data = DomainData(

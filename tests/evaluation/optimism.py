@@ -18,7 +18,7 @@ from pipeline.heads.logistic import logistic_path, make_logistic
 from pipeline.heads.search import chosen_elsewhere
 from tests.simulations import in_processes, parser
 
-PENALTIES = HEADS["linear"].grid["C"]
+PENALTIES = [choice["C"] for choice in HEADS["linear"].choices]
 METRICS = ("accuracy", "auroc")
 
 

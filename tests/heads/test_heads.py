@@ -44,12 +44,12 @@ def test_a_head_keeps_scikit_learns_contract(name, classes):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_table_says_what_is_true(name):
-    """A stochastic head moves with its seed, no other; the grid names real parameters."""
+    """A stochastic head moves with its seed, no other; the choices are of real parameters."""
     rows, spec = made_up_rows(n=60, gap=1.0), HEADS[name]
     X, y = rows.features, rows.label
     p = [spec.make(seed).fit(X[:40], y[:40]).predict_proba(X) for seed in (0, 1)]
     assert (p[0] != p[1]).any() == spec.stochastic
-    assert set(spec.grid) <= set(spec.make(0).get_params())
+    assert all(choice.keys() <= spec.make(0).get_params().keys() for choice in spec.choices)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,9 @@ def test_a_study_adds_heads_and_concatenations(tmp_path):
     assert added.n_neighbors == 7
     assert added.fit(rows.features, rows.label).score(rows.features, rows.label) > 0.9
     assert table["s"].make(0).C == 0.001
-    assert not table["s"].grid  # what is given is not searched for
+    assert list(table["s"].choices) == [{}]  # what is given is not searched for
+    support = CustomHead(name="v", base="svm", parameters={"C": 1.0})
+    assert all_heads((support,))["v"].choices == [{"kernel": "linear"}, {"kernel": "rbf"}]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file as load
 from safetensors.numpy import save as safetensors
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LogisticRegression
@@ -91,20 +90,6 @@ def test_the_description_comes_back_as_it_was_given(tmp_path):
     assert replace(found, models=()) == replace(head, models=())
 
 
-def test_a_head_of_an_older_file_is_read(tmp_path):
-    """Its types have moved to other files since."""
-    model = fitted("svm")
-    save_head(tmp_path / "m", saved(model))
-    arrays = load(str(tmp_path / "m" / "model.safetensors"))
-    text = arrays["structure"].tobytes().decode()
-    for older, newer in save._MOVED.items():
-        text = text.replace(newer, older)
-    rewrite(tmp_path / "m", safetensors(arrays | {"structure": np.frombuffer(text.encode(), "u1")}))
-    other = world()[2]
-    found = load_head(tmp_path / "m").predict_proba(other)
-    np.testing.assert_array_equal(found, model.predict_proba(other))
-
-
 @pytest.mark.parametrize(("name", "keeps"), [("knn", True), ("svm", True), ("linear", False)])
 def test_a_file_says_whether_it_holds_features_of_patients(name, keeps, tmp_path):
     """Neighbours and support vectors are rows of the fit split."""
@@ -148,7 +133,7 @@ def test_a_foreign_type_in_a_file_is_named_and_never_built(name, tmp_path, monke
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": 1}, "has format 1, this headrace reads 5: install"),
+        ({"format": 1}, "has format 1, this headrace reads 6: install"),
         ({"classes": None}, "model.json is damaged"),
         ({"networks": [{}]}, "model.json is damaged"),
         ({"images": "many"}, "model.json is damaged"),
@@ -254,7 +239,7 @@ def test_what_cannot_be_used_is_no_error(stored, tmp_path):
 
 
 def test_the_key_moves_with_everything_that_a_fit_depends_on(monkeypatch):
-    """Features, labels, parameters, grid, seeds of a stochastic head, preprocessing, code.
+    """Features, labels, parameters, choices, seeds of a stochastic head, preprocessing, code.
 
     And what is saved beside the fit: classes, the place of the weights, how files are read.
     """
@@ -280,7 +265,7 @@ def test_the_key_moves_with_everything_that_a_fit_depends_on(monkeypatch):
         key(described={"networks": (replace(network, recipe=replace(RECIPE, weights="01")),)}),
         key("linear"),
         key(how={"about": "mlp with {'hidden': 8}"}),
-        key(how={"grid": {"learning_rate": (1e-4, 1e-3)}}),
+        key(how={"choices": ({"learning_rate": 1e-4}, {})}),
         key(seeds=(0, 1, 2)),
         key(preprocessing="none"),
     ]

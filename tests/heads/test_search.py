@@ -128,13 +128,15 @@ def test_a_fold_of_too_few_patients_to_choose_by_takes_the_choice_of_all_rows():
 def test_a_path_gives_what_its_heads_give_one_at_a_time(name):
     """Of rows that were fitted too, which have a neighbour at no distance."""
     data, spec = made_up_rows(3, n=90, gap=1.0), HEADS[name]
-    ((parameter, values),) = spec.grid.items()
-    heads = [spec.make(0).set_params(**{parameter: value}) for value in values]
+    heads = [spec.make(0).set_params(**choice) for choice in spec.choices]
     other = np.concatenate([data.features[:20], made_up_rows(3, n=20, seed=5).features])
     found = spec.path(heads, data.features, data.label, other)
-    for value, proba in zip(values, found, strict=True):
-        alone = spec.make(0).set_params(**{parameter: value}).fit(data.features, data.label)
-        np.testing.assert_allclose(proba, alone.predict_proba(other), atol=2e-3)
+    for choice, proba in zip(spec.choices, found, strict=True):
+        alone = spec.make(0).set_params(**choice).fit(data.features, data.label)
+        expected = alone.predict_proba(other)
+        if spec.calibrated:
+            proba = alone.calibration_.proba(proba)  # noqa: PLW2901
+        np.testing.assert_allclose(proba, expected, atol=2e-3)
 
 
 def test_a_choice_that_cannot_be_fitted_is_not_chosen():
@@ -183,7 +185,7 @@ def test_a_head_that_fails_is_listed_and_the_others_go_on():
         name: HeadSpec(make=lambda _, how=how: Bad(how), about="")
         for name, (how, _) in WAYS.items()
     }
-    chooses = replace(bad["nan"], grid={"how": ("nan", "sum")})
+    chooses = replace(bad["nan"], choices=({"how": "nan"}, {"how": "sum"}))
     fits, failures = fit(data, {**bad, "chooses": chooses, "lr": PLAIN}, repeats=1, limit=1.0)
     assert set(fits) == {"lr"}
     assert fits["lr"].out_of_fold is not None
