@@ -16,7 +16,7 @@ from cache.recipe import Recipe
 from cache.store import FeatureStore
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT, TARGET, VALIDATION
-from pipeline.data.samples import Samples, load_samples, without_empty
+from pipeline.data.samples import Samples, without_empty
 from pipeline.errors import (
     MissingFeaturesError,
     MissingResultsError,
@@ -108,20 +108,18 @@ def choose_backbone(study: Study, name: str | None) -> BackboneChoice:
 def load_features(
     study: Study,
     choice: BackboneChoice | Sequence[BackboneChoice],
-    samples: Samples | None = None,
+    samples: Samples,
 ) -> FeatureTable:
     """Read the features of all samples of a study but those that stage 1 reported as unusable.
 
     Args:
         study: Where images and stores are.
         choice: Whose features; those of several backbones are put side by side.
-        samples: Of the study, where they are gathered for several backbones; None: now.
+        samples: Of the study.
 
     Raises:
         MissingFeaturesError: Stage 1 has not been run, or not since images were added.
     """
-    if samples is None:
-        samples, _ = load_samples(study)
     parts = [choice] if isinstance(choice, BackboneChoice) else choice
     backbone = "+".join(part.name for part in parts)
     stores = tuple(store_for(study, part) for part in parts)

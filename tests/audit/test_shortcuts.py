@@ -111,16 +111,17 @@ def test_a_planted_marker_is_found_in_the_corners_and_at_the_border(marker_backb
 def test_without_a_marker_corners_and_border_predict_nothing(marker_backbone, films):
     """The intervals cover one half, and no warning; so do those of most other labels."""
     study, findings = audited_phantoms("unmarked", films, marker=False)
+    samples, _ = load_samples(study)
     rng = np.random.default_rng(3)
     for choice in masked_study(study).backbones:
-        check, table = MASKED[choice.mask][0], load_features(study, choice)
+        check, table = MASKED[choice.mask][0], load_features(study, choice, samples)
         auc = findings[check]["values"]["auc"]
         assert findings[check]["severity"] == OK
         assert auc["low"] < 0.5 < auc["high"]
         drawn = []
         for _ in range(20):
-            samples = replace(table.samples, label=rng.permutation(table.samples.label))
-            drawn += [asdict(t().result.auc) for t in mask_tests(samples, table.X, choice.mask)]
+            relabelled = replace(table.samples, label=rng.permutation(table.samples.label))
+            drawn += [asdict(t().result.auc) for t in mask_tests(relabelled, table.X, choice.mask)]
         # Fewer than 17 of 20 would be seen in 0.3 % of runs if 95 % cover.
         covered = sum(auc["low"] < 0.5 < auc["high"] for auc in drawn)
         assert covered >= 17, (choice.mask, covered)

@@ -21,6 +21,7 @@ from cache import disk
 from cache.errors import CanaryError
 from cache.store import FeatureStore
 from pipeline.audit.stage import audit
+from pipeline.data.samples import load_samples
 from pipeline.errors import EngineError, PartsError, StudyError, WeightsError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
@@ -69,12 +70,13 @@ def test_layers_and_the_network_itself_come_from_one_pass(study_file, builds):
         ("tiny@0", 60),
         ("tiny@1", 60),
     ]
-    tables = [load_features(study, choice) for choice in study.variants.values()]
+    samples, _ = load_samples(study)
+    tables = [load_features(study, choice, samples) for choice in study.variants.values()]
     np.testing.assert_array_equal(tables[2].X, np.hstack([tables[0].X, tables[1].X]))
     study_file.write_text(f'{text}[backbone."tiny@0"]\n[backbone."tiny@1"]\n')
     report = extract(load_study(study_file), TORCH)
     assert [row["computed"] for row in report["backbones"]] == [60, 0, 0]
-    plain = load_features(load_study(study_file), study.backbones[0].network).X
+    plain = load_features(study, study.backbones[0].network, samples).X
     np.testing.assert_allclose(tables[1].X, plain, rtol=1e-6)  # it is pooled last anyway
     assert (plain > tables[0].X).any()  # before the ReLU
 

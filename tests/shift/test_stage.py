@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pipeline.features.load as load_module
+from pipeline.data.samples import load_samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.features.engines import EngineChoice
@@ -101,7 +102,7 @@ def test_the_record_is_small_and_says_what_it_rests_on(study, record):
     assert rests["label_reads"] == 2  # to score the methods, and to take the loss apart
     assert any("30 patients" in caveat for caveat in target["caveats"])
     proba = read_predictions(study.results / "shift.h5")["tiny"].proba["linear", 0]
-    table = load_features(study, study.backbones[0], None)
+    table = load_features(study, study.backbones[0], load_samples(study)[0])
     model, target = fit_source(table.domain("source")), table.domain("there")
     np.testing.assert_allclose(proba[model.data.row], model.data.proba, atol=1e-9)
     np.testing.assert_allclose(proba[target.row], model.predict_proba(target.features), atol=1e-9)
