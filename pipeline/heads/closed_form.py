@@ -101,16 +101,16 @@ def _ridge_path(
     centre, mean = X.mean(axis=0, dtype=np.float64), Y.mean(axis=0)
     if wide:
         centred = X - centre
-        values, vectors = eigh(centred @ centred.T, overwrite_a=True)
+        values, vectors = eigh(centred @ centred.T, driver="evd", overwrite_a=True)
         projected = vectors.T @ (Y - mean)
     else:
-        values, vectors = eigh(_scatter(X, centre), overwrite_a=True)
+        values, vectors = eigh(_scatter(X, centre), driver="evd", overwrite_a=True)
         # The columns of Y - mean have mean zero, so the centre falls out.
         projected = vectors.T @ _transposed_times(X, Y - mean)
     values = np.maximum(values, 0)
     shrunk = 1 / (values + penalties[:, None])
     back = (centred.T @ vectors) if wide else vectors
-    coef = np.stack([back @ (d[:, None] * projected) for d in shrunk])
+    coef = np.tensordot(shrunk[:, :, None] * projected, back, (1, 1)).swapaxes(1, 2)
     hat = values * shrunk if wide else shrunk
     # (p, r, K): what a row of Z is multiplied with for its fitted values.
     fitting = hat[:, :, None] * projected
