@@ -11,18 +11,16 @@ comparison of algorithms over folds, and the sets of heads that may be the best.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cache import disk
-from pipeline.data.domain import DomainData
 from pipeline.data.leaks import Finding, find_leaks
-from pipeline.data.patients import DRAWS, FIT, VALIDATION, draw_patients
+from pipeline.data.patients import DRAWS, FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import (
     MissingFeaturesError,
@@ -31,24 +29,13 @@ from pipeline.errors import (
     ResultsError,
     UnknownNameError,
 )
-from pipeline.evaluation.bootstrap import (
-    SET_ALPHA,
-    bbc_cv,
-    bootstrap_interval,
-    confidence_set,
-)
-from pipeline.evaluation.compare_heads import (
-    COMPARED_BY,
+from pipeline.evaluation.compare_heads import eval_sets
+from pipeline.evaluation.heads_record import (
     HEADS_SCHEMA,
-    bases,
-    clinical,
-    compare_heads,
-    eval_sets,
-    rank_heads,
-    score_heads,
+    Record,
+    Scoring,
 )
-from pipeline.evaluation.metrics import METRICS, Proba, on_all_rows, score
-from pipeline.evaluation.paired_tests import ROPE, correlated_t
+from pipeline.evaluation.metrics import Proba
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
     Predictions,
@@ -68,18 +55,12 @@ from pipeline.heads.save import (
     save_fit,
 )
 from pipeline.heads.search import Fit, Fitting, deal_folds
-from pipeline.parallel import run_parallel
-from pipeline.progress import Progress
-from pipeline.randomness import stream
 from pipeline.results import ResultSet, read_set, write_set
 from pipeline.study import SOURCE, Study
 from pipeline.words import as_file_name, printable, to_jsonable
 
 _LOG = logging.getLogger(__name__)
-#: What the printed table shows; all other scores are computed after it.
-_SHOWN = ("accuracy", "auroc")
 HEADS_REPORT = "heads.json"
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +104,7 @@ class _Run:
     table: Mapping[str, HeadSpec]
     specs: Mapping[str, HeadSpec]
     seeds: tuple[int, ...]
+    scoring: Scoring
     earlier: ResultSet | None
 
 
@@ -151,6 +133,11 @@ class _Heads:
     failures: Mapping[str, str] = field(default_factory=dict)
     not_saved: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def proba(self) -> dict[str, Proba]:
+        """Probabilities of every image, ``(N, K)``, by head."""
+        return {name: fit.mean_proba for name, fit in self.fits.items()}
 
     def predictions(self) -> Predictions:
         """Of every image, by each head; out of fold, else NaN, of those that it was fitted to."""
@@ -243,6 +230,7 @@ def _plan(study: Study, options: CompareOptions) -> _Run:
         table=table,
         specs={name: table[name] for name in names},
         seeds=tuple(range(study.seed, study.seed + max(1, options.seeds))),
+        scoring=Scoring(baseline=options.baseline, seed=study.seed, draws=options.draws),
         earlier=earlier,
     )
 
@@ -322,22 +310,41 @@ def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
     heads.fits = {head: fits[head] for head in run.specs if head in fits}
     heads.failures = fitting.failures
     if fits:
+        seconds = {name: round(fit.seconds, 3) for name, fit in heads.fits.items()}
         heads.entry = {
             "backbone": heads.backbone,
             "reused": len(fits) - len(new),
             "fitted": len(new),
             "key": heads.key,
-            **_first_scores(run, eval_sets(heads.samples), heads.fits),
+            "heads": [
+                {
+                    "head": name,
+                    "about": run.specs[name].about,
+                    "seeds": len(fit.seeds),
+                    "fit_seconds": seconds[name],
+                    "chosen": dict(fit.chosen),
+                    "curves": dict(fit.curves),
+                }
+                for name, fit in heads.fits.items()
+            ],
+            **run.scoring.shown(eval_sets(heads.samples), heads.proba, seconds),
         }
     return fitting
 
 
 def _finish(run: _Run, heads: _Heads, fitting: Fitting) -> None:
     """Fit the new heads out of fold, and add the scores that the printed table does not show."""
-    if heads.entry:
-        new = {name: fit for name, fit in heads.fits.items() if fit.models}
-        heads.fits |= fitting.out_of_fold(new, run.options.repeats)
-        _add_scores(run, heads.entry, fitting.data, eval_sets(heads.samples), heads.fits)
+    if not heads.entry:
+        return
+    repeats, fits, fit_rows = run.options.repeats, heads.fits, fitting.data
+    fits |= fitting.out_of_fold({name: fit for name, fit in fits.items() if fit.models}, repeats)
+    held_out = {h: fit.out_of_fold for h, fit in fits.items() if fit.out_of_fold is not None}
+    out_of_fold, sets = held_out if repeats else {}, eval_sets(heads.samples)
+    run.scoring.add(heads.entry, sets, heads.proba, fit_rows, out_of_fold)
+    if run.options.thorough:
+        by_seed = {name: fit.proba for name, fit in fits.items()}
+        divisions = [deal_folds(fit_rows, run.study.seed + k) for k in range(repeats)]
+        heads.entry |= run.scoring.thorough(sets, by_seed, fit_rows, out_of_fold, divisions)
 
 
 def _save(run: _Run, heads: _Heads, features: FeatureTable) -> None:
@@ -416,220 +423,3 @@ def _record(
         }
     )
     return record
-
-
-# Evaluation: the entry of one backbone in the record.
-
-
-def _first_scores(run: _Run, sets: Sequence[DomainData], fits: Mapping[str, Fit]) -> Record:
-    """What the printed table shows; the rest is empty still."""
-    import scipy.special  # noqa: F401 - for all intervals, once and not in every fork
-
-    proba = {name: fit.mean_proba for name, fit in fits.items()}
-    jobs = [partial(_shown_scores, run, data, proba) for data in sets]
-    with Progress("scores", len(jobs), unit="tables") as progress:
-        tables = run_parallel(jobs, done=progress.advance)
-    ranking = [data for data in sets if data.role == VALIDATION] or sets
-    order = list(fits)
-    if ranking:
-        order = rank_heads(ranking[0], {name: p[ranking[0].row] for name, p in proba.items()})
-    seconds = {name: round(fit.seconds, 3) for name, fit in fits.items()}
-    return {
-        "best": order[0] if ranking and ranking[0].role == VALIDATION else None,
-        "domains": [
-            {
-                **data.record(),
-                "rows": [
-                    {"head": name, "fit_seconds": seconds[name], **by_head[name]} for name in order
-                ],
-            }
-            for data, by_head in zip(sets, tables, strict=True)
-        ],
-        "heads": [
-            {
-                "head": name,
-                "about": run.specs[name].about,
-                "seeds": len(fit.seeds),
-                "fit_seconds": seconds[name],
-                "chosen": dict(fit.chosen),
-                "curves": dict(fit.curves),
-            }
-            for name, fit in fits.items()
-        ],
-        "selection_corrected": {},
-        "seed_spread": [],
-        "algorithms": [],
-        "confidence_sets": [],
-    }
-
-
-def _add_scores(
-    run: _Run,
-    entry: Record,
-    fit_rows: DomainData,
-    sets: Sequence[DomainData],
-    fits: Mapping[str, Fit],
-) -> None:
-    """Add what the printed table does not show, and what is known of heads out of fold."""
-    proba = {name: fit.mean_proba for name, fit in fits.items()}
-    metrics = COMPARED_BY if run.options.repeats else ()
-    jobs: list[Callable[[], Any]] = [
-        *(partial(_best_of, run, metric, fit_rows, fits) for metric in metrics),
-        *(partial(_more_scores, run, data, proba) for data in sets),
-    ]
-    done = run_parallel(jobs)
-    best, more = done[: len(metrics)], done[len(metrics) :]
-    by_metric = zip(metrics, best, strict=True)
-    entry["selection_corrected"] = {metric: of_best for metric, of_best in by_metric if of_best}
-    for domain, by_head in zip(entry["domains"], more, strict=True):
-        for row in domain["rows"]:
-            row["scores"] |= by_head[row["head"]]["scores"]
-            row["clinical"] = by_head[row["head"]]["clinical"]
-    if run.options.thorough:
-        spread = run_parallel([partial(_seed_spread, run, data, fits) for data in sets])
-        entry["seed_spread"] = [row for rows in spread for row in rows]
-        entry["algorithms"] = list(_algorithms(run, fit_rows, fits))
-        entry["confidence_sets"] = run_parallel(
-            [partial(_confidence_set, run, data, fits) for data in sets]
-        )
-
-
-def _shown_scores(run: _Run, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
-    """By head, what the printed table shows of a domain, with differences from the baseline."""
-    by_head: dict[str, Record] = {
-        name: {"scores": scores, "differences": {}, "clinical": None}
-        for name, scores in _row_scores(run, data, proba, _SHOWN).items()
-    }
-    if run.options.baseline in proba and len(proba) > 1:
-        of_domain = {name: p[data.row] for name, p in proba.items()}
-        by_metric = compare_heads(data, of_domain, run.options.baseline, seed=run.seeds[0])
-        for metric, differences in by_metric.items():
-            for name, difference in differences.items():
-                by_head[name]["differences"][metric] = _short(difference.record())
-    return by_head
-
-
-def _more_scores(run: _Run, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
-    """By head, what the printed table does not show: other scores, what a clinician asks."""
-    metrics = [metric for metric in METRICS if metric not in _SHOWN]
-    scores = _row_scores(run, data, proba, metrics)
-    drawn = draw_patients(data.group, _rng(run, "clinical", data), draws=run.options.draws)
-    return {
-        name: {"scores": scores[name], "clinical": clinical(data.with_(proba=p[data.row]), drawn)}
-        for name, p in proba.items()
-    }
-
-
-def _row_scores(
-    run: _Run, data: DomainData, proba: Mapping[str, Proba], metrics: Sequence[str]
-) -> dict[str, Record]:
-    """Scores in a domain with intervals, by head and metric."""
-    of_domain = {name: p[data.row] for name, p in proba.items()}
-    draws = run.options.draws
-    scores = score_heads(data, of_domain, seed=run.seeds[0], draws=draws, metrics=metrics)
-    return {
-        name: {metric: _short(interval.record()) for metric, interval in of_head.items()}
-        for name, of_head in scores.items()
-    }
-
-
-def _short(record: Mapping[str, Any]) -> Record:
-    """Without what the domain or the report says once for all."""
-    return {k: v for k, v in record.items() if k not in ("images", "patients")}
-
-
-def _rng(run: _Run, purpose: str, data: DomainData) -> np.random.Generator:
-    return stream(f"{purpose} {data.name} {data.role}", run.seeds[0])
-
-
-def _best_of(run: _Run, metric: str, data: DomainData, fits: Mapping[str, Fit]) -> Record | None:
-    """What the best head is worth on new patients; None without folds."""
-    proba = {h: fit.out_of_fold[0] for h, fit in fits.items() if fit.out_of_fold is not None}
-    if not proba:
-        return None
-    held_out = np.isfinite(np.stack(list(proba.values()))).all(axis=(0, 2))
-    label, group = data.labelled()[held_out], data.group[held_out]
-    statistics = [METRICS[metric](label, p[held_out]) for p in proba.values()]
-    if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
-        return None
-    chosen, apparent, interval = bbc_cv(
-        statistics, group, stream("selection", run.seeds[0]), *bases(metric, label, group)
-    )
-    return {
-        "head": list(proba)[chosen],
-        "among": len(proba),
-        "apparent": apparent,
-        **interval.record(),
-    }
-
-
-# What --thorough adds.
-
-
-def _seed_spread(run: _Run, data: DomainData, fits: Mapping[str, Fit]) -> list[Record]:
-    """Mean and spread of the scores of each head that was fitted for several seeds."""
-    rows = []
-    for head, fit in fits.items():
-        for metric in COMPARED_BY:
-            statistics = [METRICS[metric](data.labelled(), p[data.row]) for p in fit.proba]
-            values = np.array([on_all_rows(statistic, len(data)) for statistic in statistics])
-            if len(values) < 2 or not np.isfinite(values).all():
-                continue
-            rng, draws = _rng(run, "seeds", data), run.options.draws
-            rows.append(
-                {
-                    "head": head,
-                    "domain": data.name,
-                    "role": data.role,
-                    "metric": metric,
-                    "seeds": len(values),
-                    "sd": float(values.std(ddof=1)),
-                    **bootstrap_interval(statistics, data.group, rng, draws=draws).record(),
-                }
-            )
-    return rows
-
-
-def _confidence_set(run: _Run, data: DomainData, fits: Mapping[str, Fit]) -> Record:
-    """The heads that may have the best accuracy on a domain."""
-    label, names = data.labelled(), list(fits)
-    members = confidence_set(
-        [METRICS["accuracy"](label, fit.mean_proba[data.row]) for fit in fits.values()],
-        data.group,
-        _rng(run, "confidence set", data),
-        draws=run.options.draws,
-    )
-    record = {"domain": data.name, "role": data.role, "alpha": SET_ALPHA}
-    return {**record, "members": [names[k] for k in members]}
-
-
-def _algorithms(run: _Run, data: DomainData, fits: Mapping[str, Fit]) -> Iterator[Record]:
-    """Every kind of head against the baseline, fitted again on each fold of each division."""
-    repeats, label = run.options.repeats, data.labelled()
-    folds = [
-        (repeat, outside)
-        for repeat in range(repeats)
-        for _, outside in deal_folds(data, run.seeds[0] + repeat)
-    ]
-    for metric in COMPARED_BY:
-        values = {
-            name: np.array(
-                [score(metric, label[out], fit.out_of_fold[repeat, out]) for repeat, out in folds],
-                np.float64,
-            )
-            for name, fit in fits.items()
-            if fit.out_of_fold is not None
-        }
-        baseline = values.pop(run.options.baseline, None)
-        for head, of_head in values.items():
-            if baseline is None or len(folds) < 2 or not np.isfinite(of_head - baseline).all():
-                continue
-            difference = of_head - baseline
-            yield {
-                "head": head,
-                "metric": metric,
-                "difference": float(difference.mean()),
-                "splits": len(difference),
-                "rope": ROPE,
-                **correlated_t(difference, runs=repeats),
-            }

@@ -32,7 +32,8 @@ from pipeline.data.patients import FIT, draw_patients
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, ModelError, StudyError
 from pipeline.evaluation.bootstrap import percentile_interval
-from pipeline.evaluation.compare_heads import compared_heads, eval_sets, heads_by_validation
+from pipeline.evaluation.compare_heads import eval_sets
+from pipeline.evaluation.heads_record import compared_heads, heads_by_validation
 from pipeline.evaluation.metrics import Proba
 from pipeline.export import TrainedModel, load_trained
 from pipeline.features.load import choose_backbone, load_features

@@ -3,9 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import joblib
@@ -13,27 +11,23 @@ import numpy as np
 import pytest
 
 import pipeline.compare as compare_module
+import pipeline.evaluation.heads_record as record_module
 import pipeline.features.backbones as backbones_module
 import pipeline.features.load as load_module
 from cache.store import FeatureStore
 from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
 from pipeline.data.patients import FIT
 from pipeline.errors import MissingFeaturesError, UnknownNameError, WeightsError
-from pipeline.evaluation.bootstrap import bbc_cv, bootstrap_interval
 from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.paired_tests import correlated_t
 from pipeline.evaluation.predictions import predictions_in, read_predictions
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.heads import HEADS
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.save import head_folder, load_head
-from pipeline.heads.search import Fit, Fitting
-from pipeline.randomness import stream
+from pipeline.heads.search import Fitting
 from pipeline.results import add_files
 from pipeline.study_file import load_study
-from tests.heads.made_up_rows import made_up_rows
-from tests.made_up_heads import domain, head
 from tests.result_files import record_of
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
@@ -180,7 +174,7 @@ def test_an_unchanged_run_scores_nothing_again_and_keeps_its_figures(study, monk
         return compare(study, only("linear", "prior", **more), lambda _, file: told.append(file))
 
     with monkeypatch.context() as patched:
-        patched.setattr(compare_module, "score_heads", lambda *_: pytest.fail("scored again"))
+        patched.setattr(record_module, "score_heads", lambda *_: pytest.fail("scored again"))
         second = again()
     (one,), (two,) = first["backbones"], second["backbones"]
     assert two == one | {"reused": 2, "fitted": 0}
@@ -351,9 +345,6 @@ def test_the_table_is_told_before_the_rest_is_done(study):
     assert so_far == record
 
 
-# What --thorough adds, and what the best head is worth.
-
-
 def test_thorough_adds_spread_algorithms_and_sets(study):
     """For each domain where it has one."""
     assert (THOROUGH.seeds, THOROUGH.thorough) == (10, True)
@@ -366,84 +357,6 @@ def test_thorough_adds_spread_algorithms_and_sets(study):
     sets = backbone["confidence_sets"]
     assert [s["role"] for s in sets] == ["validation", "target"]
     assert all("linear" in s["members"] and "prior" not in s["members"] for s in sets)
-
-
-def run_of(seed, **more):
-    return SimpleNamespace(options=replace(SMALL, **more), seeds=(seed,))
-
-
-def made_up_fits(data, repeats=2):
-    """Out-of-fold probabilities of heads of growing skill."""
-    rng = np.random.default_rng(5)
-    fits = {}
-    for gain, name in enumerate(("a", "b", "c")):
-        p = 1 / (1 + np.exp(-(rng.normal(size=(repeats, len(data))) + (data.label - 0.5) * gain)))
-        proba = np.stack([1 - p, p], axis=2)
-        fits[name] = Fit(models=(), seeds=(0,), proba=proba, out_of_fold=proba)
-    return fits
-
-
-def test_algorithms_are_compared_over_all_folds_of_all_divisions():
-    """Nadeau and Bengio's posterior of the differences; the other way round the signs change."""
-    data = made_up_rows(n=100, each=2)
-    fits, folds = made_up_fits(data), []
-    for repeat in range(2):
-        folds += [(repeat, out) for _, out in compare_module.deal_folds(data, 7 + repeat)]
-    right = {
-        name: np.array(
-            [(fit.out_of_fold[r, out].argmax(1) == data.label[out]).mean() for r, out in folds]
-        )
-        for name, fit in fits.items()
-    }
-    run = partial(run_of, 7, repeats=2)
-    rows = list(compare_module._algorithms(run(baseline="a"), data, fits))
-    row = next(r for r in rows if (r["head"], r["metric"]) == ("c", "accuracy"))
-    expected = correlated_t(right["c"] - right["a"], runs=2)
-    assert {name: row[name] for name in expected} == pytest.approx(expected)
-    assert row["difference"] == pytest.approx((right["c"] - right["a"]).mean())
-    back = compare_module._algorithms(run(baseline="c"), data, fits)
-    turned = next(r for r in back if (r["head"], r["metric"]) == ("a", "accuracy"))
-    assert (turned["difference"], turned["worse"]) == pytest.approx(
-        (-row["difference"], row["better"])
-    )
-    assert not list(compare_module._algorithms(run(baseline="linear"), data, fits))
-
-
-def test_the_selection_corrected_value_is_that_of_the_first_division():
-    """By accuracy and by AUROC, on rows that every head was asked out of fold."""
-    data = made_up_rows(n=100, each=1)
-    fits = made_up_fits(data)
-    for fit in fits.values():
-        fit.out_of_fold[0, 50:] = np.nan
-    for metric in ("accuracy", "auroc"):
-        best = compare_module._best_of(run_of(7), metric, data, fits)
-        statistics = [
-            METRICS[metric](data.label[:50], f.out_of_fold[0, :50]) for f in fits.values()
-        ]
-        _, *expected = bbc_cv(statistics, data.group[:50], stream("selection", 7))
-        assert [best["apparent"], best["estimate"]] == [expected[0], expected[1].estimate]
-        assert (best["head"], best["among"], best["images"], best["patients"]) == ("c", 3, 50, 50)
-    assert compare_module._best_of(run_of(7), "accuracy", data, {}) is None
-
-
-def test_the_spread_is_over_trainings_and_the_interval_over_patients_too():
-    """Mean and sample standard deviation; a head without seeds has no row."""
-    data = replace(domain(each=2), row=None)
-    data = replace(data, row=np.arange(len(data)))
-    members = np.stack([head(data.label, 1.0, s) for s in range(4)])
-    fits = {
-        "mlp": Fit(models=(), seeds=(0, 1, 2, 3), proba=members),
-        "lda": Fit(models=(), seeds=(0,), proba=members[:1]),
-    }
-    (row, *_) = found = compare_module._seed_spread(run_of(0, draws=300), data, fits)
-    assert {one["head"] for one in found} == {"mlp"}
-    values = (members.argmax(2) == data.label).mean(axis=1)
-    assert (row["metric"], row["seeds"]) == ("accuracy", 4)
-    assert (row["estimate"], row["sd"]) == pytest.approx((values.mean(), values.std(ddof=1)))
-    statistics = [METRICS["accuracy"](data.label, p) for p in members]
-    rng = stream(f"seeds {data.name} {data.role}", 0)
-    expected = bootstrap_interval(statistics, data.group, rng, draws=300)
-    assert (row["low"], row["high"]) == (expected.low, expected.high)
 
 
 def test_torch_and_figures_are_imported_only_where_they_are_used():

@@ -1,7 +1,7 @@
 """Heads on the images of one domain: metrics with intervals, paired comparisons, clinical use.
 
 A comparison says which *trained* head is better on this population. Which algorithm is
-better for data like this is another question: ``pipeline.compare`` asks it over folds.
+better for data like this is another question: ``heads_record`` asks it over folds.
 
 What a clinician asks of a head with two classes: net benefit at stated thresholds (decision
 curves: Vickers and Elkin 2006), likelihood ratios (Deeks and Altman 2004), and whether as many
@@ -10,7 +10,6 @@ are ill as the head says (calibration in the large: Van Calster et al. 2019).
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,13 +20,11 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import (
     DRAWS,
     FIT,
-    VALIDATION,
     PatientDraws,
     WeightedStatistic,
     draw_patients,
 )
 from pipeline.data.samples import UNLABELLED, Samples
-from pipeline.errors import MissingResultsError
 from pipeline.evaluation.bootstrap import interval_of_draws, mean_bounds
 from pipeline.evaluation.intervals import (
     Interval,
@@ -56,10 +53,7 @@ from pipeline.evaluation.paired_tests import (
     verdict,
 )
 from pipeline.randomness import stream
-from pipeline.results import ResultSet, read_set
 
-#: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
-HEADS_SCHEMA = 8
 #: Metrics that heads are compared by.
 COMPARED_BY = ("accuracy", "auroc")
 #: Metrics of the images of one class.
@@ -292,47 +286,6 @@ def rank_heads(data: DomainData, proba: Mapping[str, Proba]) -> list[str]:
         return -(accuracy or 0.0), loss or 0.0
 
     return sorted(proba, key=rank)
-
-
-def compared_heads(results: Path) -> ResultSet:
-    """``heads.json`` in the results of a study.
-
-    Raises:
-        MissingResultsError: There is none, or it is of another version.
-        ResultsError: It is damaged.
-    """
-    heads = read_set(results / "heads.json", "heads")
-    if heads.record.get("schema") != HEADS_SCHEMA:
-        raise MissingResultsError(
-            f"{heads.file} is of another version: run headrace heads STUDY again"
-        )
-    return heads
-
-
-def head_of_entry(entry: Mapping[str, Any]) -> str:
-    """The head that a backbone's entry in ``heads.json`` is about.
-
-    It is the best by validation; without validation, the first.
-    """
-    return str(entry["best"] or entry["heads"][0]["head"])
-
-
-def heads_by_validation(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Backbone and head of entries in ``heads.json``, by accuracy on validation.
-
-    Of equal ones the head that an entry is about comes first; so does that of the first entry
-    where there is no validation.
-    """
-    about = {(entry["backbone"], head_of_entry(entry)) for entry in entries}
-    accuracy = {(e["backbone"], head["head"]): 0.0 for e in entries for head in e["heads"]}
-    accuracy |= {
-        (entry["backbone"], row["head"]): row["scores"]["accuracy"]["estimate"]
-        for entry in entries
-        for domain in entry["domains"]
-        if domain["role"] == VALIDATION
-        for row in domain["rows"]
-    }
-    return sorted(accuracy, key=lambda head: (-accuracy[head], head not in about))
 
 
 # What a clinician asks.

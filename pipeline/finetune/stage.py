@@ -20,12 +20,8 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingResultsError, go_on
-from pipeline.evaluation.compare_heads import (
-    compare_heads,
-    compared_heads,
-    eval_sets,
-    score_heads,
-)
+from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
+from pipeline.evaluation.heads_record import compared_heads
 from pipeline.evaluation.metrics import Proba
 from pipeline.evaluation.predictions import (
     PROBABILITIES,

@@ -7,7 +7,7 @@ shift warns of a loss of any head that was analysed.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.evaluation.compare_heads import heads_by_validation
+from pipeline.evaluation.heads_record import heads_by_validation
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.report.heads import name_of_domain
 from pipeline.report.table import Record

@@ -18,7 +18,7 @@ from pipeline.data.domain import DomainData, mean_and_scale
 from pipeline.data.patients import FIT, patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import MissingResultsError, ModelError, ResultsError
-from pipeline.evaluation.compare_heads import compared_heads, head_of_entry
+from pipeline.evaluation.heads_record import compared_heads, head_of_entry
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, Trained, predictions_in
 from pipeline.features.load import FeatureTable
 from pipeline.heads.logistic import make_logistic

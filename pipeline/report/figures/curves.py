@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pipeline.evaluation.compare_heads import THRESHOLDS, head_of_entry, net_benefit
+from pipeline.evaluation.compare_heads import THRESHOLDS, net_benefit
+from pipeline.evaluation.heads_record import head_of_entry
 from pipeline.report.figures import NothingToDrawError, Results
 from pipeline.report.figures.style import (
     BLUE,

@@ -1,0 +1,315 @@
+"""The entry of one backbone in ``heads.json``: how it is made, and how later stages read it.
+
+It has a row for each head in each domain (scores with intervals, differences from the baseline,
+what a clinician asks), and what the best head is worth after correction for the selection; where
+they are asked for, the spread over seeds, the comparison of algorithms over folds, and the sets
+of heads that may be the best.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import VALIDATION, Fold, draw_patients
+from pipeline.errors import MissingResultsError
+from pipeline.evaluation.bootstrap import (
+    SET_ALPHA,
+    bbc_cv,
+    bootstrap_interval,
+    confidence_set,
+)
+from pipeline.evaluation.compare_heads import (
+    COMPARED_BY,
+    bases,
+    clinical,
+    compare_heads,
+    rank_heads,
+    score_heads,
+)
+from pipeline.evaluation.metrics import METRICS, Proba, on_all_rows, score
+from pipeline.evaluation.paired_tests import ROPE, correlated_t
+from pipeline.parallel import run_parallel
+from pipeline.progress import Progress
+from pipeline.randomness import stream
+from pipeline.results import ResultSet, read_set
+
+#: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
+HEADS_SCHEMA = 8
+#: What the printed table shows; all other scores are computed after it.
+_SHOWN = ("accuracy", "auroc")
+Record = dict[str, Any]
+#: Probabilities for each seed, or each division in folds.
+Stack = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How the heads of a study are scored.
+
+    Probabilities are those of all images of the study, ``(N, K)`` or by seed ``(S, N, K)``; out
+    of fold, those of the fit rows for each division in folds, ``(R, n, K)``; always by head.
+
+    Attributes:
+        baseline: The head that the others are compared with.
+        seed: Of the study.
+        draws: Bootstrap draws of an interval.
+    """
+
+    baseline: str
+    seed: int
+    draws: int
+
+    def shown(
+        self, sets: Sequence[DomainData], proba: Mapping[str, Proba], seconds: Mapping[str, float]
+    ) -> Record:
+        """What the printed table shows of an entry; the rest is empty still.
+
+        ``sets`` are those of ``eval_sets``; ``seconds`` the time of the fits of each head.
+        """
+        import scipy.special  # noqa: F401 - for all intervals, once and not in every fork
+
+        jobs = [partial(self._shown_of, data, proba) for data in sets]
+        with Progress("scores", len(jobs), unit="tables") as progress:
+            tables = run_parallel(jobs, done=progress.advance)
+        ranking = [data for data in sets if data.role == VALIDATION] or sets
+        order = rank_heads(ranking[0], _of(ranking[0], proba)) if ranking else list(proba)
+        return {
+            "best": order[0] if ranking and ranking[0].role == VALIDATION else None,
+            "domains": [
+                {
+                    **data.record(),
+                    "rows": [{"head": h, "fit_seconds": seconds[h], **by_head[h]} for h in order],
+                }
+                for data, by_head in zip(sets, tables, strict=True)
+            ],
+            "selection_corrected": {},
+            "seed_spread": [],
+            "algorithms": [],
+            "confidence_sets": [],
+        }
+
+    def add(
+        self,
+        entry: Record,
+        sets: Sequence[DomainData],
+        proba: Mapping[str, Proba],
+        fit_rows: DomainData,
+        out_of_fold: Mapping[str, Stack],
+    ) -> None:
+        """Add what the printed table does not show, and what is known of heads out of fold."""
+        metrics = COMPARED_BY if out_of_fold else ()
+        jobs: list[Callable[[], Any]] = [
+            *(partial(self.selection_corrected, m, fit_rows, out_of_fold) for m in metrics),
+            *(partial(self._more_of, data, proba) for data in sets),
+        ]
+        done = run_parallel(jobs)
+        best, more = done[: len(metrics)], done[len(metrics) :]
+        by_metric = zip(metrics, best, strict=True)
+        entry["selection_corrected"] = {m: of_best for m, of_best in by_metric if of_best}
+        for domain, by_head in zip(entry["domains"], more, strict=True):
+            for row in domain["rows"]:
+                row["scores"] |= by_head[row["head"]]["scores"]
+                row["clinical"] = by_head[row["head"]]["clinical"]
+
+    def _shown_of(self, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
+        """By head, what the printed table shows of a domain, with differences from the baseline."""
+        by_head: dict[str, Record] = {
+            name: {"scores": scores, "differences": {}, "clinical": None}
+            for name, scores in self._scores(data, proba, _SHOWN).items()
+        }
+        if self.baseline in proba and len(proba) > 1:
+            by_metric = compare_heads(data, _of(data, proba), self.baseline, seed=self.seed)
+            for metric, differences in by_metric.items():
+                for name, difference in differences.items():
+                    by_head[name]["differences"][metric] = _short(difference.record())
+        return by_head
+
+    def _more_of(self, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
+        """By head, what the printed table does not show: other scores, what a clinician asks."""
+        scores = self._scores(data, proba, [m for m in METRICS if m not in _SHOWN])
+        drawn = draw_patients(data.group, self._rng("clinical", data), draws=self.draws)
+        return {
+            name: {"scores": scores[name], "clinical": clinical(data.with_(proba=p), drawn)}
+            for name, p in _of(data, proba).items()
+        }
+
+    def _scores(
+        self, data: DomainData, proba: Mapping[str, Proba], metrics: Sequence[str]
+    ) -> dict[str, Record]:
+        """Scores in a domain with intervals, by head and metric."""
+        of_domain = _of(data, proba)
+        scores = score_heads(data, of_domain, seed=self.seed, draws=self.draws, metrics=metrics)
+        return {
+            name: {metric: _short(interval.record()) for metric, interval in of_head.items()}
+            for name, of_head in scores.items()
+        }
+
+    def _rng(self, purpose: str, data: DomainData) -> np.random.Generator:
+        return stream(f"{purpose} {data.name} {data.role}", self.seed)
+
+    def selection_corrected(
+        self, metric: str, data: DomainData, out_of_fold: Mapping[str, Stack]
+    ) -> Record | None:
+        """What the best head is worth on new patients, by the first division in folds.
+
+        None where the metric is not defined on the rows that every head was asked out of fold.
+        """
+        proba = {name: p[0] for name, p in out_of_fold.items()}
+        held_out = np.isfinite(np.stack(list(proba.values()))).all(axis=(0, 2))
+        label, group = data.labelled()[held_out], data.group[held_out]
+        statistics = [METRICS[metric](label, p[held_out]) for p in proba.values()]
+        if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
+            return None
+        chosen, apparent, interval = bbc_cv(
+            statistics, group, stream("selection", self.seed), *bases(metric, label, group)
+        )
+        return {
+            "head": list(proba)[chosen],
+            "among": len(proba),
+            "apparent": apparent,
+            **interval.record(),
+        }
+
+    def thorough(
+        self,
+        sets: Sequence[DomainData],
+        proba: Mapping[str, Stack],
+        fit_rows: DomainData,
+        out_of_fold: Mapping[str, Stack],
+        divisions: Sequence[Sequence[Fold]],
+    ) -> Record:
+        """What ``--thorough`` adds to an entry; ``divisions`` are those of ``out_of_fold``."""
+        spread = run_parallel([partial(self.seed_spread, data, proba) for data in sets])
+        return {
+            "seed_spread": [row for rows in spread for row in rows],
+            "algorithms": list(self.algorithms(fit_rows, out_of_fold, divisions)),
+            "confidence_sets": run_parallel(
+                [partial(self._confidence_set, data, proba) for data in sets]
+            ),
+        }
+
+    def seed_spread(self, data: DomainData, proba: Mapping[str, Stack]) -> list[Record]:
+        """Mean and spread of the scores of each head that was fitted for several seeds."""
+        rows = []
+        for head, of_seeds in proba.items():
+            for metric in COMPARED_BY:
+                statistics = [METRICS[metric](data.labelled(), p[data.row]) for p in of_seeds]
+                values = np.array([on_all_rows(statistic, len(data)) for statistic in statistics])
+                if len(values) < 2 or not np.isfinite(values).all():
+                    continue
+                rng = self._rng("seeds", data)
+                interval = bootstrap_interval(statistics, data.group, rng, draws=self.draws)
+                rows.append(
+                    {
+                        "head": head,
+                        "domain": data.name,
+                        "role": data.role,
+                        "metric": metric,
+                        "seeds": len(values),
+                        "sd": float(values.std(ddof=1)),
+                        **interval.record(),
+                    }
+                )
+        return rows
+
+    def _confidence_set(self, data: DomainData, proba: Mapping[str, Stack]) -> Record:
+        """The heads that may have the best accuracy on a domain."""
+        label, names = data.labelled(), list(proba)
+        members = confidence_set(
+            [METRICS["accuracy"](label, p.mean(axis=0)[data.row]) for p in proba.values()],
+            data.group,
+            self._rng("confidence set", data),
+            draws=self.draws,
+        )
+        record = {"domain": data.name, "role": data.role, "alpha": SET_ALPHA}
+        return {**record, "members": [names[k] for k in members]}
+
+    def algorithms(
+        self,
+        data: DomainData,
+        out_of_fold: Mapping[str, Stack],
+        divisions: Sequence[Sequence[Fold]],
+    ) -> Iterator[Record]:
+        """Every kind of head against the baseline, fitted again on each fold of each division."""
+        folds = [(k, outside) for k, division in enumerate(divisions) for _, outside in division]
+        label = data.labelled()
+        for metric in COMPARED_BY:
+            values = {
+                name: np.array(
+                    [score(metric, label[out], p[k, out]) for k, out in folds], np.float64
+                )
+                for name, p in out_of_fold.items()
+            }
+            baseline = values.pop(self.baseline, None)
+            for head, of_head in values.items():
+                if baseline is None or len(folds) < 2 or not np.isfinite(of_head - baseline).all():
+                    continue
+                difference = of_head - baseline
+                yield {
+                    "head": head,
+                    "metric": metric,
+                    "difference": float(difference.mean()),
+                    "splits": len(difference),
+                    "rope": ROPE,
+                    **correlated_t(difference, runs=len(divisions)),
+                }
+
+
+def _of(data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Proba]:
+    """The probabilities of a domain, by head."""
+    return {name: p[data.row] for name, p in proba.items()}
+
+
+def _short(record: Mapping[str, Any]) -> Record:
+    """Without what the domain or the report says once for all."""
+    return {k: v for k, v in record.items() if k not in ("images", "patients")}
+
+
+# Read by later stages.
+
+
+def compared_heads(results: Path) -> ResultSet:
+    """``heads.json`` in the results of a study.
+
+    Raises:
+        MissingResultsError: There is none, or it is of another version.
+        ResultsError: It is damaged.
+    """
+    heads = read_set(results / "heads.json", "heads")
+    if heads.record.get("schema") != HEADS_SCHEMA:
+        raise MissingResultsError(
+            f"{heads.file} is of another version: run headrace heads STUDY again"
+        )
+    return heads
+
+
+def head_of_entry(entry: Mapping[str, Any]) -> str:
+    """The head that a backbone's entry in ``heads.json`` is about.
+
+    It is the best by validation; without validation, the first.
+    """
+    return str(entry["best"] or entry["heads"][0]["head"])
+
+
+def heads_by_validation(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Backbone and head of entries in ``heads.json``, by accuracy on validation.
+
+    Of equal ones the head that an entry is about comes first; so does that of the first entry
+    where there is no validation.
+    """
+    about = {(entry["backbone"], head_of_entry(entry)) for entry in entries}
+    accuracy = {(e["backbone"], head["head"]): 0.0 for e in entries for head in e["heads"]}
+    accuracy |= {
+        (entry["backbone"], row["head"]): row["scores"]["accuracy"]["estimate"]
+        for entry in entries
+        for domain in entry["domains"]
+        if domain["role"] == VALIDATION
+        for row in domain["rows"]
+    }
+    return sorted(accuracy, key=lambda head: (-accuracy[head], head not in about))
