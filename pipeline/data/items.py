@@ -10,6 +10,7 @@ images of a domain together and said.
 
 import errno
 import hashlib
+import logging
 import os
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, StudyError
 from pipeline.parallel import Each, in_turn
+from pipeline.study import Domain
 from pipeline.words import are, composed, counted, printable
 
 #: Label of an image that has no class.
@@ -62,6 +64,11 @@ FILE_WINDOW = -1  # DICOM with a window
 NO_RANGE = -2  # signed, real, or without a limit: a window must be declared
 #: DICOM without a window: this minus its number of bits.
 BITS_STORED = -100
+#: Bits that detectors have; of 16, the whole range is used without a word.
+_USUAL_BITS = (10, 12, 14)
+_ALL_BITS = 16
+_LEAST_TOP = 0.75  # share of the range that the largest value must reach for a guess
+_LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -102,6 +109,40 @@ class Reading:
             raise ImageError(f"too small ({width} x {height}, {why})")
         if long > _MAX_ASPECT * short:
             raise ImageError(f"too long ({width} x {height}, limit {_MAX_ASPECT} to 1)")
+
+
+def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | None:
+    """The window for all images of a domain: as declared, or guessed from their largest values.
+
+    None where formats say themselves what is white; a StudyError says what to declare.
+    """
+    deep = [depth for depth in depths if depth is not None and depth != EIGHT_BITS]
+    if domain.window is not None or not deep:
+        return domain.window
+    images, least, top = counted(len(deep), "image"), min(deep), max(deep)
+    bits, unclear = top.bit_length(), ""
+    if top < 0 and (NO_RANGE in deep or least < top):
+        unclear = (
+            f"{images} of real or signed numbers, or of DICOM without one window, do not say what "
+            "is black and what"
+        )
+    elif least < 0 < top:
+        unclear = "DICOM and other files of 16 bits lie together, and it is unclear what"
+    elif top > 0 and (bits not in _USUAL_BITS or top < _LEAST_TOP * 2**bits) and bits != _ALL_BITS:
+        unclear = f"the largest value of {images} of 16 bits is {top}, which does not tell what"
+    if unclear:
+        raise StudyError(
+            f"{domain.name}: {unclear} is white. Write for this domain bits = 12 (or 14, 16), or "
+            "window = [BLACK, WHITE] with the two values, such as [0, 1]"
+        )
+    if top < 0 or bits == _ALL_BITS:
+        return None
+    _LOG.warning(
+        "%s: %s of 16 bits: the largest value is %d, so %d bits are taken for all. Write bits = %d "
+        "to keep it when images are added",
+        *(domain.name, images, top, bits, bits),
+    )
+    return 0.0, 2.0**bits - 1
 
 
 def scaled(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:

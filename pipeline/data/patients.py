@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
-from pipeline.study import HEADER, Domain
-from pipeline.words import composed, counted, printable
+from pipeline.study import HEADER, Domain, SourceDomain
+from pipeline.words import composed, counted, have, printable
 
 if TYPE_CHECKING:
     from pipeline.data.items import Item  # which imports all that reads images
@@ -30,6 +30,8 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+#: Warn where validation has less than this share of what was asked for, or more than its inverse.
+_FAR = 2 / 3
 _SECONDS_FOR_A_NAME = 0.5
 #: A pattern that finds no patient in more than this share of the images is a wrong one.
 _MOST = 0.5
@@ -135,6 +137,51 @@ def join_duplicates(group: Sequence[str], key: Sequence[bytes]) -> list[str]:
         a, b = find(first.setdefault(content, patient)), find(patient)
         leader[max(a, b)] = min(a, b)
     return [find(patient) for patient in group]
+
+
+def split_source(
+    source: SourceDomain,
+    label: NDArray[np.int64],
+    group: Sequence[str],
+    given: Sequence[str],
+    *,
+    seed: int,
+    names: Sequence[str],
+) -> NDArray[np.str_]:
+    """The split of each image of the source; ``fit`` throughout one without labels.
+
+    A division that came with the data, ``given``, must have each class in both parts; patients, and
+    copies of an image, that are in both are said. ``names`` are those of the classes.
+    """
+    share = source.validation
+    if not source.labelled:
+        return np.full(len(label), FIT)
+    if isinstance(share, float) and not source.is_given:
+        split = split_by_patient(label, group, share=share, seed=seed, names=names)
+        held_out = float((split == VALIDATION).mean())
+        if not _FAR <= held_out / share <= 1 / _FAR:
+            _LOG.warning(
+                "source: validation holds %.0f %% of the images where %.0f %% were asked for, "
+                "because patients stay whole and are few or large",
+                *(100 * held_out, 100 * share),
+            )
+        return split
+    split, patients = np.array(given), np.array(group)
+    for part in (FIT, VALIDATION):
+        if missing := sorted(set(range(len(names))) - set(label[split == part].tolist())):
+            raise StudyError(
+                f"source: the {part} part of the given division has no image of class "
+                f"{printable(names[missing[0]])!r}. Give a share instead, such as "
+                "validation = 0.2, without split"
+            )
+    crossing = np.intersect1d(patients[split == FIT], patients[split == VALIDATION])
+    if crossing.size:
+        _LOG.warning(
+            "source: %s %s images in both fit and validation of the given division, so the numbers "
+            "of validation are too good; validation = 0.2 without split divides by patient",
+            *(counted(crossing.size, "patient"), have(crossing.size)),
+        )
+    return split
 
 
 def split_by_patient(

@@ -18,21 +18,20 @@ from numpy.typing import NDArray
 
 from pipeline.data.images import RememberedFile
 from pipeline.data.index import KeyIndex
-from pipeline.data.items import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Item, Reading
+from pipeline.data.items import MAX_PIXELS, Item, Reading, window_of
 from pipeline.data.patients import (
     FIT,
     TARGET,
-    VALIDATION,
     join_duplicates,
     patients_or_paths,
-    split_by_patient,
+    split_source,
 )
 from pipeline.data.sources import check_layout, layout_hint, scan
 from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError, go_on
 from pipeline.parallel import Each, in_threads
 from pipeline.progress import Progress
-from pipeline.study import HEADER, SOURCE, Domain, Study
+from pipeline.study import HEADER, SOURCE, Domain, SourceDomain, Study
 from pipeline.words import are, composed, counted, have, printable
 
 _LOG = logging.getLogger(__name__)
@@ -40,14 +39,8 @@ _LOG = logging.getLogger(__name__)
 #: what counts right and wrong refuses it, and stages leave such domains out where they begin.
 UNLABELLED = -1
 _ARRAYS = ("label", "group", "domain", "split")
-#: Bits that detectors have; of 16, the whole range is used without a word.
-_USUAL_BITS = (10, 12, 14)
-_ALL_BITS = 16
-_LEAST_TOP = 0.75  # share of the range that the largest value must reach for a guess
 #: Pairs of images that a message names.
 _SHOWN = 5
-#: Warn where validation has less than this share of what was asked for, or more than its inverse.
-_FAR = 2 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,40 +254,6 @@ def _key_images(
     return images, skipped, unlabelled
 
 
-def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | None:
-    """The window for all images of a domain: as declared, or guessed from their largest values.
-
-    None where formats say themselves what is white; a StudyError says what to declare.
-    """
-    deep = [depth for depth in depths if depth is not None and depth != EIGHT_BITS]
-    if domain.window is not None or not deep:
-        return domain.window
-    images, least, top = counted(len(deep), "image"), min(deep), max(deep)
-    bits, unclear = top.bit_length(), ""
-    if top < 0 and (NO_RANGE in deep or least < top):
-        unclear = (
-            f"{images} of real or signed numbers, or of DICOM without one window, do not say what "
-            "is black and what"
-        )
-    elif least < 0 < top:
-        unclear = "DICOM and other files of 16 bits lie together, and it is unclear what"
-    elif top > 0 and (bits not in _USUAL_BITS or top < _LEAST_TOP * 2**bits) and bits != _ALL_BITS:
-        unclear = f"the largest value of {images} of 16 bits is {top}, which does not tell what"
-    if unclear:
-        raise StudyError(
-            f"{domain.name}: {unclear} is white. Write for this domain bits = 12 (or 14, 16), or "
-            "window = [BLACK, WHITE] with the two values, such as [0, 1]"
-        )
-    if top < 0 or bits == _ALL_BITS:
-        return None
-    _LOG.warning(
-        "%s: %s of 16 bits: the largest value is %d, so %d bits are taken for all. Write bits = %d "
-        "to keep it when images are added",
-        *(domain.name, images, top, bits, bits),
-    )
-    return 0.0, 2.0**bits - 1
-
-
 def _with_content(item: Item, file: RememberedFile, reading: Reading) -> Item:
     if item.reading == reading and not file.patient:
         return item
@@ -343,9 +302,10 @@ def _label_and_split(
         label[:] = [number[item.label] for item in items]
     group = patients_or_paths(domain, items)
     split = np.full(len(group), TARGET)
-    if domain is study.source:
+    if isinstance(domain, SourceDomain):
         group = join_duplicates(group, key)
-        split = _source_split(study, label, group, [item.split for item in items], classes)
+        given = [item.split for item in items]
+        split = split_source(domain, label, group, given, seed=study.seed, names=classes)
     return Samples(
         items=items,
         key=key,
@@ -355,49 +315,6 @@ def _label_and_split(
         split=split,
         classes=classes,
     )
-
-
-def _source_split(
-    study: Study,
-    label: NDArray[np.int64],
-    group: Sequence[str],
-    given: Sequence[str],
-    classes: Sequence[str],
-) -> NDArray[np.str_]:
-    """The split of each image of the source; ``fit`` throughout one without labels.
-
-    A division that came with the data must have each class in both parts; patients, and copies of
-    an image, that are in both are said.
-    """
-    share = study.source.validation
-    if not study.source.labelled:
-        return np.full(len(label), FIT)
-    if isinstance(share, float) and not study.source.is_given:
-        split = split_by_patient(label, group, share=share, seed=study.seed, names=classes)
-        held_out = float((split == VALIDATION).mean())
-        if not _FAR <= held_out / share <= 1 / _FAR:
-            _LOG.warning(
-                "source: validation holds %.0f %% of the images where %.0f %% were asked for, "
-                "because patients stay whole and are few or large",
-                *(100 * held_out, 100 * share),
-            )
-        return split
-    split, patients = np.array(given), np.array(group)
-    for part in (FIT, VALIDATION):
-        if missing := sorted(set(range(len(classes))) - set(label[split == part].tolist())):
-            raise StudyError(
-                f"source: the {part} part of the given division has no image of class "
-                f"{printable(classes[missing[0]])!r}. Give a share instead, such as "
-                "validation = 0.2, without split"
-            )
-    crossing = np.intersect1d(patients[split == FIT], patients[split == VALIDATION])
-    if crossing.size:
-        _LOG.warning(
-            "source: %s %s images in both fit and validation of the given division, so the numbers "
-            "of validation are too good; validation = 0.2 without split divides by patient",
-            *(counted(crossing.size, "patient"), have(crossing.size)),
-        )
-    return split
 
 
 # Images that a study leaves out by name: near copies, for example, as the audit lists them.

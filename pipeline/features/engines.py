@@ -1,4 +1,4 @@
-"""How a frozen network is run: the choice of an engine, and OpenVINO.
+"""How a frozen network is run: the choice of an engine, batches through it, and OpenVINO.
 
 Nothing here imports torch unless it has to; its engine is in ``frozen``. OpenVINO's own form of a
 network is kept beside the stores: to convert it takes 4 to 20 s of CPU time, to read it back
@@ -13,10 +13,13 @@ import logging
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib import resources
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -26,7 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
-from pipeline.errors import EngineError, UnknownNameError
+from pipeline.data.images import PixelPolicy, Pixels, decode
+from pipeline.errors import EngineError, PipelineError, UnknownNameError
+from pipeline.features.decoding import Batch
 from pipeline.words import first_line
 
 if TYPE_CHECKING:
@@ -278,6 +283,65 @@ def start_engine(
     from pipeline.features.frozen import TorchEngine
 
     return TorchEngine(build, choice, precision, images=images)
+
+
+def run_batches(batches: Iterable[Batch], engine: Engine) -> Iterator[tuple[list[bytes], Features]]:
+    """Keys and float32 feature rows ``(m, ...)`` of batches, several of them under way at once.
+
+    Raises:
+        EngineError: The engine failed, for example for want of memory.
+    """
+    under_way: deque[tuple[list[bytes | None], Wait]] = deque()
+    for keys, pixels in batches:
+        under_way.append((keys, engine.submit(pixels)))
+        if len(under_way) >= engine.depth:
+            yield _finished(*under_way.popleft())
+    while under_way:
+        yield _finished(*under_way.popleft())
+
+
+@contextmanager
+def named_failure() -> Iterator[None]:
+    """What torch and OpenVINO raise, as an error of ours."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except RuntimeError as cause:
+        text = first_line(cause)
+        hint = "; try --batch-size with a smaller number" if "memory" in text.lower() else ""
+        raise EngineError(f"the engine failed: {text}{hint}") from cause
+
+
+def _finished(keys: list[bytes | None], wait: Wait) -> tuple[list[bytes], Features]:
+    with named_failure():
+        features = wait()
+    usable = {row: key for row, key in enumerate(keys) if key is not None}
+    return list(usable.values()), features[list(usable)]
+
+
+def compute_features(
+    images: Iterable[tuple[bytes, Pixels]], engine: Engine
+) -> Iterator[tuple[bytes, Features]]:
+    """Key and feature row of images that are in memory; see :func:`run_batches`."""
+
+    def batches() -> Iterator[Batch]:
+        iterator = iter(images)
+        while chunk := list(islice(iterator, engine.batch_size)):
+            batch = np.zeros((engine.batch_size, *chunk[0][1].shape), np.uint8)
+            batch[: len(chunk)] = [pixels for _, pixels in chunk]
+            yield [key for key, _ in chunk], batch
+
+    for keys, rows in run_batches(batches(), engine):
+        yield from zip(keys, rows, strict=True)
+
+
+def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
+    """Features of the four images shipped with the package, shape ``(4, ...)``."""
+    folder = resources.files("pipeline.features") / "canaries"
+    files = sorted((f for f in folder.iterdir() if f.name[0] != "."), key=lambda f: f.name)
+    images = [(f.name.encode(), decode(f.read_bytes(), policy)) for f in files]
+    return np.stack([row for _, row in compute_features(images, engine)])
 
 
 def _cuda_batch(images: int, size: int) -> int:

@@ -5,26 +5,23 @@ are under way in it while finished rows are written. Batches are padded to one s
 last batch would round differently, and would make an engine compile twice.
 """
 
-import hashlib
 import logging
 import os
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from importlib import resources
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache import disk
 from cache.recipe import canonical, check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
-from pipeline.data.images import PixelPolicy, Pixels, decode
+from pipeline.data.images import PixelPolicy
 from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, Samples, SkippedImage, load_samples
 from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
@@ -32,39 +29,33 @@ from pipeline.errors import (
     EngineError,
     NoImagesError,
     PartsError,
-    PipelineError,
     SkippedImagesError,
-    StudyError,
     go_on,
 )
 from pipeline.features.backbones import policy_of, spec_of
-from pipeline.features.decoding import CONSTANT, Batch, decode_batches
+from pipeline.features.decoding import Batch, decode_batches
 from pipeline.features.engines import (
     Build,
     Engine,
     EngineChoice,
     Features,
-    Wait,
+    canary_features,
     check_engine,
     load_early,
+    named_failure,
     resolve_engine,
+    run_batches,
     start_engine,
 )
+from pipeline.features.guard import FeatureGuard, refuse_many_constant
 from pipeline.features.load import FEATURES_REPORT, frozen_network, store_for
 from pipeline.parallel import Each, Processes, can_share_memory, in_threads
 from pipeline.progress import Progress
 from pipeline.results import write_set
 from pipeline.study import SOURCE, BackboneChoice, Study
-from pipeline.words import are, counted, first_line, printable
+from pipeline.words import are, counted
 
 _LOG = logging.getLogger(__name__)
-#: From this many rows on, this share of them is suspicious.
-_FEW, _SHARE_OF_FEW = 20, 0.5
-_MANY, _SHARE_OF_MANY = 1000, 0.01
-#: More than this share of black, white or transparent pictures, and so many, are no accident.
-_FEW_CONSTANT, _SHARE_CONSTANT = 3, 0.01
-
-Image = tuple[bytes, Pixels]
 _T = TypeVar("_T")
 
 
@@ -208,7 +199,7 @@ def _extract_network(
             engine=engine,
             title=title,
         )
-    _refuse_many_constant(title, missing, unusable, images=len(set(samples.key)))
+    refuse_many_constant(title, missing, unusable, images=len(set(samples.key)))
     skipped, seconds = _skips(samples, unusable), time.monotonic() - start
     rows = []
     for choice, store in stores.items():
@@ -321,13 +312,13 @@ class Filler:
         cuts = ", ".join(store.recipe.cut for store in stores)
         name = f"{replace(recipe, cut=cuts).fingerprint[:16]}.openvino"
         kept = stores[0].path.parent / "index" / "networks" / name
-        with _named_failure():
+        with named_failure():
             started = start_engine(
                 self._build, self.choice, recipe.precision, kept=kept, images=self._images
             )
         self._provenance = started.provenance()
         try:
-            with _named_failure():
+            with named_failure():
                 canaries = np.split(canary_features(started, self._policy), self._edges, axis=-1)
             for store, rows in zip(stores, canaries, strict=True):
                 check_canaries(store.path, store.recipe, rows, provenance=self._provenance)
@@ -421,120 +412,6 @@ def _log_limit(
         "%s: %.1f s, of which waiting for %s%s; the limit is %s",
         *(title, seconds, shares, f" (the GPU is busy with {on_device})" * bool(on_device), limit),
     )
-
-
-def run_batches(batches: Iterable[Batch], engine: Engine) -> Iterator[tuple[list[bytes], Features]]:
-    """Keys and float32 feature rows ``(m, ...)`` of batches, several of them under way at once.
-
-    Raises:
-        EngineError: The engine failed, for example for want of memory.
-    """
-    under_way: deque[tuple[list[bytes | None], Wait]] = deque()
-    for keys, pixels in batches:
-        under_way.append((keys, engine.submit(pixels)))
-        if len(under_way) >= engine.depth:
-            yield _finished(*under_way.popleft())
-    while under_way:
-        yield _finished(*under_way.popleft())
-
-
-@contextmanager
-def _named_failure() -> Iterator[None]:
-    """What torch and OpenVINO raise, as an error of ours."""
-    try:
-        yield
-    except PipelineError:
-        raise
-    except RuntimeError as cause:
-        text = first_line(cause)
-        hint = "; try --batch-size with a smaller number" if "memory" in text.lower() else ""
-        raise EngineError(f"the engine failed: {text}{hint}") from cause
-
-
-def _finished(keys: list[bytes | None], wait: Wait) -> tuple[list[bytes], Features]:
-    with _named_failure():
-        features = wait()
-    usable = {row: key for row, key in enumerate(keys) if key is not None}
-    return list(usable.values()), features[list(usable)]
-
-
-def compute_features(images: Iterable[Image], engine: Engine) -> Iterator[tuple[bytes, Features]]:
-    """Key and feature row of images that are in memory; see :func:`run_batches`."""
-
-    def batches() -> Iterator[Batch]:
-        iterator = iter(images)
-        while chunk := list(islice(iterator, engine.batch_size)):
-            batch = np.zeros((engine.batch_size, *chunk[0][1].shape), np.uint8)
-            batch[: len(chunk)] = [pixels for _, pixels in chunk]
-            yield [key for key, _ in chunk], batch
-
-    for keys, rows in run_batches(batches(), engine):
-        yield from zip(keys, rows, strict=True)
-
-
-def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
-    """Features of the four images shipped with the package, shape ``(4, ...)``."""
-    folder = resources.files("pipeline.features") / "canaries"
-    files = sorted((f for f in folder.iterdir() if f.name[0] != "."), key=lambda f: f.name)
-    images = [(f.name.encode(), decode(f.read_bytes(), policy)) for f in files]
-    return np.stack([row for _, row in compute_features(images, engine)])
-
-
-class FeatureGuard:
-    """Finds features that cannot be right before they reach the store.
-
-    Args:
-        policy: Of the pixels. Masked pictures are often equal: many have four black corners.
-    """
-
-    def __init__(self, policy: PixelPolicy) -> None:
-        self._may_be_equal = policy.mask != "none"
-        self._seen: set[bytes] = set()
-        self._rows = self._bad = self._duplicates = 0
-
-    def objection(self, row: NDArray[np.float32]) -> str | None:
-        """Why a feature row must not be stored; None when it may.
-
-        Raises:
-            EngineError: Most rows so far, or more than 1 % of many, are bad or equal to
-                that of another image.
-        """
-        self._rows += 1
-        if not np.isfinite(row).all() or not row.any():
-            self._bad += 1
-            self._stop_if_many(self._bad, "give features that are not finite or all zero")
-            return "non-finite or all-zero feature"
-        digest = hashlib.blake2b(row.tobytes(), digest_size=12).digest()
-        self._duplicates += digest in self._seen
-        self._seen.add(digest)
-        if not self._may_be_equal:
-            self._stop_if_many(self._duplicates, "give the same features as another image")
-        return None
-
-    def _stop_if_many(self, count: int, what: str) -> None:
-        """A few copies of one picture in a small set are no sign of a dead network."""
-        allowed = _SHARE_OF_MANY if self._rows >= _MANY else _SHARE_OF_FEW
-        if self._rows >= _FEW and count > allowed * self._rows:
-            raise EngineError(
-                f"{count} of {self._rows} images {what}: the backbone looks dead. "
-                "Are these its weights?"
-            )
-
-
-def _refuse_many_constant(
-    title: str, missing: Mapping[bytes, Item], unusable: Mapping[bytes, str], *, images: int
-) -> None:
-    """More than a few black pictures are a mistake of an export; the others' rows are stored.
-
-    The share is of all images: a later run misses these alone.
-    """
-    empty = [key for key, reason in unusable.items() if reason == CONSTANT]
-    if len(empty) >= _FEW_CONSTANT and len(empty) > _SHARE_CONSTANT * images:
-        raise StudyError(
-            f"{title}: {len(empty)} of {counted(images, 'image')} show one colour only, more "
-            f"than {_SHARE_CONSTANT:.0%}; first: {printable(missing[empty[0]].path)}. Export "
-            "them again, or list them in the file of the study's `exclude`"
-        )
 
 
 def _warn_if_full(store: FeatureStore, size: int) -> None:

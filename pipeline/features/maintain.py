@@ -20,8 +20,13 @@ from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import CheckFailedError, MissingFeaturesError, PartsError, StudyError, go_on
 from pipeline.features.backbones import BACKBONES, policy_of
 from pipeline.features.decoding import decode_images
-from pipeline.features.engines import CPU_BATCH, EngineChoice, start_engine
-from pipeline.features.extract import canary_features, compute_features
+from pipeline.features.engines import (
+    CPU_BATCH,
+    EngineChoice,
+    canary_features,
+    compute_features,
+    start_engine,
+)
 from pipeline.features.load import choose_backbone, frozen_network, load_features, store_for
 from pipeline.results import write_file
 from pipeline.study import BackboneChoice, Study

@@ -24,8 +24,8 @@ from cache.store import ROWS_PER_COMMIT, FeatureStore, compact, gc
 from pipeline.data.items import Item
 from pipeline.errors import EngineError, PipelineError
 from pipeline.features.backbones import policy_of
-from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import Filler, run_batches
+from pipeline.features.engines import EngineChoice, run_batches
+from pipeline.features.extract import Filler
 from pipeline.features.load import frozen_network
 from pipeline.parallel import each_of
 from pipeline.progress import Progress

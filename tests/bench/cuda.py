@@ -26,8 +26,13 @@ from cache.recipe import relative_l2
 from pipeline.data.images import PixelPolicy
 from pipeline.data.sources import read_image, scan
 from pipeline.features.decoding import decode_batches, decode_images, empty_batch
-from pipeline.features.engines import EngineChoice, load_cuda, start_engine
-from pipeline.features.extract import compute_features, run_batches
+from pipeline.features.engines import (
+    EngineChoice,
+    compute_features,
+    load_cuda,
+    run_batches,
+    start_engine,
+)
 from pipeline.study import Domain
 from tests.bench.features import LOOP, engine_rate, picture, random_weights, write_pictures
 

@@ -14,16 +14,14 @@ import pytest
 from pipeline.compare import CompareOptions, compare
 from pipeline.data import index as index_module
 from pipeline.data.images import PixelPolicy
-from pipeline.data.items import NO_RANGE
 from pipeline.data.leaks import check_leaks
 from pipeline.data.patients import FIT, VALIDATION
-from pipeline.data.samples import SampleOptions, load_samples, window_of
+from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.data.sources import read_image
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.predict import predict
-from pipeline.study import Domain
 from pipeline.study_file import load_study
 from tests.image_files import grey16
 from tests.tiny import install_tiny_backbone, write_images
@@ -352,41 +350,6 @@ def test_copies_without_labels_contradict_nothing_and_still_leak(study_file):
     with pytest.raises(CheckFailedError, match="1 image of a target is also in the source") as e:
         load_samples(load_study(study_file))
     assert e.value.exit_code == 3
-
-
-# --- values of more than 8 bits: one rule a domain, declared or guessed, and asked where unclear
-
-
-ANY = Domain(path=Path("x"))
-
-
-@pytest.mark.parametrize(
-    ("depths", "window"),
-    [
-        ([None, None], None),
-        ([None, 0], None),
-        ([4000, 300, None], (0, 4095)),
-        ([1000], (0, 1023)),
-        ([16383, 900], (0, 16383)),
-        ([65535, 900], None),
-        ([40000], None),
-        ([-112, -112], None),
-        ([-1, -1], None),
-    ],
-)
-def test_the_bits_are_guessed_from_all_images(depths, window):
-    """The largest value of the domain decides, never that of one picture."""
-    assert window_of(ANY, depths) == window
-
-
-@pytest.mark.parametrize(
-    "depths", [[5000], [200], [2200], [20000], [NO_RANGE], [-1, -112], [-1, 4000]]
-)
-def test_what_is_unclear_is_asked(depths):
-    """With what to write."""
-    with pytest.raises(StudyError, match=r"source: .*white\. Write for this domain bits = 12"):
-        window_of(ANY, depths)
-    assert window_of(Domain(path=Path("x"), window=(0, 9)), depths) == (0, 9)
 
 
 @pytest.fixture

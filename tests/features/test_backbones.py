@@ -17,8 +17,7 @@ from torch import nn
 from cache.recipe import relative_l2
 from pipeline.errors import UnknownNameError, WeightsError
 from pipeline.features.backbones import BACKBONES, file_digest, spec_of, weights_file
-from pipeline.features.engines import EngineChoice, start_engine
-from pipeline.features.extract import compute_features
+from pipeline.features.engines import EngineChoice, compute_features, start_engine
 from pipeline.features.frozen import Frozen, build, state_digest
 
 NAMES = [*BACKBONES, "timm:resnet18"]

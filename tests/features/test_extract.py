@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import pipeline.features.extract as extract_module
+import pipeline.features.guard as guard_module
 from cache import disk
 from cache.errors import CanaryError
 from cache.store import FeatureStore
@@ -180,7 +181,7 @@ def test_many_pictures_of_one_colour_stop_the_run(study_file, monkeypatch):
         extract(study, TORCH)
     assert len(store_for(study, study.backbones[0])) == 60
     # Of fewer, a second run misses these alone, and they are no more than they were.
-    monkeypatch.setattr(extract_module, "_SHARE_CONSTANT", 0.1)
+    monkeypatch.setattr(guard_module, "_SHARE_CONSTANT", 0.1)
     assert len(extract(study, TORCH)["skipped"]) == 3
 
 
