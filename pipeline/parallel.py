@@ -65,7 +65,7 @@ def in_threads(function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
     """See :class:`Each`: with a thread for each core of this machine."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
-        for answers in pool.map(partial(each_of, function), blocks_of(values, threads)):
+        for answers in pool.map(partial(each_of, function), _blocks_of(values, threads)):
             yield from answers
 
 
@@ -74,7 +74,7 @@ def each_of(function: Callable[[T], R], block: Sequence[T]) -> list[R]:
     return [function(value) for value in block]
 
 
-def blocks_of(values: Sequence[T], workers: int) -> list[Sequence[T]]:
+def _blocks_of(values: Sequence[T], workers: int) -> list[Sequence[T]]:
     """Blocks of values: to hand out each alone would take longer than to read a small file."""
     size = max(1, min(_LARGEST_BLOCK, len(values) // (4 * workers)))
     return [values[at : at + size] for at in range(0, len(values), size)]
@@ -402,7 +402,7 @@ class Processes:
 
     def each(self, function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
         """See :class:`Each`."""
-        blocks = blocks_of(values, len(self._running))
+        blocks = _blocks_of(values, len(self._running))
         for answers in [self.submit(each_of, function, block) for block in blocks]:
             yield from answers.result()
 

@@ -70,7 +70,7 @@ class Head(Parameters):
         self, X: ArrayLike, y: ArrayLike
     ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """Checked features ``(n, d)`` and the number of each row's class, ``(n,)``."""
-        rows = check_features(X)
+        rows = _check_features(X)
         if len(rows) != len(np.asarray(y)):
             raise ValueError(f"{len(rows)} rows of features for {len(np.asarray(y))} labels")
         self.n_features_in_ = rows.shape[1]
@@ -85,10 +85,10 @@ class Head(Parameters):
 
     def _rows(self, X: ArrayLike) -> NDArray[np.float32]:
         """Checked features of as many columns as the fit had."""
-        return check_features(X, self.n_features_in_)
+        return _check_features(X, self.n_features_in_)
 
 
-def check_features(X: ArrayLike, width: int | None = None) -> NDArray[np.float32]:
+def _check_features(X: ArrayLike, width: int | None = None) -> NDArray[np.float32]:
     """Features ``(n, d)`` as float32.
 
     Raises:
@@ -166,7 +166,7 @@ class Standardiser(Parameters):
 
     def fit(self, X: ArrayLike, _y: object = None) -> Self:
         """Learn from features ``(n, d)``."""
-        rows = check_features(X)
+        rows = _check_features(X)
         self.mean_, variance = np.zeros((2, rows.shape[1]))
         for block in row_blocks(rows.shape):
             # Means and variances of two sets of rows make those of both (Chan and others 1983).
@@ -183,7 +183,7 @@ class Standardiser(Parameters):
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Features ``(n, d)`` less the mean, over the scale."""
-        rows = check_features(X, len(self.mean_)) - self.mean_.astype(np.float32)
+        rows = _check_features(X, len(self.mean_)) - self.mean_.astype(np.float32)
         rows /= self.scale_.astype(np.float32)
         return rows
 

@@ -48,7 +48,7 @@ def softmax_or_sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightedFits:
+class _WeightedFits:
     """``V`` logistic regressions on features of width ``d``; of two classes K is 1."""
 
     coef: NDArray[np.floating]  # (V, K, d)
@@ -68,7 +68,7 @@ def fit_weighted(
     *,
     C: float,
     weights: NDArray[np.number],
-) -> WeightedFits:
+) -> _WeightedFits:
     """Fit the same rows under many weightings, such as those of a bootstrap.
 
     Args:
@@ -98,7 +98,7 @@ def fit_weighted(
 
     series = run_parallel([partial(fit, start) for start in range(0, len(weights), _SERIES)])
     heads = [head for fitted in series for head in fitted]
-    return WeightedFits(
+    return _WeightedFits(
         coef=np.stack([head.coef_ for head in heads]).astype(np.float64),
         intercept=np.stack([head.intercept_ for head in heads]).astype(np.float64),
     )
