@@ -1,6 +1,6 @@
-"""The command line: parse, call one stage, show what it found. Nothing else happens here.
+"""The command line: parse the arguments, call one stage, print its results.
 
-Errors of ours become one line and an exit code here and nowhere else; :func:`main` lists them.
+Our errors become one line and an exit code here and nowhere else; :func:`main` lists the codes.
 """
 
 import json
@@ -53,7 +53,7 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
         except click.ClickException:
             raise
         except KeyboardInterrupt:
-            click.echo("interrupted: finished work is safe, run again to go on", err=True)
+            click.echo("interrupted: finished work is safe; run again to go on", err=True)
             sys.exit(_INTERRUPTED)
         except Exception as error:
             if as_json and (record := getattr(error, "record", None)):
@@ -84,7 +84,7 @@ def _bounded(text: str) -> str:
 
 
 def _log_to_stderr(*, foreign: bool) -> None:
-    """Show what we log, each line once; what libraries log and warn only where asked for."""
+    """Print our log, each line once; logs and warnings of libraries (``foreign``) on request."""
     logging.captureWarnings(not foreign)
     if not foreign and not logging.getLogger().handlers:
         logging.getLogger().addHandler(logging.NullHandler())
@@ -127,19 +127,27 @@ def _count(name: str, text: str) -> _Option:
 
 _study_argument = click.argument("study", type=_PATH)
 _recipe_options = _all_of(
-    _choice("--precision", PRECISIONS, "Default: the study's; each has its own stores."),
-    _choice("--decode", ["cpu", "gpu"], "Default: the study's; each has its own stores."),
+    _choice(
+        "--precision",
+        PRECISIONS,
+        "Number format of the network; default: the study's. Each has its own stores.",
+    ),
+    _choice(
+        "--decode",
+        ["cpu", "gpu"],
+        "What decodes JPEG files; default: the study's. Each has its own stores.",
+    ),
 )
 _conflicts_option = click.option(
     "--allow-conflicts", is_flag=True, help="Keep identical images that are in two classes."
 )
 _figures_option = click.option(
-    "--figures/--no-figures", default=None, help="Draw the results; default: unless --quick."
+    "--figures/--no-figures", default=None, help="Draw figures; default: yes, but not with --quick."
 )
 _strict_option = click.option(
-    "--strict", is_flag=True, help="An image that cannot be used is an error."
+    "--strict", is_flag=True, help="End with an error if an image cannot be used."
 )
-_backbone_option = click.option("--backbone", help="Needed when the study has several.")
+_backbone_option = click.option("--backbone", help="Backbone; needed when the study has several.")
 _effort_options = _all_of(
     click.option("--quick", is_flag=True, help="Less resampling, fewer seeds, no figures."),
     click.option("--thorough", is_flag=True, help="More seeds, folds and draws; takes minutes."),
@@ -152,7 +160,7 @@ _engine_options = _all_of(
     _choice(
         "--compile",
         ["auto", "never", "always"],
-        "Whether torch compiles the network; auto: where so many images pay for it.",
+        "Whether torch compiles the network; auto: only if that saves time.",
         "auto",
     ),
 )
@@ -168,12 +176,12 @@ _store_option = click.option(
     "--store",
     type=_PATH,
     default=_default_store,
-    help="Folder of the stores; default: HEADRACE_FEATURES, or features.",
+    help="Folder of the feature stores; default: $HEADRACE_FEATURES, or features.",
 )
 
 
 def _load(file: Path, flags: dict[str, Any]) -> Any:
-    """The study with the recipe that the flags ask for; these are taken from them."""
+    """Load the study; ``--precision`` and ``--decode`` are removed from the flags and applied."""
     from pipeline.features.backbones import check_backbone_name
     from pipeline.study_file import load_study
 
@@ -186,22 +194,22 @@ def _load(file: Path, flags: dict[str, Any]) -> Any:
 
 
 def _parts(study: Any, wanted: Sequence[str]) -> dict[str, Any]:
-    """The studies of some findings by name, all where none is wanted; or the study itself."""
+    """One study for each wanted finding, by name (none wanted: all); else the study itself."""
     if unknown := sorted(set(wanted) - set(study.findings)):
-        from pipeline.errors import UnknownNameError
+        from pipeline.errors import StudyError, UnknownNameError
 
+        if not study.findings:
+            raise StudyError("the study has no findings: leave --finding out")
         raise UnknownNameError("finding", unknown[0], study.findings)
     findings = [name for name in study.findings if name in wanted or not wanted]
     return {name: study.of_finding(name) for name in findings} or {"": study}
 
 
-_finding_option = click.option(
-    "--finding", help="Needed when the study has several findings an image."
-)
+_finding_option = click.option("--finding", help="Finding; needed when images can have several.")
 
 
 def _load_finding(file: Path, flags: dict[str, Any]) -> Any:
-    """The study, of one finding where it has several; see :func:`_load`."""
+    """Load the study, reduced to one finding if it has several; see :func:`_load`."""
     finding = flags.pop("finding")
     parts = _parts(_load(file, flags), [finding] if finding else [])
     if len(parts) > 1:
@@ -210,14 +218,14 @@ def _load_finding(file: Path, flags: dict[str, Any]) -> Any:
 
 
 def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a stage for a study, or for each of its findings; then a table over them.
+    """Run a stage for a study, or for each of its findings and then print a table over them.
 
-    One that fails does not cost the others; the command fails at the end.
+    If one finding fails the others still run, and the command fails at the end.
     """
 
     @_study_argument
     @click.option(
-        "--finding", "findings", multiple=True, help="One of several an image; default: each."
+        "--finding", "findings", multiple=True, help="Finding, repeatable; default: all findings."
     )
     @wraps(function)
     def run(study: Path, *, findings: tuple[str, ...], **flags: Any) -> Any:
@@ -228,7 +236,7 @@ def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
         if not whole.findings:
             return function(whole, **flags)
         if len(parts) > 1 and flags.get("write_exclude"):
-            raise click.UsageError("--write-exclude writes the images of one --finding")
+            raise click.UsageError("--write-exclude needs exactly one --finding")
         records: dict[str, Any] = {}
         failures: dict[str, Exception] = {}
         for number, (finding, part) in enumerate(parts.items(), start=1):
@@ -237,7 +245,7 @@ def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
                 records[finding] = function(part, **flags)
             if record := getattr(failures.get(finding), "record", None):
                 records[finding] = record
-        # Of some findings alone p would be adjusted over too few, in the file of all.
+        # With only some findings p would be adjusted over too few, in the file of all of them.
         table = [] if findings else _over_findings(function.__name__, whole, records)
         result = {"findings": records, "table": table}
         if failures:
@@ -248,9 +256,9 @@ def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _over_findings(stage: str, study: Any, records: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Print and write the table over the findings; its rows, none where a stage has no such.
+    """Print and write the table over the findings, and return its rows.
 
-    Of pages it is a page over them.
+    Only heads, shift and audit have such a table. For report, a page over all pages is written.
     """
     if not records or not _first_process():
         return []
@@ -273,7 +281,7 @@ def _over_findings(stage: str, study: Any, records: Mapping[str, Any]) -> list[d
 
 
 def _samples(flags: dict[str, Any]) -> Any:
-    """Which conflicts and leaks are accepted; these are taken from the flags."""
+    """Options for conflicts and leaks; the flags are removed from ``flags``."""
     from pipeline.data.samples import SampleOptions
 
     names = [name for name in flags if name in ("allow_conflicts", "allow_leaks")]
@@ -287,14 +295,14 @@ def _engine(flags: Mapping[str, Any]) -> Any:
 
 
 def _effort(flags: Mapping[str, Any], quick: Any, thorough: Any) -> Any:
-    """Options of ``--quick`` or ``--thorough``; None without either."""
+    """The options for ``--quick`` or ``--thorough``; None without either."""
     if flags["quick"] and flags["thorough"]:
         raise click.UsageError("--quick and --thorough exclude each other")
     return quick if flags["quick"] else thorough if flags["thorough"] else None
 
 
 def _drawn_too(flags: Mapping[str, Any]) -> bool:
-    """Whether figures are asked for; with --quick they would take a third of the time."""
+    """Whether to draw figures; with --quick they would take a third of the time."""
     drawn = flags["figures"]
     return not flags.get("quick") if drawn is None else bool(drawn)
 
@@ -332,7 +340,7 @@ def _publish(
     except Exception as error:  # noqa: BLE001 - the numbers are on disk; figures must not cost them
         _LOG.warning("figures of %s are missing: %s: %s", stage, type(error).__name__, error)
     files = {**report.files(stage, record), **drawn}
-    # Pictures of patients are not for a team that shares results either.
+    # Images of patients stay private even where a team shares the results.
     private = {name: image for name, image in drawn.items() if ERROR_SHEET in name}
     if private:
         from pipeline.report.pictures import readable_by_owner_alone
@@ -349,7 +357,7 @@ def _publish(
 def _draw(
     stage: str, record: Mapping[str, Any], study: Any, file: bytes | None = None
 ) -> dict[str, bytes]:
-    """Figures of a stage, of the arrays in its file; None: as it is on disk."""
+    """Draw the figures of a stage from the arrays in ``file``; None: from the file on disk."""
     from pipeline.report import figures
     from pipeline.report.pictures import error_sheet
     from pipeline.results import read_set
@@ -361,7 +369,7 @@ def _draw(
 
 
 def _prepare_to_draw() -> None:
-    """Import what draws the figures of heads, which takes as long as drawing them; read fonts."""
+    """Import the drawing code and read fonts, which takes as long as drawing itself."""
     from pipeline.report import pictures  # noqa: F401
     from pipeline.report.figures import curves, forest, style  # noqa: F401
 
@@ -371,7 +379,7 @@ def _prepare_to_draw() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headrace")
 def main() -> None:
-    """Run a frozen network once over every image, store the features, compare heads.
+    """Run a frozen network once over every image, store the features, and compare heads.
 
     \b
     Try it:        headrace demo && headrace features demo/study.toml
@@ -380,11 +388,11 @@ def main() -> None:
 
     \b
     Exit codes:    0  all is well
-                   1  the study, or what was asked for, cannot be used
-                   2  wrong usage, or no image that can be used
+                   1  the study or an option cannot be used
+                   2  wrong usage, or no usable image
                    3  a check failed: a leak, damage, another network
-                   4  the disk refused
-                   5  another command must be run first, or again
+                   4  the disk refused a write or a read
+                   5  another command must be run first, or run again
                   70  a mistake in headrace
                  130  interrupted; finished work is safe
     """  # noqa: D301 - the real backspace tells click to keep the lines
@@ -394,7 +402,7 @@ def main() -> None:
 @click.argument("folder", type=_PATH, default=Path("demo"))
 @command
 def demo(folder: Path) -> dict[str, Any]:
-    """Write generated chest X-rays of two hospitals, for a try.
+    """Write generated chest X-rays of two hospitals, to try headrace.
 
     Example: headrace demo demo
     """
@@ -409,8 +417,21 @@ def demo(folder: Path) -> dict[str, Any]:
 
 @main.command()
 @click.argument("data", type=_PATH, nargs=-1, required=True)
-@click.option("--output", type=_PATH, default=Path("study.toml"), show_default=True)
-@click.option("--backbone", "backbones", multiple=True, default=("densenet121",), show_default=True)
+@click.option(
+    "--output",
+    type=_PATH,
+    default=Path("study.toml"),
+    show_default=True,
+    help="Study file to write.",
+)
+@click.option(
+    "--backbone",
+    "backbones",
+    multiple=True,
+    default=("densenet121",),
+    show_default=True,
+    help="Frozen network; repeatable.",
+)
 @command
 def init(data: tuple[Path, ...], output: Path, backbones: tuple[str, ...]) -> dict[str, Any]:
     """Write a study file for folders of images.
@@ -430,14 +451,14 @@ def init(data: tuple[Path, ...], output: Path, backbones: tuple[str, ...]) -> di
 @_study_argument
 @_engine_options
 @_recipe_options
-@click.option("--rehash", is_flag=True, help="Read every file again; trust no index.")
+@click.option("--rehash", is_flag=True, help="Read every file again, even if it looks unchanged.")
 @click.option(
     "--ray",
     metavar="[ADDRESS]",
     is_flag=False,
     flag_value="",
-    help="Run on a cluster of Ray; without an address, on the one that RAY_ADDRESS or this "
-    "machine has, or on this machine alone. Images and stores lie in shared folders.",
+    help="Run on a Ray cluster. Without ADDRESS: the cluster in RAY_ADDRESS, one that runs on "
+    "this machine, or this machine alone. All machines must see the images and the stores.",
 )
 @_strict_option
 @command
@@ -461,7 +482,7 @@ def features(study: Path, **flags: Any) -> dict[str, Any]:
 
 
 @main.command()
-@click.option("--only", help="These heads alone, separated by commas.")
+@click.option("--only", help="Fit only these heads, separated by commas.")
 @click.option(
     "--baseline", default="linear", show_default=True, help="The head to compare the others with."
 )
@@ -470,7 +491,7 @@ def features(study: Path, **flags: Any) -> dict[str, Any]:
     "--preprocessing",
     default="standardise",
     show_default=True,
-    help="Of the features: none, standardise, l2 or pca_whiten.",
+    help="Preprocessing of the features: none, standardise, l2 or pca_whiten.",
 )
 @_recipe_options
 @_conflicts_option
@@ -489,7 +510,7 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
     names = flags["only"]
     only = None if names is None else tuple(name.strip() for name in names.split(","))
     # A process of its own: drawing would hold Python's lock while heads are fitted out of fold.
-    # Of the prior alone, which looks at no image, nothing is drawn.
+    # The prior looks at no image, so it has no figures.
     figures = _drawn_too(flags) and only != ("prior",)
     with Processes(int(figures)) as processes:
         if figures and not (study.results / "heads.json").exists():
@@ -522,14 +543,14 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
 @click.option(
     "--shortcuts/--no-shortcuts",
     default=True,
-    help="Test whether border and corners alone predict the label. The first backbone runs "
-    "twice more over all images, once; these features are stored too.",
+    help="Test whether border or corners alone predict the label. The first time, the first "
+    "backbone runs twice more over all images; the features are stored.",
 )
 @click.option(
     "--write-exclude",
     type=_PATH,
     metavar="FILE",
-    help="Write the images that should not be scored to this file, for the study's `exclude`.",
+    help="Write a list of images that should not be scored; the study's `exclude` takes it.",
 )
 @_engine_options
 @_recipe_options
@@ -538,10 +559,11 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
 def audit(
     study: Any, *, shortcuts: bool, write_exclude: Path | None, **flags: Any
 ) -> dict[str, Any]:
-    """Look for leaks and shortcuts before any number is believed. A leak is exit code 3.
+    """Look for leaks and shortcuts before you believe any number. A leak ends with exit code 3.
 
-    Patients and images in two roles, nearly equal images, contradicting and doubtful labels;
-    how well features predict the hospital, and size, greys, border and corners the label.
+    The audit looks for patients and images in two roles, near copies, and conflicting or doubtful
+    labels. It tests whether features predict the hospital, and whether file size, grey values,
+    border or corners predict the label.
 
     Example: headrace audit study.toml --write-exclude leave_out.txt
     """
@@ -564,10 +586,11 @@ def audit(
     return record
 
 
-_FINETUNE_HELP = f"""Train parts of networks and whole ones, and compare them.
+_FINETUNE_HELP = f"""Train networks, in part or as a whole, and compare them.
 
-    Without --method: {", ".join(QUICK)}, which take minutes without a GPU. A method that starts
-    from another one trains that first; models that are there already are not trained again.
+    Without --method these run: {", ".join(QUICK)}. They take minutes without a GPU.
+    A method that starts from another method trains that one first. Models that were trained
+    before are not trained again.
 
     \b
 {chr(10).join(f"    {name:<14} {method.about}" for name, method in METHODS.items())}
@@ -577,31 +600,32 @@ _FINETUNE_HELP = f"""Train parts of networks and whole ones, and compare them.
 
 
 @main.command(help=_FINETUNE_HELP)
-@click.option("--method", "methods", multiple=True, help="A method, or all; may be repeated.")
-@_count("--epochs", "Passes over the images, for the methods named.")
+@click.option("--method", "methods", multiple=True, help="Method, repeatable; or all.")
+@_count("--epochs", "Passes over the images, for the methods you name.")
 @click.option(
     "--learning-rate",
     type=float,
-    help="For the methods named; default: the method's, times the root of batch size / 32.",
+    help="For the methods you name; default: the method's, times the square root of batch size / "
+    "32.",
 )
 @_count(
     "--batch-size",
-    "Images in one step; default 32, on CUDA 64 or 128 where an epoch then has 20 steps.",
+    "Images in one step; default 32, on CUDA 64 or 128 if an epoch still has 20 steps.",
 )
-@_count("--image-size", "Side in pixels, for a trial.")
-@_count("--limit", "Images of each split, for a trial.")
-@_choice("--optimiser", OPTIMISERS, "Default adamw, which the learning rates are for.")
-@_choice("--augmentation", AUGMENTATIONS, "Of methods that read pixels; default none.")
+@_count("--image-size", "Side of the images in pixels, for a trial.")
+@_count("--limit", "Use at most this many images of each split, for a trial.")
+@_choice("--optimiser", OPTIMISERS, "Default adamw; the default learning rates are for it.")
+@_choice("--augmentation", AUGMENTATIONS, "For methods that read pixels; default none.")
 @click.option(
     "--patience",
     type=int,
-    help="Stop after so many epochs without a better validation loss; default 0: never.",
+    help="Stop after this many epochs without a better validation loss; default 0: never.",
 )
-@click.option("--seed", type=int, help="Default: the study's.")
+@click.option("--seed", type=int, help="Random seed; default: the study's.")
 @_device_option
-@_choice("--precision", PRECISIONS, "Default: the study's on CUDA, else fp32.")
-@click.option("--deterministic", is_flag=True, help="On CUDA: the same bits each time; slower.")
-@click.option("--compile", is_flag=True, help="torch.compile: a minute first, then faster steps.")
+@_choice("--precision", PRECISIONS, "Number format; default: the study's on CUDA, else fp32.")
+@click.option("--deterministic", is_flag=True, help="On CUDA: equal results each time; slower.")
+@click.option("--compile", is_flag=True, help="Use torch.compile: a slow start, faster steps.")
 @_conflicts_option
 @_figures_option
 @command
@@ -625,18 +649,18 @@ def finetune(study: Any, **flags: Any) -> dict[str, Any]:
 
 
 @main.command()
-@click.option("--head", help="One of the compared heads; default: the best on validation.")
+@click.option("--head", help="Head to analyse; default: the best on validation.")
 @_effort_options
 @_recipe_options
 @_conflicts_option
-@click.option("--allow-leaks", is_flag=True, help="Go on although two roles share images.")
+@click.option("--allow-leaks", is_flag=True, help="Go on even if two roles share images.")
 @_figures_option
 @command
 @_each_finding
 def shift(study: Any, **flags: Any) -> dict[str, Any]:
     """Compare the source with each target.
 
-    Is there a shift, what does it cost the best head, what helps?
+    Is there a shift? What does it cost the best head? What helps?
 
     Example: headrace shift study.toml
     """
@@ -653,15 +677,16 @@ def shift(study: Any, **flags: Any) -> dict[str, Any]:
 @click.option(
     "--images",
     is_flag=True,
-    help="Show images of patients: typical ones, uncertain ones, errors. For your eyes only.",
+    help="Show images of patients: typical ones, uncertain ones and errors. Keep such a page "
+    "private.",
 )
 @command
 @_each_finding
 def report(study: Any, *, images: bool) -> dict[str, Any]:
     """Write one HTML page of all results.
 
-    A stage that has not been run is named. The page is one file: it loads nothing and runs no
-    script.
+    The page names the stages that have not been run. It is one file that loads nothing and runs
+    no script.
 
     Example: headrace report study.toml
     """
@@ -682,19 +707,19 @@ def report(study: Any, *, images: bool) -> dict[str, Any]:
     type=_PATH,
     required=True,
     multiple=True,
-    help="Folder results/STUDY/heads/BACKBONE/HEAD, or a file of headrace export; may be repeated, "
-    "as for results/STUDY/FINDING/... of several findings.",
+    help="Folder results/STUDY/heads/BACKBONE/HEAD, or a file of headrace export. Repeatable, "
+    "for example for one model per finding.",
 )
 @_store_option
-@click.option("--weights", type=_PATH, help="File of the backbone's weights, if it moved.")
-@click.option("--csv", "table", type=_PATH, help="Also write the rows to this file.")
+@click.option("--weights", type=_PATH, help="File of the backbone's weights, if it has moved.")
+@click.option("--csv", "table", type=_PATH, help="Also write the predictions to this file.")
 @_strict_option
 @_engine_options
 @command
 def predict(images: tuple[Path, ...], **flags: Any) -> dict[str, Any]:
     """Classify new images with a saved model.
 
-    Images are files, or folders that are searched. Research software, not a medical device.
+    Give files or folders; folders are searched. Research software, not a medical device.
 
     Example: headrace predict --model results/demo/heads/densenet121/linear new/1.png
     """
@@ -726,16 +751,16 @@ def predict(images: tuple[Path, ...], **flags: Any) -> dict[str, Any]:
 @main.command("export")
 @_study_argument
 @click.argument("file", type=_PATH)
-@click.option("--head", required=True, help="A head, or a method of fine-tuning.")
+@click.option("--head", required=True, help="Head, or method of fine-tuning.")
 @_finding_option
 @_backbone_option
-@click.option("--int8", is_flag=True, help="Round to 8 bits; its loss on validation is measured.")
-@click.option("--margin", default=0.01, show_default=True, help="What --int8 may lose, 0 to 1.")
+@click.option("--int8", is_flag=True, help="Round to 8 bits, and measure the loss on validation.")
+@click.option(
+    "--margin", default=0.01, show_default=True, help="Accuracy and AUROC that --int8 may lose."
+)
 @command
 def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str, Any]:
-    """Write a trained model as one ONNX file.
-
-    Its model card is inside.
+    """Write a trained model as one ONNX file, with its model card inside.
 
     Example: headrace export study.toml model.onnx --head linear
     """
@@ -751,18 +776,20 @@ def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str
 @main.command()
 @click.option(
     "--head",
-    help="A head, or a method of fine-tuning; default: the best on validation that has layers.",
+    help="Head, or method of fine-tuning; default: the best on validation that can be explained.",
 )
-@click.option("--backbone", help="Needed when the study has several and a head is named.")
-@click.option("--images", default=100, show_default=True, help="Of each class of each domain.")
+@click.option("--backbone", help="Backbone; needed with --head when the study has several.")
+@click.option(
+    "--images", default=100, show_default=True, help="Images of each class of each domain, at most."
+)
 @_device_option
 @command
 @_each_finding
 def explain(study: Any, *, head: str | None, device: str, **flags: Any) -> dict[str, Any]:
-    """Draw maps of what a model looks at.
+    """Draw maps of where a model looks.
 
-    How much of them lies in the border is measured. The pictures are of the surest errors and of
-    a random sample of each domain.
+    The tables say how much of the maps lies in the border of the image. Maps are drawn for the
+    errors with the highest probability and for a random sample of each domain.
 
     Example: headrace explain study.toml --head linear
     """
@@ -776,7 +803,7 @@ def explain(study: Any, *, head: str | None, device: str, **flags: Any) -> dict[
 
 @main.group("cache")
 def cache_group() -> None:
-    """List, check and tidy the feature stores."""
+    """List, check, merge and export the feature stores."""
 
 
 @cache_group.command("ls")
@@ -785,7 +812,7 @@ def cache_group() -> None:
 def list_stores(store: Path) -> dict[str, Any]:
     """List the stores with their rows, parts and sizes.
 
-    Damaged parts that were set aside are counted.
+    The last column counts damaged parts that were set aside.
 
     Example: headrace cache ls
     """
@@ -801,13 +828,14 @@ def list_stores(store: Path) -> dict[str, Any]:
 @cache_group.command()
 @click.argument("study", type=_PATH, required=False)
 @_store_option
-@_count("--sample", "Recompute so many stored images.")
+@_count("--sample", "Compute this many stored images again.")
 @_engine_options
 @command
 def verify(study: Path | None, *, store: Path, sample: int | None, **engine: Any) -> dict[str, Any]:
-    """Check every byte of the stores, with a study of all that are in its folder of stores.
+    """Check every byte of all stores.
 
-    With --sample, features of some of its images are computed again and compared.
+    With a STUDY its folder of stores is checked. With --sample, the features of some of its
+    images are computed again and compared.
 
     Example: headrace cache verify study.toml --sample 300
     """
@@ -829,7 +857,7 @@ def verify(study: Path | None, *, store: Path, sample: int | None, **engine: Any
 def compact_stores(store: Path) -> dict[str, Any]:
     """Merge the small parts of each store.
 
-    Temporary files of dead processes are removed. Damaged parts that were set aside stay.
+    This also removes temporary files of dead processes. Damaged parts that were set aside stay.
 
     Example: headrace cache compact
     """
@@ -863,7 +891,7 @@ def export(study: Path, output: Path, *, backbone: str | None, **flags: Any) -> 
     from pipeline.features.maintain import export_study
 
     rows = export_study(_load_finding(study, flags), backbone, output, _samples(flags))
-    click.echo(f"wrote {output}: {counted(rows, 'row')}; it names files and patients")
+    click.echo(f"wrote {output}: {counted(rows, 'row')}. It names files and patients.")
     return {"output": str(output), "rows": rows}
 
 

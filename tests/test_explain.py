@@ -214,9 +214,9 @@ def test_the_command_prints_a_table_for_each_domain(tmp_path, monkeypatch):
     text = CliRunner().invoke(main, command)
     record = CliRunner().invoke(main, [*command, "--json"])
     assert text.exit_code == record.exit_code == 0, text.output
-    assert "tiny: what linear on tiny@1 looks at" in text.output
-    assert "An even map has 0.51 and 0.16." in text.output
-    assert "What the border alone predicts: run headrace audit STUDY." in text.output
+    assert "tiny: where linear on tiny@1 looks" in text.output
+    assert "An even map has 0.51 in the border and 0.16 in the corners." in text.output
+    assert "Run headrace audit STUDY to test what the border alone predicts." in text.output
     assert [d["domain"] for d in json.loads(record.stdout)["domains"]] == ["source", "there"]
     for name, options, message in (
         ("knn", {}, "the head knn has no layers: it compares with"),

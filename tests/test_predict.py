@@ -169,7 +169,7 @@ def test_images_in_folders_of_classes_are_counted(compared):
         right = sum(row["predicted"] == name for row in of_class)
         assert record["class_folders"][name] == {"images": len(of_class), "right": right}
     right = sum(count["right"] for count in record["class_folders"].values())
-    assert f"Right by folder: {right} of 24 (" in show("predict", record)
+    assert f"agrees with the class folder for {right} of 24 images (" in show("predict", record)
     shutil.copy(next(Path("there/a").iterdir()), "loose.png")
     assert predict(folder("linear"), [Path("there"), Path("loose.png")])["class_folders"] == {}
 
@@ -242,7 +242,7 @@ def test_the_command_prints_a_table_and_writes_a_csv(compared):
     result = CliRunner().invoke(main, ["predict", *map(str, arguments), *engine])
     assert result.exit_code == 0, result.output
     assert "not a medical device" in result.output
-    assert "treat it as patient data" in result.output.replace("\n", " ")
+    assert "Treat it as patient data" in result.output.replace("\n", " ")
     assert "Skipped images" in result.output
     assert "nowhere.png" in result.output
     assert "here/a/[bold]1.png" in result.output  # a name is no markup

@@ -20,7 +20,7 @@ def parts_of(stage: str, record: Mapping[str, Any]) -> list[Part]:
 
 
 def show(stage: str, record: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
-    """The text that a terminal is shown; not again what it was shown of an earlier record."""
+    """The text for a terminal, without the parts that it was already shown of ``before``."""
     texts = [terminal_text([part]) for part in parts_of(stage, record)]
     for part in parts_of(stage, before) if before else ():
         if (text := terminal_text([part])) in texts:

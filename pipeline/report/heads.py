@@ -1,4 +1,4 @@
-"""What heads and fine-tuning have to show: a table for each domain, then what the best is worth."""
+"""Reports on ``heads`` and ``finetune``: a table for each domain, then sentences about the best."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,13 +16,16 @@ from pipeline.report.table import (
 from pipeline.words import counted
 
 _CLINICAL_NOTES = (
-    "Net benefit: true positives less false positives times the odds of the threshold, per image.",
-    "To treat nobody has a net benefit of 0.",
-    "LR is the likelihood ratio. An interval that ends in - has no upper end.",
+    "Net benefit, per image: true positives minus false positives times the odds of the threshold.",
+    "Treating nobody has a net benefit of 0.",
+    "LR is the likelihood ratio. An interval that ends in - has no upper bound.",
 )
 _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
-_AUROC = "How often an ill patient's image scores above a healthy one's: 1 always, 0.5 by chance."
-#: Of :func:`_scored` rows.
+_AUROC = (
+    "How often an image of an ill patient scores above one of a healthy patient; 1 is always, "
+    "0.5 is chance."
+)
+#: Columns of :func:`_scored` rows.
 _SCORES = (
     Column("accuracy", "share", interval=True, field="accuracy"),
     Column("AUROC", "share", _AUROC, interval=True, field="auroc"),
@@ -32,7 +35,7 @@ _SCORES = (
 
 
 def name_of_domain(domain: Record) -> str:
-    """``validation`` for those rows of the source, else the name of the domain."""
+    """``validation`` for the validation rows of the source, else the name of the domain."""
     return "validation" if domain["role"] == "validation" else str(domain["domain"])
 
 
@@ -52,11 +55,11 @@ def heads(record: Record) -> Iterator[Part]:
 
 
 def _not_scored(record: Record) -> Iterator[str]:
-    """Why tables have no row for targets without labels, and for those that cannot be used."""
+    """Sentences on targets without a table: those without labels, and those that failed."""
     for target, images in record["unlabelled"].items():
         yield (
-            f"{target}: {counted(images, 'image')} without labels. The probabilities are stored, "
-            "but no score can be computed."
+            f"{target} has {counted(images, 'image')} without labels. The probabilities are stored,"
+            " but no score can be computed."
         )
     for target, reason in record["failed_targets"].items():
         yield f"{target} has no scores: {reason}"
@@ -68,11 +71,11 @@ def _of_backbone(record: Record, results: Record) -> Iterator[Part]:
     if results["reused"]:
         reused = counted(results["reused"], "head")
         yield f"{reused} reused from an earlier run, {results['fitted']} fitted."
-    legend = "Intervals are 95 %, by patient. * best by validation."
+    legend = "Intervals are 95 %, by patient. * best on validation."
     if any(row["differences"] for domain in results["domains"] for row in domain["rows"]):
         legend = (
-            f"Points are differences of accuracy from the baseline {record['baseline']}; p is "
-            f"adjusted for the number of heads (Holm). {legend}"
+            f"Points: accuracy minus that of the baseline {record['baseline']}, in percentage "
+            f"points. p is adjusted for the number of heads (Holm). {legend}"
         )
     for number, domain in enumerate(results["domains"]):
         scores = _scores(results["best"], domain, () if number else (legend,))
@@ -90,7 +93,7 @@ def _of_backbone(record: Record, results: Record) -> Iterator[Part]:
 
 
 def _scored(row: Record, difference: Record) -> Record:
-    """A row for :data:`_SCORES`; the difference from the baseline's accuracy may be empty."""
+    """A row for :data:`_SCORES`; ``difference`` from the baseline's accuracy may be empty."""
     return {**row, **row["scores"], "points": difference, "p": difference.get("p_adjusted")}
 
 
@@ -117,7 +120,7 @@ def _scores(best: str | None, domain: Record, legend: Sequence[str]) -> Table:
 
 
 def _too_few(rows: Sequence[Record]) -> Iterator[str]:
-    """Which shown scores have no interval, and how many patients would give one."""
+    """Which of the shown scores have no interval, and how many patients would be needed."""
     without = [
         name
         for m, name in _NAMES.items()
@@ -125,20 +128,21 @@ def _too_few(rows: Sequence[Record]) -> Iterator[str]:
     ]
     if without:
         yield (
-            f"Too few patients for an interval of {' and '.join(without)}: 2 of each class are "
-            "needed for any, about 100 for one of 10 points to either side."
+            f"There are too few patients for an interval of {' and '.join(without)}. An interval "
+            "needs at least 2 patients of each class. It takes about 100 for an interval of 10 "
+            "points to either side."
         )
 
 
 def _open(rows: Sequence[Record]) -> Iterator[str]:
-    """How many patients would decide the differences in accuracy that these do not."""
+    """How many patients would decide the differences in accuracy that are inconclusive."""
     needed = [
         f"{row['head']} {patients:,}"
         for row in rows
         if (patients := row["differences"].get("accuracy", {}).get("patients_to_settle"))
     ]
     if needed:
-        yield f"Patients that would decide the differences left open: {', '.join(needed)}."
+        yield f"Patients needed to decide the inconclusive differences: {', '.join(needed)}."
 
 
 def _clinical(domain: Record) -> Iterator[Table]:
@@ -153,8 +157,8 @@ def _clinical(domain: Record) -> Iterator[Table]:
     points = next(iter(clinical.values()))["net_benefit"]
     treat_all = {f"at {point['threshold']}": point["treat_all"] for point in points}
     yield Table(
-        f"{name_of_domain(domain)}: net benefit by the probability from which one treats, and "
-        "what a result says",
+        f"{name_of_domain(domain)}: net benefit at each treatment threshold, likelihood ratios, "
+        "and calibration in the large",
         (
             Column("head"),
             *(Column(name, "number") for name in treat_all),
@@ -191,7 +195,7 @@ def _seeds(spread: Sequence[Record]) -> Iterator[Table]:
     rows = [{**row, "where": name_of_domain(row)} for row in spread if row["metric"] == "accuracy"]
     if rows:
         yield Table(
-            f"Does the seed matter? Accuracy over {spread[0]['seeds']} trainings",
+            f"Does the seed matter? Accuracy over {spread[0]['seeds']} seeds",
             (
                 Column("head"),
                 Column("where"),
@@ -206,10 +210,10 @@ def _seeds(spread: Sequence[Record]) -> Iterator[Table]:
 def _algorithms(baseline: str, compared: Sequence[Record]) -> Iterator[Table]:
     rows = [row for row in compared if row["metric"] == "accuracy"]
     if rows:
-        equal = f"Within {100 * rows[0]['rope']:.0f} point."
+        equal = f"The accuracies differ by less than {100 * rows[0]['rope']:.0f} point."
         yield Table(
-            f"Which kind of head suits such data? Refitted on {rows[0]['splits']} folds, accuracy "
-            f"against {baseline}",
+            f"Which kind of head is better for such data? Accuracy against {baseline}, refitted on "
+            f"{rows[0]['splits']} folds",
             (
                 Column("head"),
                 Column("points", "points", field="difference"),
@@ -226,7 +230,7 @@ def _algorithms(baseline: str, compared: Sequence[Record]) -> Iterator[Table]:
 
 
 def finetune(record: Record) -> Iterator[Part]:
-    """The parts of a report on ``finetune.json``: by domain, then what each method cost."""
+    """The parts of a report on ``finetune.json``: each domain, then the cost of each method."""
     if not record["backbones"]:
         yield "No method has been trained yet."
         return
@@ -248,8 +252,8 @@ def _methods(results: Record) -> Iterator[Part]:
         Column("train s", "seconds"),
     )
     legend = (
-        "Points are differences of accuracy from lp, the head on frozen features; p is adjusted "
-        "for the number of methods (Holm). Intervals are 95 %, by patient."
+        "Points: accuracy minus that of lp, the head on frozen features, in percentage points. p "
+        "is adjusted for the number of methods (Holm). Intervals are 95 %, by patient."
     )
     for domain in results["domains"]:
         rows = [
@@ -270,26 +274,26 @@ def _methods(results: Record) -> Iterator[Part]:
     yield from _against_heads(results["domains"])
     yield _costs(results["models"])
     if not several:
-        yield Detail("One seed was trained: a difference between methods may be one of seeds.")
+        yield Detail("Only one seed was trained: methods may differ because of the seed alone.")
     for model in results["models"]:
         if line := model["interpolated"]:
             yield (
-                f"{model['method']}: alpha {line['alpha']:.1f} was chosen on validation, between "
-                f"{line['from']} and {line['to']}."
+                f"{model['method']} lies between {line['from']} (alpha 0) and {line['to']} (alpha "
+                f"1); validation chose alpha {line['alpha']:.1f}."
             )
     if results["heads_fitted_to_others"]:
         yield (
-            f"The heads of {results['backbone']} were fitted to other images than these methods, "
-            "so they are not compared."
+            f"The heads on {results['backbone']} were fitted to other images, so these methods are "
+            "not compared with them."
         )
 
 
 def _against_heads(domains: Sequence[Record]) -> Iterator[Table]:
-    """Methods against the best head of stage 2, on the same images."""
+    """Methods compared with the best head of stage 2, on the same images."""
     rows = [
         {
             **difference,
-            "method": row["method"],  # of training, not of the interval
+            "method": row["method"],  # the training method, not the method of the interval
             "head": name.removeprefix("heads/"),
             "where": name_of_domain(domain),
         }
@@ -315,9 +319,9 @@ def _against_heads(domains: Sequence[Record]) -> Iterator[Table]:
 
 def _costs(models: Sequence[Record]) -> Table:
     rows = [{**m, "trend": m["trend"] or ("too few epochs" if m["epochs"] else "")} for m in models]
-    in_the_same_time = "Heads that could be fitted on stored features in the same time."
+    in_the_same_time = "How many heads could be fitted on stored features in the same time."
     return Table(
-        "What was trained, and what it cost",
+        "What each method trained, and what it cost",
         (
             Column("method"),
             Column("trained part", field="moved"),

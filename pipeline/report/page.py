@@ -1,7 +1,7 @@
-"""The page ``report.html``: what the stages of a study found, in one file.
+"""The page ``report.html``: the results of all stages of a study, in one file.
 
-It is made of the records alone: nothing is computed but the figure on its first screen,
-nothing is loaded from elsewhere, no script runs in it. The same files give the same page.
+The page is made from the records alone; only the figure on its first screen is drawn here. It
+loads nothing from elsewhere and runs no script. The same files give the same page.
 """
 
 import base64
@@ -36,41 +36,43 @@ from pipeline.results import ResultSet, read_set, write_file
 from pipeline.study import Study
 from pipeline.words import as_file_name, percent, printable
 
-#: By command: the layout of its record that is read here, and the title of its section; in the
-#: order of the page. Features are bookkeeping and come with the records, at the end.
+#: By command, in the order of the page: the layout of its record that is read here, and the
+#: title of its section. The features stand with the records, at the end.
 STAGES: Mapping[str, tuple[int, str]] = {
     "heads": (8, "Heads on frozen features"),
     "finetune": (7, "Frozen and fine-tuned networks"),
-    "shift": (11, "From the source to the targets"),
+    "shift": (11, "Shift from the source to the targets"),
     "audit": (4, "Leaks and shortcuts"),
     "features": (1, "Stored features"),
 }
 #: The layout of a table over findings that is read here.
 FINDINGS_LAYOUT = 1
-#: What a section is made of, as the template takes it: a part, or a figure and the like.
+#: One element of a section in the template: a part of a report, or a figure and the like.
 _Block = Part | dict[str, Any]
-#: Sentences of a part of a section that are not folded.
+#: Sentences below each heading that are not folded.
 _SENTENCES = 2
 _SENTENCE_END = re.compile(r"(?<=[^.]\.) (?=[A-Z*])")
-#: Of a figure's pixels on a screen: it is drawn for paper.
+#: Width on a screen as a share of a figure's pixels: figures are drawn for paper.
 _SCALE = 0.59
 _ACCURACY = (
     "Accuracy of {head.name} on {head.backbone}, the head that is best on validation, and of "
-    "others for comparison. A point is the share of images that are classified rightly, the "
-    "line its 95 % interval over patients."
+    "others for comparison. A point is the share of images that are classified correctly; the "
+    "line is its 95 % interval over patients."
 )
 _AUROC = (
-    "AUROC of the best head of each finding on validation: how often an image with the finding "
-    "scores above one without it; the grey line is chance. The thin line is its 95 % interval "
+    "AUROC of the best head on validation for each finding: how often an image with the finding "
+    "scores above one without it. The grey line is chance. The thin line is the 95 % interval "
     "over patients."
 )
 _ERRORS = (
-    "{where}: errors that {head} is surest of. Red is what moved the score to the class that it "
-    "predicts; below each stand that class with its probability, and the true one."
+    "{where}: the errors to which {head} gives the highest probability. Red areas moved the score "
+    "towards the predicted class. The text below gives that class with its probability, and the "
+    "true class."
 )
 _STRIPS = (
-    "Typical images have the median probability of their class; of uncertain ones two classes are "
-    "nearly as probable. Below each stands the class that {head} predicts, with its probability."
+    "Typical images have the median probability of their class. In uncertain images two classes "
+    "have nearly the same probability. The text below gives the class that {head} predicts, with "
+    "its probability."
 )
 
 
@@ -78,13 +80,13 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     """Write ``results/<study>/report.html`` from what the stages have left there.
 
     Args:
-        study: Whose results.
+        study: The study whose results are shown.
         images: Whether images of patients are shown; the file then has the mode 0600.
 
     Returns:
-        JSON values: ``study``, ``file``, its ``size`` in bytes, ``sentence`` and ``lights`` of its
-        first screen, ``stages`` that are on it, a line for each that is ``missing``, and ``stale``:
-        signs that records do not belong together, with which the page begins.
+        JSON values: ``study``; ``file`` and its ``size`` in bytes; ``sentence`` and ``lights`` of
+        the first screen; the ``stages`` on the page; a line for each ``missing`` stage; ``stale``,
+        the signs that records do not belong together, which stand at the top of the page.
 
     Raises:
         MissingResultsError: No stage has left a record that can be read.
@@ -94,7 +96,7 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     for stage, (layout, _) in STAGES.items():
         file = study.results / f"{stage}.json"
         if stage == "features" and not file.exists():
-            of_all = study.results.parent / file.name  # of several findings they are stored once
+            of_all = study.results.parent / file.name  # all findings share one record
             file = of_all if of_all.exists() else file
         try:
             sets[stage] = _read(file, stage, layout)
@@ -127,11 +129,11 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
 def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
     """Write ``results/<study>/report.html`` over the findings of a study.
 
-    Its first screen is like theirs. Below it are of each finding the sentence of its page and a
-    link to it, then the tables over the findings.
+    Its first screen is like that of the other pages. Then come the headline of each finding with
+    a link to its page, and the tables over the findings.
 
     Args:
-        study: With several findings an image.
+        study: A study with several findings.
         pages: What :func:`write_page` returned, by finding.
 
     Returns:
@@ -169,11 +171,13 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
 
 
 def _read(file: Path, stage: str, layout: int) -> ResultSet:
-    """A record of the layout that is read here, all of whose files are as it says."""
+    """Read a record; refuse another layout, and files that are not those it names."""
     results = read_set(file, stage)
     results.check()
     if results.record.get("schema") != layout:
-        raise ResultsError(f"{file.name} is of another version; run headrace {stage} STUDY again")
+        raise ResultsError(
+            f"{file.name} was written by another version; run headrace {stage} STUDY again"
+        )
     return results
 
 
@@ -183,7 +187,7 @@ def _figure(png: bytes, caption: str, alt: str = "", scale: float = _SCALE) -> d
         "source": _inline(png, "png"),
         "width": round(scale * int.from_bytes(png[16:20], "big")),
         "text": caption,
-        "alt": alt or f"{caption} The tables of this section hold its numbers.",
+        "alt": alt or f"{caption} The tables of this section hold the numbers.",
     }
 
 
@@ -194,7 +198,7 @@ def _inline(image: bytes, kind: str) -> str:
 def _first_figure(
     name: str, series: Mapping[str, Mapping[str, Any]], what: str, caption: str
 ) -> dict[str, Any]:
-    """The figure on the first screen, a function of ``forest``, and its numbers as text."""
+    """The figure on the first screen, drawn by ``forest``, with its numbers as text."""
     from pipeline.report.figures import forest
     from pipeline.report.figures.style import png_of
 
@@ -207,9 +211,9 @@ def _first_figure(
 
 
 def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> dict[str, Any]:
-    """Figures of the backbone of the head of the page, else of the first; then the parts.
+    """Figures and report parts of a stage; figures are of the page's backbone, else the first.
 
-    What the page has said on how figures are read is in ``explained``, which grows.
+    ``explained`` collects the sentences on how to read figures, so that each is said once.
     """
     blocks: list[_Block] = []
     backbones = backbones_of(results.record)
@@ -220,13 +224,15 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
         explained.update(reading)
         blocks.append(_figure(image, " ".join([what, *reading])))
     if blocks and len(backbones) > 1:
-        blocks.append(f"Backbone {shown}. Figures of the others are in the folder figures.")
+        blocks.append(
+            f"The figures are of the backbone {shown}. The folder figures has those of the others."
+        )
     blocks += _blocks(parts_of(results.stage, results.record))
     return {"name": results.stage, "title": STAGES[results.stage][1], "blocks": blocks}
 
 
 def _blocks(parts: Iterable[Part]) -> Iterator[_Block]:
-    """Below each heading two sentences and the tables, then the other sentences, folded."""
+    """Below each heading: two sentences, the tables, and the other sentences folded."""
     left, more = _SENTENCES, list[str]()
     for part in (*parts, Heading()):
         if isinstance(part, Table):
@@ -257,14 +263,14 @@ def _pictures(study: Study, heads: ResultSet, head: PageHead) -> dict[str, Any]:
     try:
         blocks += _maps(study.results / "explain", head)
     except (MissingResultsError, ResultsError) as cause:
-        blocks.append(f"No maps of what moved the score: {cause}.")
+        blocks.append(f"There are no maps of what moved the score: {cause}.")
     return {"name": "images", "title": "Images", "blocks": blocks}
 
 
 def _maps(folder: Path, head: PageHead) -> list[_Block]:
-    """The errors that the head is surest of, as ``headrace explain`` has drawn them.
+    """The head's surest errors, as ``headrace explain`` has drawn them.
 
-    Where the head has no layers, of the best that has, which is said.
+    If the head has no layers, a sentence says so and the maps are of the best head that has.
     """
     file = folder / as_file_name(f"{head.backbone}-{head.name}") / "explain.json"
     blocks: list[_Block] = []
@@ -300,7 +306,7 @@ def _bookkeeping(sets: Mapping[str, ResultSet], missing: Sequence[str]) -> dict[
 
 
 def _contradictions(study: Study, sets: Mapping[str, ResultSet]) -> Iterator[str]:
-    """A sentence for each sign that records are of different data, or older than the study."""
+    """A sentence for each sign that records used different data or an older study file."""
     in_study, first = {d.name for d in study.domains}, dict[tuple[str, str], tuple[str, Any]]()
     for stage, results in sets.items():
         file, scored = stored_arrays(results), set[str]()
@@ -313,7 +319,7 @@ def _contradictions(study: Study, sets: Mapping[str, ResultSet]) -> Iterator[str
                 other, others = first.setdefault((backbone, domain), (stage, images))
                 if images != others:
                     both = f"{other}.json and {stage}.json"
-                    yield f"{both} have different images, labels or classes of {domain}"
+                    yield f"{both} have different images, labels or classes for {domain}"
         left_out = {pair["target"] for pair in results.record.get("not_compared", ())}
         left_out.update(results.record.get("failed_targets", ()))
         if scored:
@@ -331,11 +337,11 @@ def _contradictions(study: Study, sets: Mapping[str, ResultSet]) -> Iterator[str
         }
         for backbone, fingerprint in sorted(made_from):
             if stored.get(backbone, fingerprint) != fingerprint:
-                yield f"shift.json was made from other features of {backbone} than features.json"
+                yield f"shift.json used other features of {backbone} than features.json describes"
 
 
 def _write(study: Study, *, images: bool = False, **values: Any) -> dict[str, Any]:
-    """Fill the template and put the page in place; what is known of it."""
+    """Fill the template, put the page in place, and return what is known about it."""
     from pipeline.report.pictures import readable_by_owner_alone
 
     environment = Environment(
@@ -356,6 +362,6 @@ def _write(study: Study, *, images: bool = False, **values: Any) -> dict[str, An
 
 
 def _printable(value: Any) -> Any:
-    """Names may hold what is no text, or turns it round; markup of ours is printable."""
+    """Escape names that hold control characters; our own markup stays as it is."""
     is_name = isinstance(value, str) and not hasattr(value, "__html__")
     return printable(value) if is_name and not value.isprintable() else value

@@ -1,7 +1,7 @@
-"""Pictures of a study: what its classes look like, and the errors that a head is surest of.
+"""Strips of images for the page: typical and uncertain images, and the head's surest errors.
 
 They show patients: files that hold them are readable by their owner alone. A picture is the
-whole image as a square; no file and no patient is named.
+whole image, resized to a square; no file and no patient is named.
 """
 
 import io
@@ -34,14 +34,14 @@ _Rows = NDArray[np.intp]
 def strips(
     study: Study, head: PageHead, stored: Predictions, *, only_errors: bool = False
 ) -> Iterator[tuple[str, str, list[tuple[str, Pixels]]]]:
-    """For each domain its surest errors and, by class, typical and uncertain images.
+    """The surest errors of each domain, and the typical and uncertain images of each class.
 
-    Typical is an image whose probability of its class is near the median of the class. Six
-    images, of different patients as far as there are so many; of the source those of validation.
+    An image is typical if the probability of its class is near the median of the class. A strip
+    has six images, of different patients if there are enough. The source shows its validation.
 
     Yields:
-        Name of the domain, what the images have in common, and of each that can be read the text
-        below and its pixels, ``(SHEET_SIDE, width, 3)``.
+        Name of the domain; what the images have in common; for each image that can be read, the
+        text below it and its pixels, ``(SHEET_SIDE, width, 3)``.
     """
     (proba,) = [values for (name, _), values in stored.proba.items() if name == head.name]
     samples, _ = load_samples(study, ALL_IMAGES)
@@ -60,7 +60,7 @@ def strips(
 def _choices(
     stored: Predictions, proba: NDArray[np.float64], rows: _Rows, *, only_errors: bool
 ) -> Iterator[tuple[str, _Rows]]:
-    """Title of each strip of one domain, and its rows, the first ones best."""
+    """Title of each strip of one domain, and its rows, the best ones first."""
     p = proba[rows]
     wrong = p.argmax(axis=1) != stored.label[rows]
     yield "surest errors", _sorted(stored, rows[wrong], -p[wrong].max(axis=1))
@@ -75,7 +75,7 @@ def _choices(
 
 
 def _sorted(stored: Predictions, rows: _Rows, value: NDArray[np.float64]) -> _Rows:
-    """Rows by their values from below, the first of each patient before all others."""
+    """Rows by ascending value; the first row of each patient comes before all second ones."""
     ordered = rows[np.argsort(value, kind="stable")]
     _, first = np.unique(stored.patient[ordered], return_index=True)
     is_first = np.isin(np.arange(len(ordered)), first)
@@ -95,7 +95,7 @@ def _pictures(
         try:
             yield printable(text), read_image(items[key], key).pixels(policy)
         except (ImageError, KeyError):
-            continue  # moved or changed since: the others are shown
+            continue  # moved or changed since then; the other images are shown
 
 
 def as_jpeg(pixels: Pixels) -> bytes:
@@ -107,7 +107,7 @@ def as_jpeg(pixels: Pixels) -> bytes:
 
 @contextmanager
 def readable_by_owner_alone() -> Iterator[None]:
-    """Files that are created inside have the mode 0600."""
+    """Give files that are created inside the ``with`` statement the mode 0600."""
     before = os.umask(0o077)
     try:
         yield
@@ -116,15 +116,15 @@ def readable_by_owner_alone() -> Iterator[None]:
 
 
 def error_sheet(study: Study, heads: Mapping[str, Any], file: bytes) -> dict[str, bytes]:
-    """The errors that the best head is surest of, of each domain, as a PNG by its name.
+    """A PNG file of the best head's surest errors in each domain, by its name.
 
     Args:
-        study: Its images are read.
+        study: The study whose images are read.
         heads: The record of ``headrace heads``.
-        file: Its probabilities.
+        file: The file of probabilities that belongs to it.
     """
     head = page_head(heads)
-    if head is None or head.name == "prior":  # it is as sure of every image
+    if head is None or head.name == "prior":  # the prior is equally sure of every image
         return {}
     stored = predictions_in(file)[head.backbone]
     entries: list[SheetEntry] = [

@@ -1,4 +1,4 @@
-"""What stage 4 found: for each target the verdict, the effects, the adaptation methods."""
+"""Reports on ``shift``: for each target the verdict, the effects and the adaptation methods."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,16 +21,16 @@ _EFFECTS = {
 }
 #: Words for errors, steps, estimates and tests.
 _NAMES = {
-    "human": "human, source",
+    "human": "a person, source",
     "source_training": "source, training images",
     "source_new_patients": "source, new patients",
     "source_few_patients": "source, heads of as few patients",
     "target": "target",
     "target_trained": "target, heads trained on it",
-    "avoidable_bias": "avoidable bias: training images less human",
-    "variance": "variance: new patients less training images",
-    "mismatch": "domain mismatch: target less new patients of the source",
-    "target_hardness": "target hardness: heads trained on it less those of as few patients",
+    "avoidable_bias": "avoidable bias: training images minus a person",
+    "variance": "variance: new patients minus training images",
+    "mismatch": "domain mismatch: target minus new patients of the source",
+    "target_hardness": "target hardness: heads trained on it minus heads of as few patients",
     "atc": "share of sure images (ATC)",
     "doc": "mean confidence (DoC)",
     "label_shift": "class frequencies (label shift)",
@@ -50,7 +50,7 @@ METRICS: Mapping[str, str] = {
 #: By the end of its key, the title and the columns of each table; subgroups have their own.
 _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
     "effects": (
-        "Why accuracy is lost. Each division splits the same loss in another way",
+        "Why accuracy is lost: each division splits the same loss in another way",
         (
             Column("division"),
             Column("effect", field="name"),
@@ -58,13 +58,13 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
             Column(
                 "largest, %",
                 "percent",
-                "Share of the bootstrap draws in which it is the largest of its division.",
+                "Share of bootstrap draws in which the effect is the largest of its division.",
                 field="largest",
             ),
         ),
     ),
     "adaptation": (
-        "What adaptation gains: fitted on one half of the target, scored on the other",
+        "What adaptation gains (adapted to one half of the target, scored on the other)",
         (
             Column("method"),
             Column("target labels", field="target_labels"),
@@ -108,7 +108,7 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
         (
             Column("domain"),
             Column("Brier score", "number", "Mean squared error; 0 is best.", field="brier"),
-            Column("miscalibration", "number", "What recalibration would remove of it."),
+            Column("miscalibration", "number", "The part that recalibration would remove."),
             Column("ECE", "number", "Calibration error; 0 is best.", field="ece"),
             Column("slope", "number", "Below 1: scores are too extreme."),
             Column("intercept", "number", "Above 0: scores are too low."),
@@ -125,17 +125,17 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
             Column("specificity, %", "percent", interval=True, field="specificity"),
             Column("PPV", "share", "Share of positive calls that are right.", field="ppv"),
             Column("NPV", "share", "Share of negative calls that are right.", field="npv"),
-            Column("reliable", help="No: a score means another risk on the target."),
+            Column("reliable", help="No means that a score has another risk on the target."),
         ),
     ),
 }
 
 
 def shift(record: Record) -> Iterator[Part]:
-    """The parts of a report on ``shift.json``; a terminal is shown the first ones of a target."""
+    """The parts of a report on ``shift.json``; a terminal shows the first ones of each target."""
     parts: list[Part] = []
     for target in record["targets"]:
-        if target["about_head"] not in parts:  # of several targets, once
+        if target["about_head"] not in parts:  # said once for several targets
             parts.append(target["about_head"])
         parts += _target(target)
     yield from parts
@@ -165,12 +165,12 @@ def _tables(target: Record) -> Iterator[Table]:
             {**row, "p": row["difference"] and row["difference"]["p_adjusted"]}
             for row in target["adaptation"]
         ]
-        start = "All methods start from a linear head; source_only is that head, not adapted."
+        start = "All methods start from a linear head; source_only is that head without adaptation."
         yield _table("adaptation", rows, start, detail=False)
         rows = [*_named(errors["errors"], kind="error"), *_named(errors["steps"], kind="step")]
         unknown = errors["not_identifiable"].items()
-        notes = [f"{_NAMES[step]}: not computed, {why}." for step, why in unknown]
-        linear = "Heads of few patients and those trained on the target are linear ones."
+        notes = [f"{_NAMES[step]}: not computed because {why}." for step, why in unknown]
+        linear = "The heads of few patients and the heads trained on the target are linear."
         yield _table("errors", rows, linear, *notes)
     rows = [{**row, "of": "accuracy"} for row in estimates["estimates"]]
     rows += [{**row, "of": f"share of {row['name']}"} for row in estimates["prevalence"]]
@@ -195,7 +195,7 @@ def _named(rows: Sequence[Record], names: Mapping[str, str] = _NAMES, **more: An
 
 
 def _effects(effects: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """Rows, AUROC last; groups whose other mix is not shown to cost anything are one sentence."""
+    """Rows, AUROC last; one sentence replaces the groups whose shares are not shown to matter."""
     names, unshown = dict(_EFFECTS), list[str]()
     for row in effects:
         attribute = row["division"].removeprefix("by ")
@@ -204,7 +204,7 @@ def _effects(effects: Sequence[Record]) -> tuple[list[Record], list[str]]:
             names[f"within_{attribute}"] = f"more errors inside the {attribute} groups"
             unshown += [row["division"]] if row["low"] <= 0 <= row["high"] else []
     rows = [row for row in effects if row["division"] not in unshown]
-    note = f"Other shares of patients {' or '.join(unshown)} are not shown to cost accuracy."
+    note = f"Other shares of the groups {' or '.join(unshown)} are not shown to cost accuracy."
     ordered = sorted(_named(rows, names), key=lambda row: row["division"] == "AUROC")
     return ordered, [note] if unshown else []
 
@@ -231,7 +231,7 @@ def _subgroups(attribute: str, subgroups: Sequence[Record]) -> Table:
 
 
 def _lowest(groups: Sequence[Record]) -> Iterator[str]:
-    """The lowest group by each metric, and how far it is from all other images."""
+    """The group with the lowest value of each metric, and its distance from all other images."""
     keys = ("difference", "difference_low", "difference_high")
     lowest = (
         (name, group["group"], value)
@@ -244,5 +244,5 @@ def _lowest(groups: Sequence[Record]) -> Iterator[str]:
         if value["difference"] is not None:
             points, low, high = (f"{100 * value[key]:+.1f}" for key in keys)
             chance = "" if value["difference_high"] < 0 else "; this may be chance"
-            sentence += f": {points} points from all other images ({low} to {high}){chance}"
+            sentence += f": {points} points against all other images ({low} to {high}){chance}"
         yield sentence + "."

@@ -1,4 +1,4 @@
-"""What features, audit, explain, predict and a comparison of findings have to show."""
+"""Reports on features, audit, explain, predict, and a comparison of findings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -25,7 +25,7 @@ def features(record: Record) -> Iterator[Part]:
 
 
 def _skipped(images: Sequence[Record], file: str) -> Iterator[Table]:
-    """The first images that could not be used, with their reasons; all are in a file."""
+    """The first images that could not be used, with reasons; ``file`` has all of them."""
     rows = [
         {**image, "image": "/".join(image[k] for k in ("domain", "path") if k in image)}
         for image in images[:_SKIPPED]
@@ -37,7 +37,7 @@ def _skipped(images: Sequence[Record], file: str) -> Iterator[Table]:
 
 
 def stores(rows: Sequence[Record]) -> Iterator[Part]:
-    """What ``headrace cache ls`` lists, and the stores that cannot be read."""
+    """The table of ``headrace cache ls``, then the stores that cannot be read."""
     yield Table(
         "",
         (
@@ -63,7 +63,7 @@ def compacted(stores: Mapping[str, Record]) -> list[str]:
 
 
 def audit(record: Record) -> Iterator[Part]:
-    """What ``audit.json`` found: the worst first, what to do about it below."""
+    """The parts of a report on ``audit.json``: findings, the worst first, then advice."""
     findings, counts = record["findings"], {s: n for s, n in record["counts"].items() if n}
     for severity in (severity for severity in counts if severity != _OK):
         rows = [finding for finding in findings if finding["severity"] == severity]
@@ -74,7 +74,7 @@ def audit(record: Record) -> Iterator[Part]:
             rows,
             notes=("The images are named in audit.json.",) if images else (),
         )
-    checks_of: dict[str, dict[str, None]] = {}  # an advice stands once
+    checks_of: dict[str, dict[str, None]] = {}  # each advice is printed once
     for finding in findings:
         checks_of.setdefault(finding["advice"], {})[finding["check"]] = None
     yield from (f"{', '.join(checks)}: {text}." for text, checks in checks_of.items() if text)
@@ -99,10 +99,10 @@ def _near_copies(record: Record) -> Iterator[Table]:
     rows = [{**pair, "image": name, "other image": other} for pair, (name, other) in shown]
     more = len(pairs) - _PAIRS
     notes = [f"{more} more pairs are in audit.json."] if more > 0 else []
-    sheet = f"near_copies.png in results/{record['study']} shows them side by side."
+    sheet = f"The file results/{record['study']}/near_copies.png shows them side by side."
     if rows:
         yield Table(
-            "Pairs of nearly equal images in different roles, most alike first",
+            "Near copies in different roles, most similar first",
             (Column("image"), Column("other image"), Column("how"), Column("likeness", "number")),
             rows,
             notes=(*notes, sheet),
@@ -110,18 +110,18 @@ def _near_copies(record: Record) -> Iterator[Table]:
 
 
 def explain(record: Record) -> Iterator[Part]:
-    """Where the maps of ``explain.json`` lie; see :func:`pipeline.explain.explain`."""
-    yield Heading(f"{record['study']}: what {record['head']} on {record['backbone']} looks at")
+    """The parts of a report on ``explain.json``; see :func:`pipeline.explain.explain`."""
+    yield Heading(f"{record['study']}: where {record['head']} on {record['backbone']} looks")
     yield from better_head(record)
     yield (
-        "Share of the map's mass in the border of the picture (outside of the middle 70 % of each "
-        "side) and in its corners (20 % of each side), by predicted class. Intervals are 95 %, by "
-        "patient."
+        "The tables show how much of a map lies in the border of the image (outside the middle "
+        "70 % of each side) and in its corners (20 % of each side), by predicted class. Intervals "
+        "are 95 %, by patient."
     )
     yield (
-        f"An even map has {record['even']['border']:.2f} and {record['even']['corners']:.2f}. "
-        "More than that, and more than a linear head of shuffled labels has, is a reason to "
-        "look at the pictures."
+        f"An even map has {record['even']['border']:.2f} in the border and "
+        f"{record['even']['corners']:.2f} in the corners. Look at the maps if a share is above "
+        "that, and above the share of a linear head that was fitted to shuffled labels."
     )
     for domain in record["domains"]:
         yield Table(
@@ -139,32 +139,32 @@ def explain(record: Record) -> Iterator[Part]:
             about={"backbone": record["backbone"], "domain": domain["domain"]},
             notes=(_shortcut_test(domain["audit"]),),
         )
-    yield f"Pictures with their maps, which are patient data: {record['folder']}"
+    yield f"Images with their maps are in {record['folder']}. They are patient data."
 
 
 def better_head(record: Record) -> Iterator[str]:
-    """Why a record of maps is not of the head that is best on validation."""
+    """Why the maps are not those of the head that is best on validation."""
     if best := record["instead_of"]:
         yield (
             f"The best head on validation, {best['head']} on {best['backbone']}, has no maps: "
-            f"{best['reason']}. {record['head']} on {record['backbone']} is the best of those "
-            "that have."
+            f"{best['reason']}. {record['head']} on {record['backbone']} is the best head that has "
+            "maps."
         )
 
 
 def _shortcut_test(auc: Record) -> str:
-    """What the audit says of the same regions."""
+    """The audit's result for the same regions."""
     if not auc:
-        return "What the border alone predicts: run headrace audit STUDY."
+        return "Run headrace audit STUDY to test what the border alone predicts."
     regions = [
-        f"the {region} alone {value['estimate']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+        f"{value['estimate']:.2f} ({value['low']:.2f} to {value['high']:.2f}) from the {region}"
         for region, value in auc.items()
     ]
-    return f"Shortcut test of headrace audit, AUC for the class: {', '.join(regions)}."
+    return f"The audit predicts the class from one region alone; AUC {', '.join(regions)}."
 
 
 def predict(record: Record) -> Iterator[Part]:
-    """What a saved head predicts for new images, as ``headrace predict --json`` prints it."""
+    """The parts of a report on a record of ``headrace predict --json``."""
     rows = [{**row, "probability": max(row["probability"])} for row in record["rows"]]
     columns = (Column("image", field="path"), Column("predicted"), Column("probability", "share"))
     yield Table("", columns, rows)
@@ -173,20 +173,22 @@ def predict(record: Record) -> Iterator[Part]:
     images, right = (sum(c[what] for c in folders.values()) for what in ("images", "right"))
     if images:
         by_class = ", ".join(f"{name} {c['right']} of {c['images']}" for name, c in folders.items())
-        yield f"Right by folder: {right} of {images} ({percent(right / images)}); {by_class}."
+        yield (
+            f"The prediction agrees with the class folder for {right} of {images} images "
+            f"({percent(right / images)}): {by_class}."
+        )
     yield (
-        f"Head {record['head']} on {record['backbone']}, fitted on "
-        f"{counted(record['images'], 'image')} of {record['study']}. "
-        f"{counted(record['computed'], 'image')} computed, "
-        f"{max(len(rows) - record['computed'], 0)} from the store."
+        f"The head is {record['head']} on {record['backbone']}, fitted to "
+        f"{counted(record['images'], 'image')} of {record['study']}. Features: "
+        f"{record['computed']} computed, {max(len(rows) - record['computed'], 0)} from the store."
     )
     if record["contains_training_features"]:
-        yield "The model file holds features of its training images: treat it as patient data."
+        yield "The model file holds features of its training images. Treat it as patient data."
     yield "Research software, not a medical device: no diagnosis may rest on this."
 
 
 def predictions(record: Record) -> Table:
-    """Every image with the study of the head and the probability of each class, for ``--csv``."""
+    """The table of ``--csv``: each image, the study of the head, the probability of each class."""
     fields = [f"probability of {name}" for name in record["classes"]]
     columns = (
         *map(Column, ("path", "key", "predicted")),
@@ -197,20 +199,20 @@ def predictions(record: Record) -> Table:
 
 
 def exported(card: Record) -> Iterator[str]:
-    """What ``headrace export`` says: how near the file is to the model, and its limits."""
+    """The lines of ``headrace export``: how close the file is to the model, and its limits."""
     largest = card["compared"]["largest_difference"]
-    yield f"Probabilities differ from the model's by {largest:.0e} at most."
+    yield f"Its probabilities differ from those of the model by {largest:.0e} at most."
     for metric, name in (("accuracy", "Accuracy"), ("auroc", "AUROC")):
         if both := card.get("int8", {}).get(metric):
-            values = f"{both['float32']:.3f}, with 8 bits {both['int8']:.3f}"
-            yield f"{name} on validation: {values}."
+            values = f"{both['float32']:.3f} before and {both['int8']:.3f} after"
+            yield f"{name} on validation is {values} rounding to 8 bits."
     yield from card["limits"]
 
 
-#: Of the tables over findings, by stage: title and columns between the finding and p.
+#: Tables over findings, by stage: title, and the columns between the finding and p.
 _FINDINGS = {
     "heads": (
-        "Best head by validation of each finding; p: AUROC against 0.5",
+        "Best head on validation for each finding; p tests AUROC against 0.5",
         (
             Column("backbone"),
             Column("domain"),
@@ -222,7 +224,7 @@ _FINDINGS = {
         ),
     ),
     "shift": (
-        "AUROC of each finding on the source and on a target; p: the loss against 0",
+        "AUROC of each finding on the source and on a target; p tests the loss against 0",
         (
             Column("backbone"),
             Column("target"),
@@ -233,7 +235,7 @@ _FINDINGS = {
         ),
     ),
     "audit": (
-        "Tests for shortcuts of each finding; p: AUC against 0.5",
+        "Shortcut tests of each finding; p tests AUC against 0.5",
         (Column("where"), Column("check"), Column("AUC", "share", interval=True, field="auc")),
     ),
 }
@@ -247,7 +249,7 @@ def findings(record: Record) -> Iterator[Table]:
     ]
     if rows:
         yield Table(
-            f"{title}, adjusted for all rows (Holm)",
+            f"{title} and is adjusted for all rows (Holm)",
             (Column("finding"), *columns, Column("p", "p", field="p_adjusted")),
             rows,
             key=f"findings_{record['stage']}",

@@ -1,7 +1,7 @@
-"""What a study found, at a glance: the head of the page, one sentence, four lights.
+"""The summary of a study: the best head, its headline, and four status lights.
 
-All of it is about the head that is best on validation among all backbones; only the light of
-shift warns of a loss of any head that was analysed.
+All of it is about the head that is best on validation among all backbones. Only the light
+"Shift" also warns of a loss of another head that was analysed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,13 +18,13 @@ _Records = Mapping[str, Record]
 #: (estimate, low, high).
 Interval = tuple[float, float | None, float | None]
 
-#: Checks of the audit that show a shortcut: something but the disease predicts the label.
+#: Checks of the audit that find shortcuts: something other than the disease predicts the label.
 _SHORTCUTS = ("file properties", "border", "corners")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageHead:
-    """The head that a page is about, and its accuracy by domain, first on validation."""
+    """The head that a page is about; ``accuracy`` is by domain, validation first."""
 
     name: str
     backbone: str
@@ -32,7 +32,7 @@ class PageHead:
 
 
 def page_head(heads: Record | None) -> PageHead | None:
-    """The best head on validation in the record of ``headrace heads``, where there is one."""
+    """The best head on validation in the record of ``headrace heads``; None without a record."""
     if heads is None:
         return None
     backbone, name = heads_by_validation(heads["backbones"])[0]
@@ -41,7 +41,7 @@ def page_head(heads: Record | None) -> PageHead | None:
 
 
 def _accuracy(record: Record, backbone: str, name: str, column: str) -> dict[str, Interval]:
-    """Accuracy by domain of a head or a method; of several seeds the first."""
+    """Accuracy by domain of a head or a method; the first seed if there are several."""
     return {
         name_of_domain(domain): _interval(row["scores"]["accuracy"])
         for domain in _domains(record, backbone)
@@ -60,7 +60,7 @@ def _interval(value: Record) -> Interval:
 
 
 def models(records: _Records, head: PageHead) -> dict[str, Mapping[str, Interval]]:
-    """Accuracy by domain of the head of the page, the linear one, the best trained network."""
+    """Accuracy by domain of the page's head, the linear head and the best trained network."""
     series: dict[str, Mapping[str, Interval]] = {head.name: head.accuracy}
     if linear := _accuracy(records["heads"], head.backbone, "linear", "head"):
         series["linear"] = linear
@@ -75,20 +75,22 @@ def models(records: _Records, head: PageHead) -> dict[str, Mapping[str, Interval
 
 
 def headline(records: _Records, head: PageHead | None) -> str:
-    """What a study found, in a few short sentences."""
+    """The result of a study in a few short sentences."""
     leaks, sentences = _count_leaks(records), ["No head has been compared yet."]
     if head is not None:
         effects = _effects(records.get("shift"), head)
-        sentences = [*_accuracies(head, effects), *_regained(effects)]
+        sentences = [*_accuracies(head, effects), *_gain_of_training(effects)]
     if leaks:
-        sentences.insert(0, "Images or patients leak: do not trust the numbers on this page.")
+        sentences.insert(
+            0, "Images or patients are in two roles: do not trust the numbers on this page."
+        )
     elif leaks == 0:
         sentences.append("No leak was found.")
     return " ".join(sentences)
 
 
 def _effects(shift: Record | None, head: PageHead) -> dict[str, dict[str, Record]]:
-    """Why the head of the page loses accuracy, by target and name of the effect."""
+    """The effects behind the loss of the page's head, by target and name of the effect."""
     return {
         target["target"]: _by_name(target)
         for target in (shift["targets"] if shift else ())
@@ -101,7 +103,7 @@ def _by_name(target: Record) -> dict[str, Record]:
 
 
 def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
-    """Accuracy on the source, and where it falls from that."""
+    """Sentences on the accuracy on the source and on each target."""
     (domain, on_source), *targets = head.accuracy.items()
     level = f"{_percent(on_source)} on {_PATIENTS.get(domain, domain)}"
     falls: list[str] = []
@@ -130,8 +132,8 @@ def _disjoint(lower: Interval, upper: Interval) -> bool:
     return lower[2] is not None and upper[1] is not None and lower[2] < upper[1]
 
 
-def _regained(effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
-    """How much of each loss a head that is trained on the target would regain."""
+def _gain_of_training(effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
+    """How much of each loss a head trained on the target would regain."""
     regained: dict[str, list[str]] = {}
     not_shown = []
     for target, of_target in effects.items():
@@ -146,7 +148,7 @@ def _regained(effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
             not_shown.append(target)
     if regained:
         text = _list([f"{how} of the loss on {_list(of)}" for how, of in regained.items()])
-        yield f"{text[0].upper()}{text[1:]} would be regained by training there."
+        yield f"Training on the target would regain {text}."
     if not_shown:
         yield f"Training on {_list(not_shown)} is not shown to regain the loss."
 
@@ -159,13 +161,13 @@ def _list(values: Sequence[str]) -> str:
     return " and ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
 
 
-#: What was looked at; ``good``, ``warn``, ``bad`` or ``unknown``; the word for those who see no
-#: colour.
+#: Name; ``good``, ``warn``, ``bad`` or ``unknown``; the same in words, for readers who see no
+#: colours.
 _Light = tuple[str, str, str]
 
 
 def lights(records: _Records, head: PageHead | None) -> list[_Light]:
-    """What must be right before numbers are believed."""
+    """The four lights: what must be right before the numbers are believed."""
     return [
         ("Leaks", *_leaks(_count_leaks(records))),
         ("Shortcuts", *_shortcuts(records.get("audit"))),
@@ -175,7 +177,7 @@ def lights(records: _Records, head: PageHead | None) -> list[_Light]:
 
 
 def _count_leaks(records: _Records) -> int | None:
-    """Findings of the audit, or what the heads were fitted in spite of; None: not checked."""
+    """Leaks that the audit found, or else those that ``heads`` warned of; None: not checked."""
     in_heads = len(records["heads"].get("leaks", ())) if "heads" in records else 0
     return int(records["audit"]["counts"]["leak"]) if "audit" in records else in_heads or None
 
@@ -223,11 +225,11 @@ def _patients(heads: Record | None) -> tuple[str, str]:
 
 
 def aurocs_of_findings(rows: Sequence[Record]) -> dict[str, dict[str, Interval]]:
-    """By domain, first validation, the AUROC of each finding.
+    """The AUROC of each finding, by domain, validation first.
 
     Args:
-        rows: Of the table over the findings of ``headrace heads``; of several backbones each
-            finding has the one that is best on validation.
+        rows: Rows of ``headrace heads``'s table over the findings. If there are several
+            backbones, each finding uses the one that is best on validation.
     """
     on_validation = [row for row in reversed(rows) if row["role"] == "validation"]
     on_validation.sort(key=lambda row: row["accuracy"]["estimate"])
@@ -247,12 +249,12 @@ def headline_of_findings(count: int, series: Mapping[str, Mapping[str, Interval]
         ends = dict.fromkeys((ordered[0], ordered[-1]))
         span = " to ".join(f"{values[name][0]:.2f} ({name})" for name in ends)
         ranges.append(f"{span} on {_PATIENTS.get(domain, domain)}")
-    sentences = [f"{counted(count, 'finding')} an image, each with a page of its own."]
+    sentences = [f"The study has {counted(count, 'finding')}, each with its own page."]
     return " ".join([*sentences, *([f"AUROC is {_list(ranges)}."] if ranges else [])])
 
 
 def lights_of_findings(pages: Iterable[Sequence[_Light]]) -> list[_Light]:
-    """Of each light the worst among the findings, and of how many it is."""
+    """The worst state of each light among the findings, and how many findings have it."""
     lights = []
     for same in zip(*pages, strict=True):
         name, state, word = min(same, key=lambda light: _WORST.index(light[1]))

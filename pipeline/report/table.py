@@ -27,7 +27,7 @@ def _share(value: float) -> str:
     return text[1:] if text.startswith("0.") else text[:4]
 
 
-#: How the numbers of a kind of column are written. ``percent`` and ``points`` take shares;
+#: How the numbers of each kind of column are written. ``percent`` and ``points`` take shares;
 #: ``change`` is a signed number. Columns of any other kind hold text.
 _NUMBERS: Mapping[str, Callable[[float], str]] = {
     "share": _share,
@@ -50,9 +50,9 @@ class Column:
         kind: A key of :data:`_NUMBERS`, ``text``, or ``mark`` (a star where the value is true).
         help: One sentence for readers; the page shows it below the table.
         interval: Whether the values are (estimate, low, high).
-        csv_only: Whether people are not shown it.
-        field: Of the record's row; empty: the name, or, for an interval, the row's own
-            ``estimate``, ``low`` and ``high``.
+        csv_only: Whether the column is in the CSV file alone.
+        field: Key of the value in a row of the record. Empty: the name; for an interval, the
+            row's own ``estimate``, ``low`` and ``high``.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Column:
 
     @property
     def header(self) -> str:
-        """What people read above the values."""
+        """The text above the values."""
         return "" if self.kind == "mark" else printable(self.name)
 
     @property
     def is_number(self) -> bool:
-        """Whether the values stand to the right."""
+        """Whether the values are numbers, which are aligned to the right."""
         return self.kind in _NUMBERS
 
     def of(self, row: Record) -> Any:
@@ -92,8 +92,8 @@ class Table:
         records: JSON values of each row.
         notes: Sentences below the table.
         key: Stem of the CSV file; tables with the same key share it. Empty: no file.
-        about: What all rows are about, such as the target; columns of the CSV file.
-        detail: Whether a terminal leaves it out; it is in every other output.
+        about: What all rows have in common, such as the target; columns of the CSV file.
+        detail: Whether a terminal leaves the table out; all other outputs have it.
     """
 
     title: str
@@ -108,17 +108,17 @@ class Table:
     def rows(self) -> list[tuple[Any, ...]]:
         """A value for each column: text, a number, a bool, (estimate, low, high), or None.
 
-        Bounds may be None; None is what is not known.
+        Bounds may be None. None means not known.
         """
         return [tuple(column.of(record) for column in self.columns) for record in self.records]
 
     def values(self, name: str) -> list[Any]:
-        """Those of one column, row by row."""
+        """The values of one column, row by row."""
         (column,) = [column for column in self.columns if column.name == name]
         return [column.of(record) for record in self.records]
 
     def shown(self) -> tuple[list[Column], list[list[str]]]:
-        """Columns for people that hold a value in some row, and the texts of each row."""
+        """The columns that hold a value in some row and are not ``csv_only``; the rows as text."""
         texts = [
             [format_value(v, column.kind) for v, column in zip(row, self.columns, strict=True)]
             for row in self.rows
@@ -131,13 +131,13 @@ class Table:
         return [self.columns[k] for k in shown], [[row[k] for k in shown] for row in texts]
 
     def legend(self) -> list[str]:
-        """Notes, then what columns mean where that needs a sentence."""
+        """The notes, then the help of each shown column that has one."""
         columns, _ = self.shown()
         return [*self.notes, *(f"{c.name}: {c.help}" for c in columns if c.help)]
 
 
 class Heading(str):
-    """A part of a report that begins a section, such as one target."""
+    """The heading of a section of a report, such as one target."""
 
     __slots__ = ()
 
@@ -148,12 +148,12 @@ class Detail(str):
     __slots__ = ()
 
 
-#: What a stage's module makes of a record. A plain string is a paragraph.
+#: One part of a report. A plain string is a paragraph.
 Part = Table | str
 
 
 def about(parts: Iterable[Part], **names: str) -> Iterator[Part]:
-    """Parts whose tables are about this, and about what they were."""
+    """The same parts, with ``names`` added in front of what their tables are ``about``."""
     for part in parts:
         if isinstance(part, Table):
             yield replace(part, about={**names, **part.about})
@@ -178,7 +178,7 @@ def format_value(value: Any, kind: str) -> str:
 
 
 def terminal_text(parts: Iterable[Part]) -> str:
-    """What a terminal is shown: all parts but the details, with an empty line between."""
+    """The text for a terminal: all parts but the details, with an empty line between."""
     texts = (
         _to_terminal(part) if isinstance(part, Table) else _wrapped(part)
         for part in parts
@@ -188,7 +188,7 @@ def terminal_text(parts: Iterable[Part]) -> str:
 
 
 def _to_terminal(table: Table) -> str:
-    """Lines without colour; where they are too long, words are broken and numbers are not."""
+    """Lines without colour; in lines that are too long, words may be broken, numbers may not."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable

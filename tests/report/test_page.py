@@ -148,7 +148,7 @@ def test_how_a_figure_is_read_is_said_once_and_where_the_others_are(study):
     change(study, "shift", values)
     text = page_of(study).text
     said = [s for _, what, how in FIGURES.values() for s in (what, *re.split(r"(?<=\.) ", how))]
-    for sentence in (*said, "Backbone tiny. Figures of the others are in the folder figures."):
+    for sentence in (*said, "The figures are of the backbone tiny. The folder figures has"):
         assert text.count(sentence) == 1, sentence
 
 
@@ -239,7 +239,7 @@ def test_a_record_that_cannot_be_read_is_named(study):
     for line in (
         f"{results / 'heads.json'} is not as headrace heads writes it",
         f"{results / 'audit.json'} is not as headrace audit writes it",
-        "shift.json is of another version; run headrace shift STUDY again",
+        "shift.json was written by another version; run headrace shift STUDY again",
         f"{figure} is not the file that finetune.json was written with",
         "Run headrace finetune STUDY again",
     ):
@@ -260,14 +260,16 @@ def test_an_index_over_findings_has_a_first_screen_like_the_pages(study):
     page = Page(Path(write_index(study, {"Edema": written})["file"]).read_text())
     tags = [tag for tag, _ in page.tags]
     assert tags.index("h1") < tags.index("strong") < tags.index("img") < tags.index("nav")
-    assert "each with a page of its own. AUROC is 0.81 (Edema) on far." in page.text
+    assert "each with its own page. AUROC is 0.81 (Edema) on far." in page.text
     assert [a["alt"] for a in page.all("img")] == ["AUROC by finding. far: Edema 0.81"]
     assert all(word in page.text for _, _, word in written["lights"])
     links = ["#findings", "#heads", "#shift", "#audit", "report.html"]
     assert [a["href"] for a in page.all("a")] == links
     assert f"Edema : {written['sentence']}" in page.text
-    assert "Best head by validation of each finding" in page.text
-    assert "findings_shift.json is of another version; run headrace shift STUDY" in page.text
+    assert "Best head on validation for each finding" in page.text
+    assert (
+        "findings_shift.json was written by another version; run headrace shift STUDY" in page.text
+    )
     assert "findings_audit.json is not as headrace audit writes it" in page.text
 
 
@@ -283,11 +285,11 @@ def test_records_that_do_not_belong_together_are_named_at_the_top(study):
     """Other features, other labels, another domain; the command names them too."""
     (row,) = record(study, "features")["backbones"]
     change(study, "features", {"backbones": [{**row, "fingerprint": "0" * 64}]})
-    warning = "shift.json was made from other features of tiny than features.json"
+    warning = "shift.json used other features of tiny than features.json describes"
     assert write_page(study)["stale"] == [warning]
     with predictions(study) as kept:
         kept.label[kept.domain == "far"] ^= 1
-    labels = "heads.json and shift.json have different images, labels or classes of far"
+    labels = "heads.json and shift.json have different images, labels or classes for far"
     assert write_page(study)["stale"] == [labels, warning]
     with predictions(study) as kept:
         kept.domain[kept.domain == "far"] = "other"
@@ -334,7 +336,7 @@ def test_images_are_shown_to_the_owner_alone_and_only_when_asked_for(study, orig
 def test_errors_have_maps_where_they_were_drawn(study):
     """Until then the page says how; a sheet that was exchanged is not shown."""
     head = page_head(record(study, "heads"))
-    assert "No maps of what moved the score: there is no" in text_of(study, images=True)
+    assert "There are no maps of what moved the score: there is no" in text_of(study, images=True)
     files = {"far-target-errors.png": png_of(new_figure, 1.0), "far-target-sample.png": b""}
     best = {"backbone": head.backbone, "head": head.name, "reason": "it has no layers"}
     for name, instead_of, shown in (
@@ -348,15 +350,15 @@ def test_errors_have_maps_where_they_were_drawn(study):
         values["domains"] = [{"domain": "far", "role": "target"}]
         write_set(folder / "explain.json", values, files)
         page = page_of(study, images=True)
-        maps = [image for image in page.all("img") if "surest of" in image["alt"]]
-        alts = [image["alt"].split(" is surest")[0] for image in maps]
-        assert alts == [f"far: errors that {name}" for name in shown]
+        maps = [image for image in page.all("img") if "the highest probability" in image["alt"]]
+        alts = [image["alt"].split(" gives")[0] for image in maps]
+        assert alts == [f"far: the errors to which {name}" for name in shown]
         assert ("run headrace explain STUDY first" in page.text) == (not shown)
         assert ("has no maps: it has no layers. ridge on tiny" in page.text) == (name == "ridge")
     sheet = base64.b64encode(files["far-target-errors.png"]).decode()
     assert maps[0]["src"] == f"data:image/png;base64,{sheet}"
     (folder / "far-target-errors.png").write_bytes(b"another")
-    assert "No maps of what moved the score" in text_of(study, images=True)
+    assert "There are no maps of what moved the score" in text_of(study, images=True)
 
 
 def test_strips_and_the_sheet_of_errors_show_what_they_say(study):

@@ -57,8 +57,10 @@ def test_what_a_table_of_heads_leaves_open_says_how_many_patients_would_settle_i
         patients = {"mlp": 1240}.get(row["head"])
         row["differences"]["accuracy"] = {"patients_to_settle": patients}
     text = " ".join(show("heads", records["heads"]).split())
-    assert text.count("Too few patients for an interval of AUROC: 2 of each") == 1
-    assert "decide the differences left open: mlp 1,240." in text
+    assert (
+        text.count("too few patients for an interval of AUROC. An interval needs at least 2") == 1
+    )
+    assert "decide the inconclusive differences: mlp 1,240." in text
 
 
 def test_audit_shows_the_worst_first_and_each_advice_once(records):

@@ -68,8 +68,8 @@ def audit_of(leak=0, **severities):
 
 FALLS = "Accuracy falls from 96 % on new patients of the source to"
 IS = "Accuracy is 96 % on new patients of the source."
-MOST = "Most of the loss on b would be regained by training there. No leak was found."
-LEAK = "Images or patients leak: do not trust the numbers on this page."
+MOST = "Training on the target would regain most of the loss on b. No leak was found."
+LEAK = "Images or patients are in two roles: do not trust the numbers on this page."
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_over_findings_the_range_of_aurocs_is_said():
     series = aurocs_of_findings(rows)
     assert series["b"] == {"Edema": (0.9, 0.87, 0.93), "Mass": (0.6, 0.57, 0.63)}
     assert headline_of_findings(2, series) == (
-        "2 findings an image, each with a page of its own. AUROC is 0.70 (Mass) to 0.95 (Edema) on "
+        "The study has 2 findings, each with its own page. AUROC is 0.70 (Mass) to 0.95 (Edema) on "
         "new patients of the source and 0.60 (Mass) to 0.90 (Edema) on b."
     )
     of_one = {"b": {"Mass": (0.6, None, None)}}
-    assert headline_of_findings(1, of_one).endswith("page of its own. AUROC is 0.60 (Mass) on b.")
+    assert headline_of_findings(1, of_one).endswith("its own page. AUROC is 0.60 (Mass) on b.")
 
 
 def test_of_each_light_the_worst_of_the_findings_is_shown():

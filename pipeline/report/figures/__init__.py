@@ -1,6 +1,6 @@
-"""Figures of the stages: which there are, and how they are drawn into a folder.
+"""The figures of all stages: their captions, and how they are drawn.
 
-matplotlib is imported only when a figure is drawn: the page needs names and captions alone.
+matplotlib is imported only when a figure is drawn: the page needs only names and captions.
 """
 
 import logging
@@ -20,21 +20,21 @@ from pipeline.words import as_file_name, printable
 
 _LOG = logging.getLogger(__name__)
 FOLDER = "figures"
-#: Begins the names of pictures of patients; see :mod:`pipeline.report.pictures`.
+#: Start of the names of files with images of patients; see :mod:`pipeline.report.pictures`.
 ERROR_SHEET = "heads-errors"
 
 _POINT = (
-    "A point is the estimate and the line through it its 95 % interval over patients. Where the "
-    "line crosses 0, no difference is shown."
+    "A point is the estimate; the line through it is its 95 % interval over patients. If the line "
+    "crosses 0, no difference is shown."
 )
 _BAR = "The thin line is the 95 % interval over patients."
 _EPOCHS = (
-    "Blue: images that were trained on. Orange: validation. Where the orange loss rises again, the "
-    "training images are learned by heart."
+    "Blue is the training images, orange is validation. If the orange loss rises again, the model "
+    "overfits the training images."
 )
 
-#: By name: module and function, what the figure shows, and how it is read, which the page says
-#: once. To add one: a function of :class:`Results` and one line here. A name begins with its
+#: By name: module and function; what the figure shows; how to read it, which the page says once.
+#: To add one: write a function of :class:`Results` and one line here. A name begins with its
 #: stage.
 FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
@@ -45,37 +45,41 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         ),
         "heads-roc": (
             "curves.roc",
-            "How well does the best head separate the classes, and are its probabilities true?",
+            "How well does the best head separate the classes? Are its probabilities right?",
             (
-                "ROC: the nearer to the upper left corner, the better; on the grey line the head "
-                "guesses. A dot is the choice of the most probable class. Reliability: on the grey "
-                "line, of 100 images called 80 % probable, 80 are so."
+                "ROC: a curve near the upper left corner is good; the grey line is guessing. A dot "
+                "marks the choice of the most probable class. Reliability: on the grey line, 80 "
+                "of 100 images with a probability of 80 % are positive."
             ),
         ),
         "heads-benefit": (
             "curves.benefit",
-            "Is it worth treating by the best head, rather than all or nobody?",
+            "Is it better to treat by the best head than to treat all or nobody?",
             (
-                "A false positive costs the odds of the threshold. The head is worth using where "
-                "its line is above both grey ones."
+                "A false positive costs the odds of the threshold. The head is useful where its "
+                "line is above both grey lines."
             ),
         ),
         "heads-confusion": (
             "curves.confusion",
             "Which classes does the best head confuse? Images by true and predicted class.",
-            "Each row holds the images of one class; those on the diagonal are classified rightly.",
+            "A row holds the images of one class. Those on the diagonal are classified correctly.",
         ),
-        "heads-curves": ("curves.heads", "Has training by epochs settled?", _EPOCHS),
+        "heads-curves": ("curves.heads", "Has the training of the heads converged?", _EPOCHS),
         "finetune-forest": (
             "forest.finetune",
             "Is a trained network better than lp, the head on frozen features?",
             _POINT,
         ),
-        "finetune-curves": ("curves.finetune", "Has training of the networks settled?", _EPOCHS),
+        "finetune-curves": (
+            "curves.finetune",
+            "Has the training of the networks converged?",
+            _EPOCHS,
+        ),
         "shift-effects": (
             "forest.effects",
             "Why is accuracy lost? The loss of the head, divided in several ways.",
-            f"Bars of one colour add up to the loss, the dashed line. {_BAR}",
+            f"Bars of one colour add up to the loss, which is the dashed line. {_BAR}",
         ),
         "shift-adaptation": (
             "forest.adaptation",
@@ -86,13 +90,13 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             "curves.feature_map",
             "Do images of the domains look alike to the network?",
             (
-                "A point is an image; images with like features lie close together. The axes are "
-                "the first two principal components."
+                "A point is an image; images with similar features lie close together. The axes "
+                "are the first two principal components."
             ),
         ),
         "shift-subgroups": (
             "forest.subgroups",
-            "Does the head fail a group of patients?",
+            "Is the head worse for a group of patients?",
             "A point is the target, a tick the source. Groups without a mark have too few images.",
         ),
     }
@@ -100,12 +104,12 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 
 
 class NothingToDrawError(Exception):
-    """The stage's files do not hold what this figure shows; the message says what."""
+    """The stage's files lack what this figure shows; the message says what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a stage found on one backbone.
+    """The results of a stage on one backbone.
 
     Attributes:
         record: The stage's JSON values.
@@ -132,7 +136,11 @@ class Results:
         return next(row for row in rows if row["backbone"] == self.backbone)
 
     def tables(self, key: str) -> list[Table]:
-        """Tables with this key about this backbone that have rows; at least one, or it raises."""
+        """The tables with this key and with rows about this backbone.
+
+        Raises:
+            NothingToDrawError: There is none.
+        """
         tables = [
             part
             for part in self.parts
@@ -146,7 +154,7 @@ class Results:
 
 
 def stored_arrays(results: ResultSet) -> bytes:
-    """The file of a stage's probabilities; empty where it has none."""
+    """The content of a stage's file of probabilities; empty if it has none."""
     return next((results.read(name) for name in results.digests if name.endswith(".h5")), b"")
 
 
@@ -161,13 +169,13 @@ def draw(
     A figure that cannot be drawn is named in the log with the reason, and the others go on.
 
     Args:
-        stage: That has just been run.
+        stage: The stage that has just been run.
         record: Its JSON values.
         file: Its probabilities; see :func:`stored_arrays`.
-        beside: By name, what else is drawn at the same time, and returns such images too.
+        beside: By name, other functions that return such images; they run at the same time.
 
     Returns:
-        PNG of each, by name below the study's results.
+        The PNG files, by name below the study's results.
     """
     predictions = predictions_in(file) if file else {}
     parts = tuple(parts_of(stage, record))
@@ -194,7 +202,7 @@ def draw(
 
 
 def backbones_of(record: Mapping[str, Any]) -> list[str]:
-    """Backbones that the record of a stage is about, in its order."""
+    """The backbones in the record of a stage, in its order."""
     rows = [row for name in ("backbones", "targets") for row in record.get(name, ())]
     return list(dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping)))
 

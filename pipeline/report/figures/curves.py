@@ -33,11 +33,11 @@ from pipeline.words import printable
 
 _KINDS = ("loss", "accuracy")
 _SPLITS = (("fit", BLUE), ("validation", VERMILION))
-#: Beyond this many classes a cell is too small for its count.
+#: With more classes than this a cell is too small for its count.
 _COUNTED = 12
 #: Labels ``(n,)`` and probabilities ``(n, K)``.
 _Scored = tuple[NDArray[np.int64], NDArray[np.float64]]
-#: Of a line: ``x`` and ``y`` of shape ``(m,)``, its text below, points to mark.
+#: A line: ``x`` and ``y`` of shape ``(m,)``, its label, points to mark.
 _Curve = tuple[NDArray[np.float64], NDArray[np.float64], str, Sequence[tuple[float, float]]]
 
 
@@ -59,7 +59,7 @@ def _of_best(results: Results) -> tuple[str, dict[str, _Scored]]:
 
 
 def roc(results: Results) -> Figure:
-    """ROC of the best head by domain, of each of more than two classes; beside it reliability."""
+    """ROC curves of the best head by domain (and class, if more than two), and reliability."""
     best, scored = _of_best(results)
     squares: dict[str, list[_Curve]] = {}
     for domain, (label, proba) in scored.items():
@@ -97,7 +97,7 @@ def _roc(positive: NDArray[np.bool_], score: NDArray[Any], name: str) -> _Curve:
 def _reliability(scored: _Scored, name: str) -> _Curve:
     """CORP reliability (Dimitriadis 2021): the monotone curve that recalibration would follow.
 
-    The event is the second of two classes, else that the prediction is right.
+    The event is the second of two classes; with more classes, that the prediction is right.
     """
     from scipy.optimize import isotonic_regression  # late: a third of a second to import
 
@@ -110,7 +110,7 @@ def _reliability(scored: _Scored, name: str) -> _Curve:
 
 
 def _draw_square(axes: Axes, title: str, curves: Sequence[_Curve]) -> None:
-    """Shares against shares, with the diagonal; names below, where they cover no curve."""
+    """Draw shares against shares, with the diagonal; the legend stands below the panel."""
     for k, (x, y, text, marks) in enumerate(curves):
         look: dict[str, Any] = {"color": colour(k), "linestyle": dash(k), "linewidth": 1.1}
         axes.plot(x, y, label=shortened(text), **look)
@@ -156,7 +156,7 @@ def confusion(results: Results) -> Figure:
     """Counts of the best head in each domain, shaded by the share of the true class."""
     K = len(results.classes)
     if K == 2:
-        raise NothingToDrawError("of two classes the ROC says the same")
+        raise NothingToDrawError("for two classes the ROC shows the same")
     best, scored = _of_best(results)
     figure, cells = panels(len(scored), height=0.9 + 0.22 * K, sharey=True)
     for axes, (domain, (label, proba)) in zip(cells, scored.items(), strict=True):
@@ -176,7 +176,7 @@ def confusion(results: Results) -> Figure:
 
 
 def feature_map(results: Results) -> Figure:
-    """Images on two principal components: colour by domain, shade and marker by class."""
+    """Images on two principal components; colours are domains, shades and markers are classes."""
     with h5py.File(BytesIO(results.file)) as file:
         curves = file[results.backbone].get("curves", {})
         maps = {
@@ -204,7 +204,7 @@ def feature_map(results: Results) -> Figure:
 
 
 def _pale(hue: str, k: int, classes: int) -> tuple[float, ...]:
-    """From pale for the first class to full for the last."""
+    """A shade of the colour, from pale for the first class to full for the last."""
     strength = 0.45 + 0.55 * k / max(1, classes - 1)
     return tuple(1 - strength * (1 - np.array(to_rgb(hue))))
 
@@ -213,13 +213,13 @@ def _pale(hue: str, k: int, classes: int) -> tuple[float, ...]:
 
 
 def heads(results: Results) -> Figure:
-    """Curves of heads that train in epochs, of their first seed."""
+    """Learning curves of the heads that train in epochs; first seed."""
     heads = results.of_backbone["heads"]
     return _learning_curves({head["head"]: head["curves"] for head in heads if head["curves"]})
 
 
 def finetune(results: Results) -> Figure:
-    """Curves of the first seed of each method that trains; fit with dropout, as it was trained."""
+    """Learning curves of each method; first seed. Fit values are with dropout, as in training."""
     names = [f"{split}_{kind}" for split, _ in _SPLITS for kind in _KINDS]
     runs: dict[str, dict[str, list[float | None]]] = {}
     for model in results.of_backbone["models"]:
@@ -230,7 +230,7 @@ def finetune(results: Results) -> Figure:
 
 
 def _learning_curves(runs: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Figure:
-    """A row of two panels for each model, of values by epoch under ``fit_loss`` and so on."""
+    """Two panels for each model: loss and accuracy by epoch, from ``fit_loss`` and so on."""
     if not runs:
         raise NothingToDrawError("there are no curves by epoch")
     figure = new_figure(0.4 + (2.0 if len(runs) < 3 else 1.5) * len(runs))

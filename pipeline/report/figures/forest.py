@@ -1,4 +1,4 @@
-"""Values with their intervals, a row each: heads, methods, effects, groups, the page's figures."""
+"""Forest plots: heads, methods, effects, subgroups, and the page's first figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline.words import printable
 
 #: (estimate, low, high); bounds may be None.
 _Interval = tuple[float, Any, Any]
-#: Value and look of a row by its name.
+#: Value and style of each row, by its name.
 _Rows = Mapping[str, tuple[_Interval, Mapping[str, Any]]]
 
 
@@ -37,12 +37,12 @@ def heads(results: Results) -> Figure:
 
 
 def finetune(results: Results) -> Figure:
-    """The same of methods, against the head on frozen features."""
+    """Points of accuracy that each method gains over the head on frozen features."""
     return _against(results, "finetune", "method", "lp")
 
 
 def _against(results: Results, key: str, column: str, baseline: str) -> Figure:
-    """Without the head that knows class frequencies alone: it would press the others flat."""
+    """Differences from the baseline; without ``prior``, whose large one would hide the others."""
     of_panel: dict[str, _Rows] = {}
     for table in results.tables(key):
         names = table.values(column)
@@ -56,7 +56,7 @@ def _against(results: Results, key: str, column: str, baseline: str) -> Figure:
 
 
 def adaptation(results: Results) -> Figure:
-    """Points of accuracy that methods and labels of the target gain over the unadapted head."""
+    """Points of accuracy that adaptation and target labels gain over the unadapted head."""
     of_panel: dict[str, _Rows] = {}
     with_labels = {"color": ORANGE, "marker": "s"}
     for table in results.tables("shift_adaptation"):
@@ -70,7 +70,7 @@ def adaptation(results: Results) -> Figure:
 
 
 def aurocs(series: Mapping[str, Mapping[str, _Interval]]) -> Figure:
-    """AUROC of each finding by domain, a line at chance: the figure of the page over findings."""
+    """AUROC of each finding by domain, with a line at chance: first figure of the index page."""
     of_panel: dict[str, _Rows] = {
         domain: {finding: (value, {}) for finding, value in values.items()}
         for domain, values in series.items()
@@ -91,7 +91,7 @@ def _gains(
     line: float = 0,
     scale: float = 100,
 ) -> Figure:
-    """A panel for each domain, a row for each name, around a line where there is nothing."""
+    """A panel for each domain, a row for each name, and a line at no difference."""
     names = list(dict.fromkeys(name for rows in of_panel.values() for name in rows))
     if not names:
         raise NothingToDrawError("nothing is compared")
@@ -144,7 +144,7 @@ def effects(results: Results) -> Figure:
 
 
 def subgroups(results: Results) -> Figure:
-    """A panel for each metric, a row for each group: the target, and as a tick the source."""
+    """A panel for each metric and a row for each group; a tick is the value on the source."""
     tables = results.tables("shift_subgroups")
     metrics = [m for m in METRICS.values() if any(any(t.values(m)) for t in tables)]
     if not metrics:
@@ -179,10 +179,10 @@ def _groups(table: Table) -> list[str]:
 
 
 def summary(series: Mapping[str, Mapping[str, _Interval]]) -> Figure:
-    """Accuracy by domain, a colour and a marker for each model: the figure of the page.
+    """Accuracy by domain, with a colour and a marker for each model: the page's first figure.
 
     Args:
-        series: By name of the model, its accuracy by domain; of the first in every domain.
+        series: Accuracy by domain for each model, by name; the first model has every domain.
     """
     domains = list(next(iter(series.values())))
     # Narrow, so that it can be read on a phone.
@@ -210,7 +210,7 @@ def _look(number: int) -> dict[str, Any]:
 
 
 def _heights(names: Sequence[str], number: int = 0, series: int = 1) -> dict[str, float]:
-    """Where the rows of one of several series lie, the first name on top."""
+    """The heights of the rows of one of several series, the first name on top."""
     top = len(names) - 1 + 0.7 * ((series - 1) / 2 - number) / series
     return {name: top - k for k, name in enumerate(names)}
 

@@ -1,7 +1,7 @@
-"""How every figure looks, and how it becomes the same bytes each time.
+"""The style of all figures, and PNG files that have the same bytes each time.
 
-Figures are objects of their own: no pyplot, no canvas of a user. Neither do the user's settings
-change our figures, nor ours the user's.
+Figures are made without pyplot: the user's settings do not change our figures, and ours do not
+change the user's.
 """
 
 import io
@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 
 from pipeline.words import printable
 
-#: Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left
-#: out, being too pale for a line on white.
+#: Okabe and Ito's colours, which people with any kind of colour vision can distinguish. Yellow
+#: is left out: it is too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, _ = COLOURS
-#: Texts are of these: both stand out from white by more than 4.5 : 1.
+#: Colours of texts; both have a contrast of more than 4.5 : 1 on white.
 INK, GREY = "#222222", "#6B6B6B"
-#: More series than colours are told apart by these.
+#: Line styles for series beyond the number of colours.
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 #: From white to blue, for shares.
@@ -73,7 +73,7 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 
 def png_of(make: Callable[..., Figure], *arguments: Any) -> bytes:
-    """The figure that a function makes, as PNG; equal figures, equal bytes."""
+    """The figure that a function makes, as PNG. Equal figures give equal bytes."""
     buffer = io.BytesIO()
     with styled():
         figure = make(*arguments)
@@ -83,7 +83,7 @@ def png_of(make: Callable[..., Figure], *arguments: Any) -> bytes:
 
 
 def _fix_layout(figure: Figure) -> None:
-    """Lay the figure out once: the solver of the layout may end in other last bits each time."""
+    """Fix the layout after one run: the solver's last bits may differ from run to run."""
     engine = figure.get_layout_engine()
     if engine is None or not figure.axes:
         return
@@ -95,7 +95,7 @@ def _fix_layout(figure: Figure) -> None:
 
 
 def colour(number: int) -> str:
-    """Of series ``number``; they repeat after six."""
+    """Colour of series ``number``; colours repeat after six."""
     return COLOURS[number % len(COLOURS)]
 
 
@@ -105,19 +105,19 @@ def dash(number: int) -> Any:
 
 
 def grid(axes: Axes, axis: Any = "x") -> None:
-    """Pale lines to read values by, behind everything."""
+    """Draw pale grid lines behind everything."""
     axes.grid(visible=True, axis=axis, color="#EBEBEB", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
 def legend_below(axes: Axes, gap: float = 0.2, **more: Any) -> None:
-    """Names of curves below a panel, where they cover none; the gap is a share of its height."""
+    """Put the legend below the panel; ``gap`` is a share of the panel's height."""
     place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -gap)}
     axes.legend(frameon=False, **place, **more)
 
 
 def shortened(name: str, most: int = 40) -> str:
-    """Both ends of a name that has more letters than fit beside or below a panel."""
+    """A name with its middle cut out if it is too long to stand beside or below a panel."""
     text, half = printable(name), most // 2
     return text if len(text) <= most else f"{text[:half].rstrip()} … {text[2 - half :].lstrip()}"
 
@@ -125,14 +125,14 @@ def shortened(name: str, most: int = 40) -> str:
 def panels(
     count: int, *, height: float, extra: float = 0.5, width: float = 0, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, at least one: three abreast, four as two and two.
+    """A figure with ``count`` panels, at least one: three in a row, four as two and two.
 
     Args:
-        count: Of the panels.
-        height: Of one row of panels, in inches; so are all lengths.
-        extra: For the titles of the figure.
-        width: Of one panel; 0: they fill the page, and one alone two thirds.
-        sharey: Whether all have one vertical axis.
+        count: Number of panels.
+        height: Height of one row of panels, in inches, like all lengths.
+        extra: Height for the titles of the figure.
+        width: Width of one panel. 0: the panels fill the page, one panel two thirds of it.
+        sharey: Whether all panels share the vertical axis.
     """
     columns = 2 if count == 4 else min(count, 3)
     rows = -(-count // columns)
