@@ -79,26 +79,26 @@ def _standardisation(model: SourceModel, target: _Rows, parts: _Parts) -> list[_
     mu = (N mu_S + m mu_T) / (N + m), the variance alike (Schneider et al. 2020).
     """
 
-    def adapted(rows: NDArray[np.float64]) -> _Predictor:
+    def predictor_of(rows: NDArray[np.float64]) -> _Predictor:
         share = len(rows) / (len(rows) + _PSEUDO_COUNT)
         mean = share * rows.mean(axis=0) + (1 - share) * model.mean
         scale = np.sqrt(share * rows.var(axis=0) + (1 - share) * model.scale**2)
         return lambda features: model.head.predict_proba((features - mean) / scale)
 
-    return [adapted(np.asarray(target[part], dtype=np.float64)) for part in parts]
+    return [predictor_of(np.asarray(target[part], dtype=np.float64)) for part in parts]
 
 
 def _balanced_standardisation(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
     """Standardise the target at the source's class mix, then correct for its own mix."""
     calibration = _calibration(model)
 
-    def adapted(rows: _Rows) -> _Predictor:
+    def predictor_of(rows: _Rows) -> _Predictor:
         mean, scale, prior = _balanced_statistics(model, rows, calibration)
         return lambda features: reweighted(
             calibration(model.head.predict_proba((features - mean) / scale)), prior / model.prior
         )
 
-    return [adapted(target[part]) for part in parts]
+    return [predictor_of(target[part]) for part in parts]
 
 
 def _balanced_statistics(
@@ -147,7 +147,7 @@ def transport_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> N
     return inverse @ _power(root @ target @ root, 0.5) @ inverse
 
 
-def _moved(
+def _covariance_mapping(
     model: SourceModel,
     target: _Rows,
     parts: _Parts,
@@ -165,12 +165,12 @@ def _moved(
     rows_s, rows_t = model.standard @ axes, model.standardise(target) @ axes
     covariance, centred = _covariance(rows_s), rows_s - rows_s.mean(axis=0)
 
-    def adapted(rows: NDArray[np.float64]) -> _Predictor:
+    def predictor_of(rows: NDArray[np.float64]) -> _Predictor:
         moved = centred @ map_between(covariance, _covariance(rows)) + rows.mean(axis=0)
         head = model.fit(moved, label)
         return lambda features: np.asarray(head.predict_proba(model.standardise(features) @ axes))
 
-    return [adapted(rows_t[part]) for part in parts]
+    return [predictor_of(rows_t[part]) for part in parts]
 
 
 def _covariance(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -234,8 +234,8 @@ ADAPTERS: Mapping[str, _Adapter] = MappingProxyType(
         "source_only": _source_only,
         "standardisation": _standardisation,
         "balanced_standardisation": _balanced_standardisation,
-        "coral": partial(_moved, map_between=coral_map),
-        "linear_transport": partial(_moved, map_between=transport_map),
+        "coral": partial(_covariance_mapping, map_between=coral_map),
+        "linear_transport": partial(_covariance_mapping, map_between=transport_map),
         "importance_weighting": _importance_weighting,
         "prior_shift": _prior_shift,
     }
@@ -376,8 +376,9 @@ def score(
         plan: Under which the labels were sealed.
 
     Returns:
-        A row for each method, see :func:`_rows`; last the fewest labels of the target that are
-        shown to help, else the most that were tried, if a half has any. And the best method.
+        A row for each method, see :func:`_compare_methods`; last the fewest labels of the target
+        that are shown to help, else the most that were tried, if a half has any. And the best
+        method.
 
     Raises:
         CheckFailedError: The labels were sealed under another plan.
@@ -385,12 +386,15 @@ def score(
     """
     target = target.with_(label=sealed.unseal(plan.digest()))
     draws = draw_patients(target.group, np.random.default_rng(6), draws=plan.draws)
-    base = _right(predicted[_BASELINE], target)
-    rows = _rows(predicted, base, target, draws)
-    curve = _rows(_k_shot(model, target, plan), base, target, draws, target_labels=True)
+    rates = {name: _hit_rates(table, target) for name, table in predicted.items()}
+    baseline = rates.pop(_BASELINE)
+    rows = _compare_methods(predicted, baseline, target, draws)
+    few_shot = _k_shot(model, target, plan)
+    curve = _compare_methods(few_shot, baseline, target, draws, target_labels=True)
     helpful = [row for row in curve if _is_better(**row["difference"])]
-    gains = {name: _right(t, target) - base for name, t in predicted.items() if name != _BASELINE}
-    return [*rows, *(helpful[:1] or curve[-1:])], _best(rows, gains, draws) if gains else None
+    gains = {name: rate - baseline for name, rate in rates.items()}
+    best = _best_method(rows, gains, draws) if gains else None
+    return [*rows, *(helpful[:1] or curve[-1:])], best
 
 
 def _is_better(low: float, high: float, p_adjusted: float, **_: float) -> bool:
@@ -407,27 +411,27 @@ def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Pr
     shots = [k for k in plan.shots if k <= available]
     if not shots:
         return {}
-    shown = np.zeros((len(shots), len(folds), len(label)))
-    for row, k in zip(shown, shots, strict=True):
+    chosen = np.zeros((len(shots), len(folds), len(label)))
+    for row, k in zip(chosen, shots, strict=True):
         for number, (fit, _) in enumerate(folds):
             order = np.random.default_rng([number, 5, k]).permutation(fit)
             for c in range(model.classes):
                 row[number, order[label[order] == c][:k]] = 1
     rows = model.standardise(target.embedded()).astype(np.float32)
-    # One head for each k and half: they share the rows, and which are shown is a weight.
-    weights = shown.reshape(-1, len(label))
+    # One head for each k and half: they share the rows, and which are chosen is a weight.
+    weights = chosen.reshape(-1, len(label))
     heads = fit_weighted(rows, label, C=INVERSE_PENALTY, weights=weights)
     tables = np.empty((len(shots), len(plan.seeds), len(label), model.classes))
     for v in range(len(weights)):  # one by one: all at once take much memory
-        which, number = divmod(v, len(folds))
+        shot, number = divmod(v, len(folds))
         held = folds[number][1]
-        tables[which, number // 2, held] = heads.proba(rows[held], slice(v, v + 1))[0]
+        tables[shot, number // 2, held] = heads.proba(rows[held], slice(v, v + 1))[0]
     return {f"{k} labels per class": table for k, table in zip(shots, tables, strict=True)}
 
 
-def _rows(
+def _compare_methods(
     tables: _Predicted,
-    base: NDArray[np.float64],
+    baseline: NDArray[np.float64],
     target: DomainData,
     draws: PatientDraws,
     *,
@@ -437,23 +441,24 @@ def _rows(
 
     Returns:
         ``method``; ``accuracy`` and ``auroc``, means over the divisions (None where a class is
-        absent); ``difference`` of the accuracy to the baseline's, whose hits are ``base``, None
-        for the baseline itself; ``target_labels``: whether labels of the target were used.
+        absent); ``difference`` of the accuracy to the baseline's, whose hit rates are
+        ``baseline``, None for the baseline itself; ``target_labels``: whether labels of the target
+        were used.
     """
     rows: list[_Record] = []
     for name, table in tables.items():
-        hit = _right(table, target)
+        rate = _hit_rates(table, target)
         aurocs = [metric("auroc", target.labelled(), proba) for proba in table]
         difference = None
         if name != _BASELINE:
-            gain, rng = hit - base, np.random.default_rng([zlib.crc32(name.encode()), 6])
+            gain, rng = rate - baseline, np.random.default_rng([zlib.crc32(name.encode()), 6])
             low, high = mean_bounds(gain, draws)
             p = float(sign_flip(gain, target.group, rng, draws=len(draws)))
             difference = {"estimate": float(gain.mean()), "low": low, "high": high, "p": p}
         rows.append(
             {
                 "method": name,
-                "accuracy": float(hit.mean()),
+                "accuracy": float(rate.mean()),
                 "auroc": None if None in aurocs else float(np.mean(aurocs)),  # type: ignore[arg-type]
                 "difference": difference,
                 "target_labels": target_labels,
@@ -466,7 +471,7 @@ def _rows(
     return rows
 
 
-def _best(
+def _best_method(
     rows: list[_Record], gains: Mapping[str, NDArray[np.float64]], draws: PatientDraws
 ) -> BestMethod:
     """The best method at the mean gain out of bag of whatever is best in bag.
@@ -487,6 +492,6 @@ def _best(
     return BestMethod(method=best, estimate=corrected, low=low, high=high, shown=shown)
 
 
-def _right(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:
+def _hit_rates(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:
     """Share of the divisions in which each image is right, shape (n,)."""
     return np.asarray((table.argmax(axis=2) == target.labelled()).mean(axis=0))

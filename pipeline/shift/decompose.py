@@ -44,8 +44,6 @@ from pipeline.randomness import stream
 from pipeline.shift.head import INVERSE_PENALTY
 from pipeline.words import counted
 
-#: A term is called the cause only if it is the largest in this share of the draws.
-_DOMINANT = 0.9
 _TINY = 1e-300
 #: Positive is called where the second class's probability is at least this.
 _THRESHOLD = 0.5
@@ -135,15 +133,6 @@ def _loss(metric: str, division: str, source: DomainData, target: DomainData) ->
     low, high = difference_bounds(shares[0], shares[1], paired=False)
     gap = shares[0].estimate - shares[1].estimate
     return Effect(name=f"{metric}_loss", division=division, estimate=gap, low=low, high=high)
-
-
-def dominant(effects: Iterable[Effect], division: str) -> str | None:
-    """Name of the term that is surely a loss and surely the largest; None if none is."""
-    for effect in effects:
-        share = effect.largest or 0.0
-        if effect.division == division and share >= _DOMINANT and effect.low > 0:
-            return effect.name
-    return None
 
 
 def _domain_draws(data: DomainData, seed: int, draws: int = DRAWS) -> PatientDraws:
@@ -367,7 +356,7 @@ def error_table(
     *,
     source: DomainData,
     training: DomainData,
-    human: float | None = None,
+    human_error: float | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, Effect]]:
     """Fill the table for one target whose labels are open.
@@ -377,7 +366,7 @@ def error_table(
         target: Features, labels, and probabilities of the head in question.
         source: Labels and probabilities of source images that the head was not fitted to.
         training: The same of those that it was fitted to.
-        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
+        human_error: Of a person on the source, in [0, 1]; None where nobody measured it.
         seed: Of the draws.
 
     Returns:
@@ -401,13 +390,15 @@ def error_table(
     }
     level_f, level_u, level_t = (of.means(of.wrong) for of in (fitted, unseen, on_target))
     steps, reasons = [], {}
-    if human is None:
+    if human_error is None:
         reasons["avoidable_bias"] = "no human error is given"
     else:  # it has no patients, and no interval
         errors["human"] = Interval(
-            estimate=human, low=np.nan, high=np.nan, images=0, patients=0, method="given"
+            estimate=human_error, low=np.nan, high=np.nan, images=0, patients=0, method="given"
         )
-        steps.append(_term("error table", "avoidable_bias", level_f - human, (None, fitted.rate)))
+        steps.append(
+            _term("error table", "avoidable_bias", level_f - human_error, (None, fitted.rate))
+        )
     steps.append(_term("error table", "variance", level_u - level_f, (fitted.rate, unseen.rate)))
     loss = _loss("accuracy", "all", source, target)
     steps.append(replace(loss, name="mismatch", division="error table"))

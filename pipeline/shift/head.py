@@ -122,7 +122,7 @@ class AnalysedHead:
             was never held out.
         source: The images of the source that are not NaN, with these probabilities.
         training: The images that it was fitted to, with its probabilities of them.
-        linear: A linear head of the whole source, which the adaptation methods start from.
+        model: A linear head of the whole source, which the adaptation methods start from.
     """
 
     trained: Trained
@@ -130,7 +130,7 @@ class AnalysedHead:
     proba: NDArray[np.float64]
     source: DomainData
     training: DomainData
-    linear: SourceModel
+    model: SourceModel
 
     def scored(self, target: DomainData) -> DomainData:
         """A target of the study with this head's probabilities."""
@@ -138,26 +138,26 @@ class AnalysedHead:
 
 
 def analysed_head(
-    results: Path, table: FeatureTable, linear: SourceModel, wanted: str | None
+    results: Path, table: FeatureTable, model: SourceModel, wanted: str | None
 ) -> AnalysedHead:
     """The head that was asked for, else the best of the comparison, else the linear one.
 
     Args:
         results: Of the study.
         table: Features of all its images on one backbone.
-        linear: A head of the source.
+        model: A head of the source.
         wanted: Name of a compared head; None: the best one on validation.
 
     Raises:
         MissingResultsError: A head is asked for, and cannot be taken from the comparison.
     """
     try:
-        return _compared(results, table, linear, wanted)
+        return _compared_head(results, table, model, wanted)
     except (MissingResultsError, ModelError, ResultsError) as cause:
         if wanted not in (None, _LINEAR):
             raise MissingResultsError(f"the head {wanted} cannot be analysed: {cause}") from cause
-        proba = linear.predict_proba(table.X)
-        proba[linear.data.row] = linear.data.scored()
+        proba = model.predict_proba(table.X)
+        proba[model.data.row] = model.data.scored()
         return AnalysedHead(
             trained=(_LINEAR, 0),
             about=(
@@ -165,59 +165,63 @@ def analysed_head(
                 f"{cause}."
             ),
             proba=proba,
-            source=linear.data,
-            training=linear.scored(linear.data),
-            linear=linear,
+            source=model.data,
+            training=model.scored(model.data),
+            model=model,
         )
 
 
-def _compared(
-    results: Path, table: FeatureTable, linear: SourceModel, wanted: str | None
+def _compared_head(
+    results: Path, table: FeatureTable, model: SourceModel, wanted: str | None
 ) -> AnalysedHead:
     """See :func:`analysed_head`; refuses a comparison of other images or features."""
     compared = compared_heads(results)
     again = f"run headrace {compared.stage} STUDY again"
-    entries = [e for e in compared.record["backbones"] if e["backbone"] == table.backbone]
-    if not entries:
+    entries = {entry["backbone"]: entry for entry in compared.record["backbones"]}
+    if table.backbone not in entries:
         raise MissingResultsError(f"no heads were compared on {table.backbone}; {again}")
-    names = [head["head"] for head in entries[0]["heads"]]
-    name = wanted or head_of_entry(entries[0])
+    entry = entries[table.backbone]
+    names = [head["head"] for head in entry["heads"]]
+    name = wanted or head_of_entry(entry)
     if name not in names:
         raise MissingResultsError(
             f"{name} is not among the heads compared on {table.backbone}: {', '.join(names)}"
         )
     stored = predictions_in(compared.read(PROBABILITIES))[table.backbone]
-    head = load_head(head_folder(results, table.backbone, name))
-    recipes, rows = [network.recipe for network in head.networks], _rows(stored, table.samples)
+    saved = load_head(head_folder(results, table.backbone, name))
+    rows, recipes = _stored_rows(stored, table.samples), [n.recipe for n in saved.networks]
     if not rows or recipes != [store.recipe for store in table.stores]:
         raise MissingResultsError(f"heads were compared on other images or features; {again}")
-    trained = name, head.seeds[0]
+    trained = name, saved.seeds[0]
     proba = stored.proba[trained][rows]
-    source, fit = linear.data, table.domain(SOURCE, FIT)
+    source = model.data
     tested = source.take(np.flatnonzero(np.isfinite(proba[source.row]).all(axis=1)))
-    for k in range(linear.classes):
+    for k in range(model.classes):
         if np.unique(tested.group[tested.label == k]).size < _FEWEST_PATIENTS:
             raise MissingResultsError(
                 f"{name} was tested on too few patients of the source; run headrace "
                 f"{compared.stage} STUDY without --quick"
             )
     why = "as asked for" if wanted else f"the best of {len(names)} on validation"
-    if not wanted and not entries[0]["best"]:
+    if not wanted and not entry["best"]:
         why = f"the first of {len(names)}, as there is no validation to choose by"
     about = f"On {table.backbone} the head is {name}, {why}."
     if len(tested) < len(source):
         about += f" The source is the {counted(len(tested), 'image')} that it was tested on."
+    training = source.take(table.samples.split[source.row] == FIT)
     return AnalysedHead(
         trained=trained,
         about=about,
         proba=proba,
         source=tested.with_(proba=proba[tested.row]),
-        training=fit.with_(proba=head.predict_proba(np.asarray(fit.embedded(), np.float32))),
-        linear=linear,
+        training=training.with_(
+            proba=saved.predict_proba(np.asarray(training.embedded(), np.float32))
+        ),
+        model=model,
     )
 
 
-def _rows(stored: Predictions, samples: Samples) -> list[int]:
+def _stored_rows(stored: Predictions, samples: Samples) -> list[int]:
     """Where each image is stored, in the same order; none where a label or role is another.
 
     The source must be the same; images of targets may be gone.

@@ -8,7 +8,7 @@ no result. No image is read.
 The record, ``shift.json``, is described key by key in the README beside this file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from cache import disk
 from pipeline.data.attributes import Grouping, groupings
 from pipeline.data.domain import DomainData
 from pipeline.data.index import APPEARANCE, stored_facts
-from pipeline.data.leaks import check_leaks, refuse_leaks
+from pipeline.data.leaks import Finding, check_leaks, refuse_leaks
 from pipeline.data.patients import single_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import PipelineError, StudyError, go_on
@@ -97,9 +97,10 @@ THOROUGH = ShiftOptions(draws=4999, seeds=30)
 
 
 class _Analysis(NamedTuple):
-    """By target its entry, or why it has none, on one backbone; and what the HDF5 file gets."""
+    """What was found on one backbone: entries of targets, and why a target has none."""
 
-    targets: Mapping[str, _Record | Exception]
+    entries: Sequence[_Record]
+    failures: Mapping[str, Exception]
     predictions: Predictions | None = None
     maps: Mapping[str, NDArray[Any]] = {}
 
@@ -132,21 +133,12 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
             analyses[backbone] = _analyse_backbone(study, table, options)
     if not analyses:
         raise next(iter(failures.values()))
-    names = [target.name for target in study.targets]
-    lost = {backbone: _Analysis(dict.fromkeys(names, why)) for backbone, why in failures.items()}
-    outcomes = [
-        (backbone, target, outcome)
-        for backbone, analysis in (lost | analyses).items()
-        for target, outcome in analysis.targets.items()
-    ]
-    entries = [outcome for *_, outcome in outcomes if not isinstance(outcome, Exception)]
-    skipped = [
-        {"backbone": backbone, "target": target, "reason": str(outcome)}
-        for backbone, target, outcome in outcomes
-        if isinstance(outcome, Exception)
-    ]
+    reasons = [(backbone, t.name, why) for backbone, why in failures.items() for t in study.targets]
+    for backbone, analysis in analyses.items():
+        reasons += [(backbone, target, why) for target, why in analysis.failures.items()]
+    entries = [entry for analysis in analyses.values() for entry in analysis.entries]
     if not entries:
-        lines = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
+        lines = dict.fromkeys(f"{target}: {reason}" for _, target, reason in reasons)
         raise StudyError(" ".join(["no target can be compared.", *lines]))
     probabilities = predictions_file(
         {name: a.predictions for name, a in analyses.items() if a.predictions},
@@ -158,7 +150,10 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
             "study": study.name,
             "classes": samples.classes,
             "targets": entries,
-            "not_compared": skipped,
+            "not_compared": [
+                {"backbone": backbone, "target": target, "reason": str(reason)}
+                for backbone, target, reason in reasons
+            ],
         }
     )
     write_set(
@@ -171,70 +166,85 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
 
 
 def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) -> _Analysis:
-    """Check the domains, fit the head to the source, and look at all targets side by side."""
-    samples = table.samples
+    """Read what earlier stages have left, fit the head to the source, analyse each target."""
+    samples, failures = table.samples, dict(table.samples.failures)
+    source, *targets = (table.domain(d.name) for d in study.domains if d.name not in failures)
     facts = stored_facts(study.store_root, samples.key)
     findings, _ = check_leaks(study, samples, facts)
     if not options.samples.allow_leaks:
         refuse_leaks(findings)
-    reasons = dict(samples.failures)
-    groups = dict(groupings(study, samples, reasons))  # it may refuse a user's file
-    source, *targets = (table.domain(d.name) for d in study.domains if d.name not in reasons)
+    groups = groupings(study, samples, failures)  # it may refuse a user's file
     for target in targets:
         if target.patients == 1:
-            reasons[target.name] = StudyError(
-                f"Images: {len(target)}, all of one patient; a comparison by patient needs two, "
-                "better 20 or more. Add images of others; "
-                f"{single_patient_hint(f'target.{target.name}')}."
-            )
-    targets = [target for target in targets if target.patients > 1]
+            failures.setdefault(target.name, _one_patient(target))
+    targets = [target for target in targets if target.name not in failures]
     if not targets:
-        return _Analysis(reasons)
+        return _Analysis([], failures)
     with threadpool_limits(1 if table.X.size < LARGE else None):
-        model = fit_source(source)
-        head = analysed_head(study.results, table, model, options.head)
+        head = analysed_head(study.results, table, fit_source(source), options.head)
         tested = np.isfinite(head.proba[source.row]).all(axis=1)
-        groups[SOURCE] = tuple(
-            replace(grouping, member=grouping.member[tested]) for grouping in groups.get(SOURCE, ())
-        )
-        jobs = [
-            partial(
+        groups_s = [replace(g, member=g.member[tested]) for g in groups.get(SOURCE, ())]
+        jobs = {
+            target.name: partial(
                 analyse_target,
                 head,
                 target,
-                study=study,
                 classes=samples.classes,
-                groups=(groups[SOURCE], groups.get(target.name, ())),
+                groups=(groups_s, groups.get(target.name, ())),
                 facts=facts,
+                human_error=study.human_error,
+                seed=study.seed,
                 options=options,
             )
             for target in targets
-        ]
-        outcomes = run_each(jobs)
-    entries: dict[str, _Record] = {}
-    names = {target.name for target in study.targets}
-    for target, entry in zip(targets, outcomes, strict=True):
-        if isinstance(entry, dict):
-            others = names - {target.name}
-            about = [f for f in findings if not others & set(f.where.split(" and "))]
-            entry |= {"backbone": table.backbone, "head": head.trained[0], "about_head": head.about}
-            entry["caveats"] = caveats(head.source, target, about)
-            entry["provenance"]["recipes"] = [store.recipe.fingerprint for store in table.stores]
-            entries[target.name] = entry
-        elif isinstance(entry, PipelineError):  # the other targets are compared all the same
-            reasons[target.name] = entry
-        elif isinstance(entry, BaseException):
-            raise entry
-    if not entries:
-        return _Analysis(reasons)
+        }
+        records = _run_each(jobs, failures)
+    if not records:
+        return _Analysis([], failures)
+    for target in targets:
+        if target.name in records:
+            record = records[target.name]
+            record["backbone"] = table.backbone
+            about = _findings_about(target, findings, study)
+            record["caveats"] = caveats(head.source, target, about)
+            record["provenance"]["recipes"] = [store.recipe.fingerprint for store in table.stores]
     maps = {
         f"{target.name}/{name}": values
         for target in targets
         if target.label is not None
-        for name, values in feature_map(model, target).items()
+        for name, values in feature_map(head.model, target).items()
     }
     predictions = predictions_of(samples, {head.trained: head.proba})
-    return _Analysis({**reasons, **entries}, predictions, maps)
+    return _Analysis(list(records.values()), failures, predictions, maps)
+
+
+def _findings_about(target: DomainData, findings: Sequence[Finding], study: Study) -> list[Finding]:
+    """Those on the source or this target, and on no other target."""
+    others = {domain.name for domain in study.targets} - {target.name}
+    return [finding for finding in findings if not others & set(finding.where.split(" and "))]
+
+
+def _run_each(
+    jobs: Mapping[str, Callable[[], _Record]], failures: dict[str, Exception]
+) -> dict[str, _Record]:
+    """By target what its job returns; why one failed is added to ``failures``, others go on."""
+    records: dict[str, _Record] = {}
+    for target, outcome in zip(jobs, run_each(list(jobs.values())), strict=True):
+        if isinstance(outcome, dict):
+            records[target] = outcome
+        elif isinstance(outcome, PipelineError):
+            failures[target] = outcome
+        elif outcome is not None:
+            raise outcome
+    return records
+
+
+def _one_patient(target: DomainData) -> StudyError:
+    return StudyError(
+        f"Images: {len(target)}, all of one patient; a comparison by patient needs two, "
+        "better 20 or more. Add images of others; "
+        f"{single_patient_hint(f'target.{target.name}')}."
+    )
 
 
 def feature_map(model: SourceModel, target: DomainData) -> dict[str, NDArray[Any]]:
@@ -260,10 +270,11 @@ def analyse_target(
     head: AnalysedHead,
     target: DomainData,
     *,
-    study: Study,
     classes: Sequence[str],
     groups: tuple[Sequence[Grouping], Sequence[Grouping]],
     facts: NDArray[Any] | None,
+    human_error: float | None,
+    seed: int,
     options: ShiftOptions,
 ) -> _Record:
     """The entry of one target in the record.
@@ -271,44 +282,55 @@ def analyse_target(
     Args:
         head: The head in question.
         target: Features; and labels, which stay sealed until every method has predicted.
-        study: With the error of a person on the source, where one measured it, and the seed.
         classes: Their names.
         groups: The images of source and target by attribute, where a file has any.
         facts: Of all images of the study, where an audit has measured them.
+        human_error: Of a person on the source, where one measured it.
+        seed: Of the study.
         options: How the stage runs.
 
     Raises:
         StudyError: The domains have too few patients for any test.
     """
-    source, model, labelled = head.source, head.linear, target.label is not None
+    source, labelled = head.source, target.label is not None
     plan = AdaptationPlan(seeds=tuple(range(options.seeds)))
     sealed = SealedLabels(target.label, plan.digest())
     blind = head.scored(target.sealed())
     tests, domain_auc = detect(source, blind, draws=options.draws)
-    rng = np.random.default_rng([study.seed, 11])
+    rng = np.random.default_rng([seed, 11])
     accuracy_range = estimate_accuracy(source, blind, rng, classes=classes)
     # An interval wholly above it: then no image of the source says how right the head is.
     if domain_auc.low > NO_OVERLAP:
         accuracy_range = without_accuracy(accuracy_range)
-    if not labelled:
-        shifted = any(test.p_adjusted is not None and test.p_adjusted <= LEVEL for test in tests)
-        details = _without_labels(source, blind.name, accuracy_range, shifted=shifted)
-    else:
-        rows, best = score(predict_target(model, blind, plan), sealed, model, blind, plan)
+    if labelled:
+        predicted = predict_target(head.model, blind, plan)
+        adaptation, best = score(predicted, sealed, head.model, blind, plan)
         # From here on the labels are open: no prediction that is scored comes after.
         opened = blind.with_(label=sealed.unseal(plan.digest()))
         details = _with_labels(
-            head, opened, study, groups, facts, best=best, differ=images_differ(tests)
+            head,
+            opened,
+            groups,
+            facts,
+            human_error=human_error,
+            seed=seed,
+            best=best,
+            differ=images_differ(tests),
         )
+        details["adaptation"] = adaptation
         details["thresholds"] = transferred_thresholds(
             source,
             opened,
             prevalence=accuracy_range["prevalence"][1]["estimate"],
             score_changed=details["labels_needed"],
         )
-        details["adaptation"] = rows
+    else:
+        shifted = any(test.p_adjusted is not None and test.p_adjusted <= LEVEL for test in tests)
+        details = _without_labels(source, blind.name, accuracy_range, shifted=shifted)
     return {
         "target": target.name,
+        "head": head.trained[0],
+        "about_head": head.about,
         "labelled": labelled,
         "source_images": len(source),
         "source_patients": source.patients,
@@ -338,23 +360,19 @@ def _without_labels(
 def _with_labels(
     head: AnalysedHead,
     target: DomainData,
-    study: Study,
     groups: tuple[Sequence[Grouping], Sequence[Grouping]],
     facts: NDArray[Any] | None,
     *,
+    human_error: float | None,
+    seed: int,
     best: BestMethod | None,
     differ: bool | None,
 ) -> _Record:
     """What the labels of the target show, which are open now."""
-    source, seed = head.source, study.seed
+    source, whole = head.source, head.model.data
     effects = decompose(source, target, groupings=zip(*groups, strict=False), seed=seed)
     errors, transfer = error_table(
-        head.linear.data,
-        target,
-        source=source,
-        training=head.training,
-        human=study.human_error,
-        seed=seed,
+        whole, target, source=source, training=head.training, human_error=human_error, seed=seed
     )
     effects |= transfer
     covariates = None
@@ -362,6 +380,7 @@ def _with_labels(
         rng = np.random.default_rng([seed, 17])
         measures_s, measures_t = (_measures(facts, data) for data in (source, target))
         covariates = acquisition_differences((source, measures_s), (target, measures_t), rng)
+    differences = summary(covariates)
     scores = _scores(source, target)
     conclusion = verdict(
         target.name,
@@ -369,7 +388,7 @@ def _with_labels(
         **scores,
         images_differ=differ,
         best=best,
-        measured=summary(covariates) if any(c.named for c in covariates or ()) else None,
+        measured=differences if any(c.named for c in covariates or ()) else None,
     )
     threshold = choose_threshold("youden", source) if target.scored().shape[1] == 2 else None
     return {
@@ -382,7 +401,7 @@ def _with_labels(
         "calibration": [calibration(data) for data in (source, target)],
         "subgroups": subgroups(source, target, groups, threshold=threshold, seed=seed),
         "covariates": covariates or [],
-        "covariates_summary": summary(covariates),
+        "covariates_summary": differences,
     }
 
 

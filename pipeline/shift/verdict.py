@@ -13,13 +13,15 @@ from pipeline.data.domain import DomainData
 from pipeline.data.leaks import OK, Finding
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.shift.adapt import BestMethod
-from pipeline.shift.decompose import Effect, dominant
+from pipeline.shift.decompose import Effect
 from pipeline.words import counted, percent
 
 _Effects = Mapping[str, Effect]
 
 #: Causes that are named in the sentences at most.
 _MOST = 2
+#: A term is called the cause only if it is the largest in this share of the draws.
+_DOMINANT = 0.9
 
 
 class Verdict(NamedTuple):
@@ -132,6 +134,15 @@ def causes_of(
         for group in (mixes, rest)
         for name, effect in sorted(group.items(), key=lambda pair: -pair[1].estimate)
     }
+
+
+def dominant(effects: Iterable[Effect], division: str) -> str | None:
+    """Name of the term that is surely a loss and surely the largest; None if none is."""
+    for effect in effects:
+        share = effect.largest or 0.0
+        if effect.division == division and share >= _DOMINANT and effect.low > 0:
+            return effect.name
+    return None
 
 
 def verdict(

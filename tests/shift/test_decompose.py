@@ -14,8 +14,9 @@ from sklearn.metrics import roc_auc_score
 from pipeline.data.attributes import Grouping
 from pipeline.data.patients import patient_folds
 from pipeline.errors import StudyError
-from pipeline.shift.decompose import decompose, dominant, error_table, fit_few_patients
+from pipeline.shift.decompose import decompose, error_table, fit_few_patients
 from pipeline.shift.head import INVERSE_PENALTY, fit_source
+from pipeline.shift.verdict import dominant
 from tests.shift.worlds import domain, embedded, outcomes, scored
 
 rows = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=3, max_size=40)
@@ -198,7 +199,7 @@ def table_of(model, target, **options):
 
 def test_every_step_leads_from_one_error_to_the_next(model, reversed_target):
     """A head of the target does as well as ever: the loss is transfer, not hardness."""
-    table, transfer = table_of(model, reversed_target, human=0.01, seed=1)
+    table, transfer = table_of(model, reversed_target, human_error=0.01, seed=1)
     level = {row["name"]: row["estimate"] for row in table["errors"]}
     steps = {step.name: step for step in table["steps"]}
     assert list(level) == [
