@@ -23,7 +23,8 @@ from cache import disk
 from cache.errors import CacheError
 from cache.part import Part
 from cache.recipe import Recipe
-from cache.store import FeatureStore, Writer, compact, gc
+from cache.store import FeatureStore, Writer
+from cache.upkeep import compact, gc
 
 RECIPE = Recipe(
     backbone="tiny",

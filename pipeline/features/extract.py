@@ -20,7 +20,8 @@ import numpy as np
 
 from cache import disk
 from cache.recipe import canonical, check_canaries
-from cache.store import FeatureStore, Writer, compact, gc
+from cache.store import FeatureStore, Writer
+from cache.upkeep import compact, gc
 from pipeline.data.images import PixelPolicy
 from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, Samples, SkippedImage, load_samples

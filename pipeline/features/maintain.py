@@ -15,7 +15,8 @@ import numpy as np
 
 from cache.errors import StoreFormatError
 from cache.recipe import CANARY_TOLERANCE, Recipe, canonical, check_canaries, relative_l2
-from cache.store import quarantined, stores_in
+from cache.store import stores_in
+from cache.upkeep import quarantined
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import CheckFailedError, MissingFeaturesError, PartsError, StudyError, go_on
 from pipeline.features.backbones import BACKBONES, policy_of

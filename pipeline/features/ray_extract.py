@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from cache.errors import CacheError
 from cache.recipe import Recipe
-from cache.store import ROWS_PER_COMMIT, FeatureStore, compact, gc
+from cache.store import ROWS_PER_COMMIT, FeatureStore
+from cache.upkeep import compact, gc
 from pipeline.data.items import Item
 from pipeline.errors import EngineError, PipelineError
 from pipeline.features.backbones import policy_of

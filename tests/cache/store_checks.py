@@ -14,6 +14,24 @@ from cache.store import FeatureStore
 from tests import cache_jobs as jobs
 from tests.power_loss import rows_at_risk
 
+KEYS = jobs.all_keys()
+
+
+def reopened(store):
+    return FeatureStore(store.path.parent, store.recipe)
+
+
+def assert_holds(store, keys=KEYS):
+    """On disk are the right rows of these keys, and no others."""
+    opened = reopened(store)
+    assert opened.keys() == set(keys)
+    assert not keys or np.array_equal(opened.read(keys), jobs.rows_of(keys)[1])
+
+
+def sizes(store):
+    """Rows of each part, in the order of the commits."""
+    return [part.rows for part in store.parts.values()]
+
 
 def check_power_loss(folder: Path, without: str | None = None) -> None:
     """At no moment of a job would a power cut take an acknowledged row."""

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cache.part import MAX_BYTES, name_of, to_bytes
-from cache.store import FeatureStore, quarantined
+from cache.store import FeatureStore
+from cache.upkeep import quarantined
 from tests import cache_jobs as jobs
 from tests.cache.store_checks import StoreWarnings, assert_never_served
 

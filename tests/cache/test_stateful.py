@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cache import disk
 from cache.errors import MissingRowsError
-from cache.store import FeatureStore, Writer, compact, gc
+from cache.store import FeatureStore, Writer
+from cache.upkeep import compact, gc
 from tests import cache_jobs as jobs
 
 KEYS = [jobs.key_of(number) for number in range(10)]
