@@ -1,12 +1,12 @@
 """The only module that touches the disk on behalf of a store.
 
-Everything a store does to files is one of the primitives below, so a test can
-make any of them fail, or kill the process there, and look at what is left.
-``publish`` is the one way in which a file comes to be: written beside its place,
-synced, renamed, and the folder synced. A file that has its final name is whole.
+Everything a store does to files is one of the primitives below, so a test can make any of them
+fail, or kill the process there, and look at what is left. ``publish`` is the only way to create a
+file: it is written beside its place, synced and renamed, and then the folder is synced. A file
+with its final name is whole.
 
-Files are for their owner alone (0600 in folders 0700), for they hold data of patients. With
-``HEADRACE_SHARED=1`` the umask decides instead.
+Files are readable by their owner alone (0600 in folders 0700), because they hold data of
+patients. With ``HEADRACE_SHARED=1`` the umask decides instead.
 """
 
 import errno
@@ -28,7 +28,7 @@ from cache.errors import NotPlainFileError, WriteFailedError
 TEMPORARY = ".tmp-"
 _TEMPORARY_NAME = re.compile(r"\.tmp-(?P<host>[^-]*)-(?P<pid>[0-9]+)-[0-9a-f]{32}")
 _ABANDONED_AFTER_S = 24 * 3600
-#: No file that is read whole is larger; a part is far smaller.
+#: Largest file that is read whole; a part is far smaller.
 MAX_BYTES = 16 << 30
 MAX_JSON_BYTES = 512 << 20
 
@@ -65,7 +65,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Force a folder's entries to the device; Windows cannot, and needs no call."""
+    """Force a folder's entries to the device; Windows cannot do this."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -76,7 +76,7 @@ def fsync_dir(folder: Path) -> None:
 
 
 def unlink(path: Path) -> None:
-    """Remove a file; it is no error when somebody else removed it first."""
+    """Remove a file; it is no error if another process removed it first."""
     path.unlink(missing_ok=True)
 
 
@@ -96,7 +96,7 @@ def remove_dir(path: Path) -> None:
 
 
 def listdir(folder: Path) -> list[str]:
-    """Names in a folder, sorted; none when there is no such folder."""
+    """Names in a folder, sorted; none if there is no such folder."""
     try:
         return sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
@@ -104,13 +104,13 @@ def listdir(folder: Path) -> list[str]:
 
 
 def read_all(path: Path, most: int = MAX_BYTES) -> bytes:
-    """Read a whole file once: what is checked is then what is parsed.
+    """Read a whole file once, so that the checked bytes are the parsed bytes.
 
     Raises:
         NotPlainFileError: It is a folder, a FIFO, a device or a link, or has more than ``most``
-            bytes. None of it was read.
+            bytes. Nothing was read.
     """
-    # A FIFO without a writer would hold an open that blocks for ever.
+    # Opening a FIFO without a writer would block for ever.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
@@ -140,7 +140,7 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Values of a JSON text; a ValueError where it is none, or is nested too deeply."""
+    """Values of a JSON text; a ValueError if it is not JSON, or is nested too deeply."""
     try:
         return json.loads(data)
     except RecursionError as cause:
@@ -148,7 +148,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Bytes free for us where ``folder`` is or will be; None when nobody can say."""
+    """Free bytes on the disk where ``folder`` is or will be; None if unknown."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
@@ -166,7 +166,7 @@ def publish_all(contents: Mapping[Path, bytes], *, scratch: Path | None = None) 
     """Put whole files in place, one after the other, once all of them are on the disk.
 
     Args:
-        contents: By final name, the content. Folders are made, older files replaced.
+        contents: Content by final name. Folders are made, older files are replaced.
         scratch: Folder of the temporary files, on the same file system; None: beside them.
 
     Raises:
@@ -192,7 +192,7 @@ def publish_all(contents: Mapping[Path, bytes], *, scratch: Path | None = None) 
 
 
 def check_writable(folder: Path) -> None:
-    """Find out now, not after an hour of work, that a folder cannot be written."""
+    """Check that a folder can be written, before an hour of work."""
     temporary = folder / temporary_name()
     try:
         make_dir(folder)
@@ -205,7 +205,7 @@ def check_writable(folder: Path) -> None:
 
 
 def remove(folder: Path, names: list[str]) -> None:
-    """Remove files of a folder, durably; those after one that cannot be are still there."""
+    """Remove files of a folder, durably; stops at the first that cannot be removed."""
     path = folder
     try:
         for name in names:
@@ -226,7 +226,7 @@ def remove_abandoned(folder: Path) -> list[str]:
 
 
 def prepare(folder: Path) -> None:
-    """Find out that a folder can be written, and clear what dead processes left at any depth."""
+    """Check that a folder can be written; remove what dead processes left at any depth."""
     check_writable(folder)
     for below in {path.parent for path in folder.rglob(f"{TEMPORARY}*")}:
         with suppress(OSError):  # in a sticky folder another user's file has to stay
@@ -255,7 +255,7 @@ def _discard(temporary: Path) -> None:
 
 
 def temporary_name() -> str:
-    """A name with host and process, by which :func:`is_abandoned` decides."""
+    """A name with host and process, for :func:`is_abandoned`."""
     return f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
 
 
@@ -264,7 +264,7 @@ def _host() -> str:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether a temporary file of ours has no writer: dead on this host, or a day old."""
+    """Whether our temporary file has no writer: its process is dead, or it is a day old."""
     name = _TEMPORARY_NAME.fullmatch(path.name)
     if name is None:
         return False

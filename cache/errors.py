@@ -1,4 +1,4 @@
-"""Errors of the feature store; each also is the builtin a caller would expect."""
+"""Errors of the feature store; each also derives from the builtin that a caller expects."""
 
 import errno
 from pathlib import Path
@@ -42,10 +42,10 @@ class WriteFailedError(CacheError, OSError):
 
 
 class NotPlainFileError(CacheError, OSError):
-    """What should be a file of ours is a folder, a link, a FIFO, a device, or far too large."""
+    """A path of ours is a folder, a link, a FIFO or a device, or the file is far too large."""
 
     def __init__(self, path: Path, reason: str = "not a regular file") -> None:
-        """Keep path and reason where those of the system would be."""
+        """Keep path and reason in the attributes that the system's errors have."""
         super().__init__(errno.EINVAL, reason, str(path))
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class NotPlainFileError(CacheError, OSError):
 
 
 class DamagedPartError(CacheError, ValueError):
-    """The bytes of a part are not what its name and its format promise."""
+    """The bytes of a part do not match its name or its format."""
 
     exit_code = 5
 
@@ -69,7 +69,7 @@ class MissingRowsError(CacheError, KeyError):
     exit_code = 5
 
     def __init__(self, store: Path, missing: int, asked: int) -> None:
-        """Count what is missing: keys themselves tell a reader nothing."""
+        """Say how many keys are missing; the keys themselves tell a reader nothing."""
         images = f"image{'' if asked == 1 else 's'} {'has' if missing == 1 else 'have'}"
         super().__init__(f"{missing} of {asked} {images} no features in {store}")
 
@@ -85,6 +85,6 @@ class StoreFormatError(CacheError, ValueError):
 
 
 class CanaryError(CacheError, ValueError):
-    """The network in hand does not give the features this store was made with."""
+    """The current network does not give the features that the store was made with."""
 
     exit_code = 3

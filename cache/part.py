@@ -2,10 +2,10 @@
 
 A part holds exactly ``features`` (n, ...) float32 and ``key`` (n, 32) uint8, and the
 root attributes ``format``, ``fingerprint``, ``n`` and ``provenance``. It is built in
-memory, because HDF5's own file writing swallows failed writes, and its name is the
-SHA-256 of its bytes, because HDF5's checksums miss damage that this catches. Bytes
-are parsed only after that check, and by a schema that accepts nothing else: no link
-but a hard one, no external or virtual data, no filter, no shape beyond the bytes.
+memory, because HDF5's own file writing ignores failed writes. Its name is the SHA-256
+of its bytes, because HDF5's checksums miss some damage. Bytes are parsed only after
+that check, and by a schema that accepts nothing else: only hard links, no external or
+virtual data, no filter, no shape beyond the bytes.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from cache.recipe import FORMAT
 
 _KEY_BYTES = 32
 NAME = re.compile(r"part-[0-9a-f]{64}\.h5")
-#: No part that is larger is written or read; those that a run makes stay below 256 MiB.
+#: Largest part that is written or read; parts that a run makes stay below 256 MiB.
 MAX_BYTES = 1 << 30
 _OVERHEAD = 1 << 20
 _ATTRIBUTES = frozenset({"format", "fingerprint", "n", "provenance"})
@@ -38,7 +38,7 @@ class Part:
     Attributes:
         key: Shape ``(n, 32)``, uint8; SHA-256 of each image's content.
         features: Shape ``(n, ...)``, float32, finite; row ``i`` belongs to ``key[i]``.
-        fingerprint: Of the recipe that made them.
+        fingerprint: Fingerprint of the recipe that made the rows.
         provenance: JSON text: device, engine, batch size, versions.
     """
 
@@ -54,7 +54,7 @@ def name_of(data: bytes) -> str:
 
 
 def check_rows(key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
-    """Refuse with a BadFeaturesError rows that must never be stored."""
+    """Raise a BadFeaturesError for rows that must never be stored."""
     if features.dtype != np.float32 or features.ndim < 2 or not features.size:
         raise BadFeaturesError(
             f"features must be float32 of shape (n, ...) with n > 0, got {features.dtype} "
@@ -90,10 +90,10 @@ def to_bytes(part: Part) -> bytes:
 
 
 def from_bytes(data: bytes, *, name: str, fingerprint: str) -> Part:
-    """Read a part back from bytes that were read once; its arrays are views into them.
+    """Read a part from its bytes; the arrays are views into them.
 
     Raises:
-        DamagedPartError: Name (their SHA-256), schema, recipe or values are not what they must be.
+        DamagedPartError: The name (SHA-256 of the bytes), schema, recipe or values are wrong.
     """
     if name_of(data) != name:
         raise DamagedPartError(f"{name}: its SHA-256 is not its name: the file was damaged")
@@ -134,7 +134,7 @@ def _check_schema(file: h5py.File, name: str, fingerprint: str) -> None:
 
 
 def _check_dataset(file: h5py.File, name: str, dataset: str, dtype: np.dtype[Any]) -> None:
-    """Accept only plain numbers that lie in this very file, unfiltered, in one piece."""
+    """Accept only plain numbers that lie in this file, unfiltered, in one piece."""
     link = file.get(dataset, getlink=True)
     data = file[dataset] if isinstance(link, h5py.HardLink) else None
     plain = (
@@ -154,6 +154,6 @@ def _check_dataset(file: h5py.File, name: str, dataset: str, dtype: np.dtype[Any
 
 
 def _view(dataset: h5py.Dataset, data: bytes) -> NDArray[Any]:
-    """The dataset's numbers where they already are: contiguous data has one offset."""
+    """View of the dataset's numbers in the bytes: contiguous data has one offset."""
     flat = np.frombuffer(data, dataset.dtype, dataset.size, dataset.id.get_offset())
     return flat.reshape(dataset.shape)

@@ -1,8 +1,8 @@
 """What makes two features comparable: the recipe, and the canaries in ``meta.json``.
 
-A recipe names all that determines a feature's value. Two stores never share rows
-unless their recipes are equal; device, engine, batch size and library versions are
-provenance, kept beside each part and guarded by the canaries: features of fixed images,
+A recipe names everything that determines a feature's value. Two stores share rows only if their
+recipes are equal. Device, engine, batch size and library versions are provenance: they are kept
+beside each part, and the canaries guard them. Canaries are features of fixed images that are
 compared before every run.
 """
 
@@ -25,13 +25,13 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that determines the features of an image.
+    """Everything that determines the features of an image.
 
     Attributes:
         backbone: Name of the frozen network.
         cut: Where the network was cut, for example ``before the classifier``.
         pooling: How a map became a vector, for example ``global average``.
-        weights: Hex SHA-256 over the sorted state dict (name, dtype, shape, bytes).
+        weights: Hex SHA-256 of the sorted state dict (name, dtype, shape, bytes).
         preprocessing: From file bytes to network input, as JSON values.
         precision: ``fp32``, ``tf32`` or ``bf16``.
         format: Version of the store's format.
@@ -52,7 +52,7 @@ class Recipe:
 
     @property
     def folder(self) -> str:
-        """Name of the store's folder: readable backbone, first 16 digits."""
+        """Name of the store's folder: backbone, and 16 digits of the fingerprint."""
         readable = "".join(c if c.isalnum() or c in "._" else "_" for c in self.backbone)
         return f"{readable}-{self.fingerprint[:16]}"
 
@@ -62,7 +62,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Read a recipe back; a StoreFormatError where it is a newer one, or none."""
+        """Read a recipe; a StoreFormatError if it is newer than this version, or not a recipe."""
         if not isinstance(values, Mapping):
             raise StoreFormatError(f"not a recipe: {values!r}")
         written = values.get("format")
@@ -79,7 +79,7 @@ class Recipe:
         return cls(**values)
 
     def changes_to(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
-        """Fields that differ, each with its value in both; nested preprocessing by its key."""
+        """The fields that differ, with both values; preprocessing is compared key by key."""
         before, after = _spellings(self), _spellings(other)
         names = sorted(before.keys() | after.keys())
         return {
@@ -95,7 +95,7 @@ def canonical(values: Any) -> str:
 
 
 def _spellings(recipe: Recipe) -> dict[str, str]:
-    """Fields as the fingerprint sees them: 1, 1.0 and true differ, absent is not null."""
+    """Fields as compared for the fingerprint: 1, 1.0 and true differ, absent is not null."""
     values = recipe.to_json()
     nested = {f"preprocessing.{k}": v for k, v in values.pop("preprocessing").items()}
     return {name: canonical(value) for name, value in (values | nested).items()}
@@ -109,14 +109,14 @@ def _value(spelling: str | None) -> Any:
 
 
 META = "meta.json"
-#: By precision. Rounding of one network on different engines stays near 1e-6 in fp32; another
-#: network, or other pixels, are beyond 1e-3. In bf16 another algorithm moves features by 1e-2;
-#: another network by 1e-1 and more.
+#: Largest distance by precision. In fp32, rounding of one network on different engines stays near
+#: 1e-6; another network, or other pixels, give more than 1e-3. In bf16, another algorithm moves
+#: features by 1e-2, another network by 1e-1 or more.
 CANARY_TOLERANCE: Mapping[str, float] = MappingProxyType({"fp32": 1e-4, "tf32": 1e-2, "bf16": 5e-2})
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Recipe of the store in a folder; a StoreFormatError where ``meta.json`` is not readable."""
+    """Recipe of the store in a folder; a StoreFormatError if ``meta.json`` is not readable."""
     try:
         recipe = disk.read_json(path / META)["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as cause:
@@ -127,13 +127,13 @@ def read_recipe(path: Path) -> Recipe:
 def check_canaries(
     path: Path, recipe: Recipe, features: NDArray[np.float32], *, provenance: Mapping[str, Any]
 ) -> float:
-    """Compare the network in hand with the one that made a store, or found the store.
+    """Compare this network with the one that made a store; for a new store, write ``meta.json``.
 
     Args:
         path: Folder of the store; must exist.
-        recipe: Of the store.
-        features: Shape ``(c, ...)``, float32: features of the fixed canary images.
-        provenance: Device, engine and versions in hand, to say what changed.
+        recipe: Recipe of the store.
+        features: Features of the canary images by this network, shape ``(c, ...)``, float32.
+        provenance: This device, engine and versions, to say what changed.
 
     Returns:
         Largest relative L2 distance; 0.0 when this call wrote ``meta.json``.
@@ -156,7 +156,7 @@ def check_canaries(
     allowed = CANARY_TOLERANCE.get(recipe.precision, CANARY_TOLERANCE["fp32"])
     if distance > allowed:
         raise CanaryError(
-            f"{path}: the network in hand gives features {distance:.1e} away from those of "
+            f"{path}: the current network gives features {distance:.1e} away from those of "
             f"the store (relative L2, allowed {allowed:.0e}); changed since: "
             f"{_changes(meta['provenance'], provenance)}. Undo the change, or keep the new "
             "features elsewhere (HEADRACE_FEATURES or [store] path)"
@@ -165,7 +165,7 @@ def check_canaries(
 
 
 def relative_l2(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """``|a - b| / |b|`` of each row (n, ...); infinite where a value is not finite or not there."""
+    """``|a - b| / |b|`` of each row (n, ...); infinite if a value is missing or not finite."""
     if a.shape != b.shape:
         return np.full(len(a), np.inf)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -186,8 +186,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except (NotPlainFileError, ValueError, KeyError, TypeError, OverflowError) as cause:
         raise StoreFormatError(
-            f"{path / META} is damaged ({cause}). Remove it to take the network in hand as "
-            "the new reference, then compare: headrace cache verify STUDY --sample 300"
+            f"{path / META} is damaged ({cause}). Remove it to take the current network "
+            "as the new reference, then compare: headrace cache verify STUDY --sample 300"
         ) from cause
     return {"canaries": canaries, "provenance": provenance, "fingerprint": fingerprint}
 

@@ -1,9 +1,9 @@
-"""Which images are probably labelled wrongly? Confident learning, by heads of other patients.
+"""Find images whose label is probably wrong: confident learning, with heads of other patients.
 
 C. Northcutt, L. Jiang and I. Chuang, Confident learning: estimating uncertainty in dataset
 labels, Journal of Artificial Intelligence Research 70, 2021. A head is confident of a class
-if it gives it at least the probability that images of that class get on average. An image of
-which it is confident that it belongs to another class than its label is listed to be read again.
+if it gives the class at least the probability that images of that class get on average. If it
+is confident of another class than the label, the image is listed to be read again.
 cleanlab.filter lists the same images in 55 of 60 random cases.
 """
 
@@ -26,9 +26,9 @@ from pipeline.words import are, counted
 
 LABELS = "label noise"
 _SHOWN = 3
-#: A list in which not even half an image is expected to be labelled wrongly is none.
+#: A list with fewer expected wrong labels than this is dropped.
 _FEWEST_WRONG = 0.5
-#: Enough to see that a head predicts anything at all.
+#: Enough permutations to see that a head predicts anything at all.
 _DRAWS = 199
 _LEVEL = 0.025
 _INVERSE_PENALTY = 1e-2
@@ -40,11 +40,11 @@ def confident_class(label: NDArray[np.integer], proba: NDArray[np.floating]) -> 
     """The class that a head is confident of, by the thresholds of confident learning.
 
     Args:
-        label: Shape ``(n,)``, as given, 0 to K - 1.
-        proba: Shape ``(n, K)``, of heads that did not see the image.
+        label: The given labels, shape ``(n,)``, 0 to K - 1.
+        proba: Probabilities by heads that did not see the image, shape ``(n, K)``.
 
     Returns:
-        Shape ``(n,)``; the most probable where the head is confident of several, -1 of none.
+        Shape ``(n,)``; the most probable of several such classes, -1 if there is none.
     """
     is_k = label[:, None] == np.arange(proba.shape[1])
     means = [proba[rows, k].mean() if rows.any() else np.inf for k, rows in enumerate(is_k.T)]
@@ -53,7 +53,7 @@ def confident_class(label: NDArray[np.integer], proba: NDArray[np.floating]) -> 
 
 
 def label_checks(samples: Samples, features: NDArray[np.floating]) -> list[Callable[[], Finding]]:
-    """For each domain, what finds the images that heads of its other patients call otherwise."""
+    """For each domain, the check that looks for wrong labels with heads of other patients."""
     return [
         partial(_label_issues, domain, samples.where(rows), features[rows])
         for domain, rows in labelled_domains(samples)
@@ -85,12 +85,12 @@ def _label_issues(domain: str, samples: Samples, features: NDArray[np.floating])
 def _expected_false(
     label: NDArray[np.integer], proba: NDArray[np.floating], rows: NDArray[np.intp]
 ) -> float:
-    """How many of the listed images, ``rows``, are expected to be labelled rightly.
+    """How many of the listed images, ``rows``, are expected to have a right label.
 
-    Log odds of the given class against the next best are taken for normal among the rightly
-    labelled images of a class, with centre and spread by median and median deviation, which
-    wrong labels hardly move (an empirical null, Efron 2004). Its tail below the listed images
-    is what a head confuses without any wrong label.
+    Among the images of a class with right labels, the log odds of that class against the next
+    best are assumed to be normal. Median and median deviation give its centre and spread: wrong
+    labels hardly move them (an empirical null, Efron 2004). Its tail below the listed images is
+    what a head confuses without any wrong label.
     """
     others, at = np.log(np.clip(proba, 1e-12, 1.0)), (np.arange(len(label)), label)
     given = others[at]
@@ -108,10 +108,10 @@ def _expected_false(
 def _out_of_fold(
     features: NDArray[np.floating], label: NDArray[np.intp], group: NDArray[np.str_]
 ) -> NDArray[np.float64]:
-    """Probabilities of linear heads of the other patients, shape ``(n, K)``.
+    """Probabilities by linear heads that were fitted to other patients, shape ``(n, K)``.
 
     Raises:
-        StudyError: They predict nothing, or there are too few patients to see.
+        StudyError: The heads predict nothing, or there are too few patients to tell.
     """
     result = separability(features, label, group, draws=_DRAWS)
     if result.p > _LEVEL:

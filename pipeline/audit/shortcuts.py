@@ -1,7 +1,7 @@
 """Shortcut tests: can the domain or the label be predicted from what should not show it?
 
-The domain from the features; the label from properties of the file, from the border of the
-picture and from its corners. What a classifier can predict, a head may use.
+The domain is predicted from the features; the label from properties of the file, from the border
+of the image and from its corners. What a classifier can predict, a head may use.
 """
 
 import re
@@ -34,9 +34,9 @@ from pipeline.study import SOURCE
 from pipeline.words import counted
 
 FACTS = "file properties"
-#: AUC above which features may stand for the domain.
+#: AUC above which features may reveal the domain.
 _HIGH_DOMAIN_AUC = 0.9
-#: AUC above which what should not show the label is a shortcut.
+#: AUC above which something that should not show the label is a shortcut.
 _HIGH_LABEL_AUC = 0.6
 _FACTS = "size, greys, file size and quality"
 #: Permutations of a test, at least, and for each test of an audit: with fewer no p could be
@@ -53,8 +53,8 @@ _DOMAIN_ADVICE = (
     "come from. `headrace shift STUDY` shows what it costs"
 )
 _STORE_ALIKE = "The pictures were made or stored differently; store them alike before comparing"
-#: Words of class names that are parts of the body or kinds of examination: their whole picture
-#: differs, so that its border may show the class.
+#: Words of class names that are parts of the body or kinds of examination: the whole image
+#: differs between them, so its border may show the class.
 _WHOLE_PICTURE = frozenset(
     re.findall(
         r"\w+",
@@ -64,7 +64,7 @@ _WHOLE_PICTURE = frozenset(
     )
 )
 
-#: By mask: name of the check, and what is left of the picture.
+#: By mask: name of the check, and what is left of the image.
 MASKED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "centre": ("border", "the border alone (the middle 70 % of each side black)"),
@@ -77,8 +77,8 @@ MASKED: Mapping[str, tuple[str, str]] = MappingProxyType(
 class ShortcutTest:
     """One test, before its p is adjusted.
 
-    Its ``claim`` holds where it is positive. From the AUC ``high`` on, of all images or, as
-    ``strongest``, inside a class, it is a warning with ``advice``, unless it is ``expected``.
+    A positive test supports its ``claim``. It is a warning with ``advice`` if the AUC of all
+    images, or the ``strongest`` inside a class, reaches ``high``, unless that is ``expected``.
     """
 
     check: str
@@ -135,13 +135,13 @@ Job = Callable[..., ShortcutTest]
 
 
 def with_draws(jobs: Sequence[Job]) -> list[Job]:
-    """The tests of an audit, with so many permutations that each can be positive."""
+    """The tests of an audit, with enough permutations that each can be positive."""
     draws = max(_DRAWS, _DRAWS_A_TEST * len(jobs))
     return [partial(job, draws=draws) for job in jobs]
 
 
 def domain_tests(table: FeatureTable) -> list[Job]:
-    """How well each target is separated from the source, overall and inside each class."""
+    """Tests of how well a classifier separates each target from the source, also by class."""
     return [partial(_domain_test, table, name) for name in _targets(table.samples)]
 
 
@@ -180,7 +180,7 @@ def _domain_test(table: FeatureTable, name: str, *, draws: int = _DRAWS) -> Shor
 
 
 def fact_tests(samples: Samples, facts: NDArray[Any]) -> list[Job]:
-    """Whether size, greys, file size and quality predict the label in a domain, or the domain.
+    """Tests of whether size, grey values, file size and JPEG quality predict label or domain.
 
     Args:
         samples: ``n`` samples.
@@ -208,11 +208,11 @@ def fact_tests(samples: Samples, facts: NDArray[Any]) -> list[Job]:
 
 
 def mask_tests(samples: Samples, features: NDArray[np.floating], mask: str) -> list[Job]:
-    """Whether what a mask leaves of the pictures predicts the label, in each domain.
+    """Tests of whether what a mask leaves of the images predicts the label, in each domain.
 
     Args:
         samples: ``n`` samples.
-        features: Of the masked pictures, shape ``(n, d)``.
+        features: Features of the masked images, shape ``(n, d)``.
         mask: An entry of ``MASKED``.
     """
     check, rest = MASKED[mask]
@@ -228,7 +228,7 @@ def mask_tests(samples: Samples, features: NDArray[np.floating], mask: str) -> l
 
 
 def untested(samples: Samples, checks: Sequence[str]) -> list[Finding]:
-    """A note for each domain without labels and each check that needs them."""
+    """A note for each domain without labels, on each check that needs labels."""
     return [
         Finding(check=check, severity=NOTE, where=name, text="not tested: it has no labels")
         for name in samples.unlabelled
@@ -244,7 +244,7 @@ def _of_label(samples: Samples, check: str, domain: str, claim: str) -> dict[str
 
 
 def _test(about: Mapping[str, Any], *data: NDArray[Any], draws: int = _DRAWS) -> ShortcutTest:
-    """A test of features, labels and patients; ``about`` is the rest of :class:`ShortcutTest`."""
+    """A test of rows of features; ``about`` holds the other fields of :class:`ShortcutTest`."""
     try:
         result = separability(*data, draws=draws)
     except StudyError as reason:
@@ -255,9 +255,9 @@ def _test(about: Mapping[str, Any], *data: NDArray[Any], draws: int = _DRAWS) ->
 
 
 def _fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
-    """The facts that a shortcut test may learn from, each finite, of shape ``(n,)``, and varying.
+    """The facts that a shortcut test may use, each ``(n,)``, finite and not constant.
 
-    A picture that is no JPEG has the mean quality of those that are.
+    An image that is no JPEG gets the mean quality of those that are.
     """
     is_jpeg = np.isfinite(facts["jpeg_quality"])
     quality = facts["jpeg_quality"].astype(np.float64)
@@ -281,13 +281,13 @@ def _text(auc: Interval) -> str:
 
 
 def _strongest(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
-    """The single facts that separate a class best, in words; empty if nothing varies."""
+    """The single facts that separate a class best, in words; empty if all are constant."""
     images = np.bincount(label)
     present = (images > 0) & (images < len(label))
     n = images[present]
 
     def strength(values: NDArray[np.float64]) -> float:
-        """Of the class that it separates best, by the sum of its ranks."""
+        """Distance of the AUC from 1/2 for the class that the fact separates best."""
         ranks = np.bincount(label, weights=rankdata(values))[present]
         auc = (ranks - n * (n + 1) / 2) / (n * (len(label) - n))
         return float(np.abs(auc - 1 / 2).max(initial=0))

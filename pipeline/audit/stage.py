@@ -1,7 +1,7 @@
-"""The audit: all checks of a study that must come before any of its numbers.
+"""The audit: all checks of a study that should be done before any of its numbers is believed.
 
-Each image is read once, for its facts, and those of the contact sheet once more; all else comes
-from the store.
+Each image is read once, for its facts; those on the contact sheet are read once more. All else
+comes from the store.
 """
 
 import logging
@@ -58,16 +58,16 @@ _LOG = logging.getLogger(__name__)
 AUDIT_REPORT = "audit.json"
 CONTACT_SHEET = "near_copies.png"
 SCHEMA = 4
-#: Pairs on the contact sheet; the record has all.
+#: Pairs on the contact sheet; the record holds all pairs.
 _ON_SHEET = 20
-#: In the place of a picture that can no longer be read.
+#: Shown instead of an image that can no longer be read.
 _GREY = 200
 
 
 def masked_study(study: Study) -> Study:
-    """The same study with its first backbone behind each mask of the shortcut tests.
+    """The same study, with the first backbone once for each mask of the shortcut tests.
 
-    The whole picture is always stretched, or a crop would cut the border away again.
+    The whole image is always stretched, because a crop would cut the border away again.
     """
     first = replace(study.backbones[0], resize="stretch", decode="cpu", views=1)
     return replace(study, backbones=tuple(replace(first, mask=mask) for mask in MASKED))
@@ -79,16 +79,17 @@ def audit(
     """Run all checks of a study.
 
     Args:
-        study: Its features must be stored.
+        study: A study whose features are stored.
         shortcuts: Whether border and corners are tested, see :func:`masked_study`.
-        engine: What makes the features of the masked pictures, where they are not stored;
-            None: nothing does, and these tests are left out.
+        engine: Computes the features of masked images that are not stored; None: the tests
+            that need them are left out.
 
     Returns:
         The record, which is also written to ``results/<study>/audit.json``: ``findings``, the
-        worst first; ``counts`` of them by severity; ``near_copies``; ``leave_out``, images that
-        should not be scored and what the study excludes already; ``measured``, images whose
-        facts were not stored before. Beside it, a contact sheet of the first near copies.
+        worst first; their ``counts`` by severity; ``near_copies``; ``leave_out``, the images that
+        should not be scored, with those that the study excludes already; ``measured``, the
+        number of images whose facts were not stored before. A contact sheet of the first near
+        copies is written beside it.
 
     Raises:
         MissingFeaturesError: Stage 1 has not been run.
@@ -147,7 +148,7 @@ def audit(
 
 
 def _with_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArray[Any], int]:
-    """The samples whose facts can be had, those facts, and how many were measured now."""
+    """The samples whose facts can be measured, their facts, and how many were measured now."""
     samples, index = table.samples, FactsIndex(study.store_root)
     missing = sum(key not in index for key in set(samples.key))
     with Progress("facts") as progress:
@@ -163,7 +164,7 @@ def _with_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArra
 
 
 def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[Finding]]:
-    """The tests of masked pictures, and notes about those that have no features."""
+    """The tests of masked images, and a note for each mask without features."""
     tests: list[Job] = []
     missing = []
     for choice in masked_study(study).backbones:
@@ -208,9 +209,9 @@ def _listed_pairs(samples: Samples, pairs: Sequence[NearPair]) -> list[dict[str,
 def _leave_out(
     study: Study, samples: Samples, overlap: Sequence[Overlap], facts: NDArray[Any]
 ) -> list[str]:
-    """Images that a head may know, pictures with several labels, and what is excluded already.
+    """Images that a head may know already, images with several labels, and excluded images.
 
-    The study may exclude this very list.
+    The study's ``exclude`` may name the resulting file.
     """
     rows: set[int] = set()
     for shared in overlap:
@@ -223,7 +224,7 @@ def _leave_out(
 
 
 def _contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
-    """The first pairs side by side as a PNG file, as far as they can be read; None: no pairs."""
+    """A PNG file of the first pairs side by side, as far as they can be read; None: no pairs."""
     roles, policy = roles_of(samples), PixelPolicy(size=SHEET_SIDE)
 
     def picture(row: int) -> Pixels:

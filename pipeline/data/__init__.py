@@ -1,1 +1,1 @@
-"""From folders to samples: which images there are, whose they are, and what is wrong with them."""
+"""From folders to samples: images, their patients, classes and splits, and leaks among them."""

@@ -1,11 +1,11 @@
-"""Arrays of images along their first axis: folders of ``.npy`` stacks, and ``.npz`` files.
+"""Images in NumPy arrays: folders of ``.npy`` stacks, and ``.npz`` files.
 
 A stack holds images of one class. A ``.npz`` file is as MedMNIST ships it: ``train_images`` and
 ``train_labels``, the same with ``val`` and ``test`` or any other name. A column of labels holds
 classes, several columns findings: 1, 0, or -1 where it is not known. Nothing is unpickled.
 
-Rows of stacks are read, not mapped: of a mapped file that gets shorter, or whose disk fails,
-the system kills the process instead of raising an error.
+Rows of stacks are read, not mapped: if a mapped file gets shorter, or its disk fails, the system
+kills the process instead of raising an error.
 """
 
 import math
@@ -66,7 +66,7 @@ def _parse_header(stream: IO[bytes]) -> _Header:
 
 
 def _check_images(name: str, header: _Header) -> None:
-    """Refuse an array that is no stack of images."""
+    """Refuse an array that is not a stack of images."""
     shape, dtype = header.shape, header.dtype
     if dtype.hasobject:
         raise StudyError(f"{name} holds Python objects, which are never loaded; {_ALLOWED}")
@@ -82,7 +82,7 @@ def _check_images(name: str, header: _Header) -> None:
 
 
 def read_row(item: Item) -> NDArray[Any]:
-    """Read one image; an ImageError where the file has changed since it was listed."""
+    """Read one image; an ImageError if the file has changed since it was listed."""
     return read_file(item.file, lambda stream: _row(stream, item))
 
 
@@ -105,12 +105,12 @@ def _row(stream: FileIO, item: Item) -> NDArray[Any]:
 
 
 def is_stack(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry of the root shows that it holds stacks."""
+    """Whether a file in the root folder is a stack."""
     return entry.name.lower().endswith(_SUFFIXES) and not is_folder(entry)
 
 
 def scan_stacks(domain: Domain) -> Listing:
-    """Find the rows of each stack; ``test_normal.npy`` and ``normal.npy`` are one class."""
+    """List the rows of each stack; ``test_normal.npy`` and ``normal.npy`` are one class."""
     root = os.path.realpath(domain.path)
     files, _ = files_in(root, suffixes=_SUFFIXES, ignore=domain.ignore or ())
     if not files.items:
@@ -171,7 +171,7 @@ def is_archive(path: Path) -> bool:
 
 
 def scan_archive(domain: Domain) -> Listing:
-    """List the images of every split, or without labels all images."""
+    """List the images of every split; without labels, all images."""
     file, stat = os.path.realpath(domain.path), FileStat.of(domain.path.stat())
     items, without_class = [], 0
     for part in _parts(domain.path):
@@ -196,14 +196,14 @@ def scan_archive(domain: Domain) -> Listing:
 
 
 def findings_of_archive(path: Path) -> list[str]:
-    """Numbers of the columns of its labels, where there are several."""
+    """The column numbers of its labels; empty if there is only one column."""
     with _opened(str(path), _parts(path)[0] + _LABELS) as stream:
         shape = _parse_header(stream).shape
     return [str(k) for k in range(shape[1])] if len(shape) == 2 and shape[1] > 1 else []
 
 
 def check_finding(domain: Domain) -> None:
-    """Refuse an archive whose labels have no column for the finding of its domain."""
+    """Refuse an archive whose labels have no column for the domain's finding."""
     for part in _parts(domain.path):
         _labels(domain, part)
 
@@ -225,7 +225,7 @@ def _parts(path: Path) -> list[str]:
 
 
 def _labels(domain: Domain, part: str) -> list[str | None]:
-    """Of each image its class; None where ``values`` has none for it."""
+    """The class of each image; None if ``values`` does not name it."""
     name = f"{domain.path}: {part}{_LABELS}"
     stat = FileStat.of(domain.path.stat())
     labels = _array(os.path.realpath(domain.path), stat, part + _LABELS)
@@ -250,18 +250,18 @@ def _labels(domain: Domain, part: str) -> list[str | None]:
 
 
 def _text_of(number: float) -> str:
-    """As a person writes it; a whole number keeps all its digits, as a float too."""
+    """A label as text; a whole number keeps all its digits, even if it is stored as a float."""
     return str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 def _marks(
     name: str, columns: NDArray[Any], finding: str, values: Mapping[str, Sequence[str]]
 ) -> list[str | None]:
-    """Whether each image has a finding, by its column; no class where that is not known."""
+    """Whether each image has a finding, by its column; no class if that is not known."""
     (column,) = values.get(finding, (finding,))[:1]
     if not column.isdecimal() or int(column) >= columns.shape[1]:
         raise StudyError(
-            f"{name} has columns 0 to {columns.shape[1] - 1}, and none is known as {finding!r}. "
+            f"{name} has columns 0 to {columns.shape[1] - 1}, and none is named {finding!r}. "
             f'Write values = {{{finding!r} = "0"}} with the number of its column'
         )
     marks = columns[:, int(column)]
@@ -283,7 +283,7 @@ def _check_bytes(name: str, size: int) -> None:
 
 @contextmanager
 def _opened(file: str, name: str) -> Iterator[IO[bytes]]:
-    """One array of an archive, to be read; whatever is wrong with it is a StudyError."""
+    """Open one array of an archive for reading; every fault of it is a StudyError."""
     try:
         with zipfile.ZipFile(file) as archive:
             _check_bytes(f"{file}: {name}", archive.getinfo(f"{name}.npy").file_size)

@@ -1,7 +1,6 @@
 """Attributes of images or patients, such as sex and age: from a CSV file to groups of images.
 
-They are patient data: what is read here stays in memory, and nothing but the names of
-groups and their counts is written anywhere.
+They are patient data: they stay in memory, and only names and counts of groups are written.
 """
 
 import logging
@@ -36,9 +35,9 @@ class Grouping:
 
     Attributes:
         attribute: Its name.
-        names: Groups, the same and in the same order for all domains: bins from below,
-            texts sorted, ``unknown`` at the end where some image is.
-        member: Shape ``(n,)``, index into ``names`` of each image of the domain.
+        names: Groups, the same and in the same order for all domains: bins in ascending order,
+            texts sorted, ``unknown`` at the end if an image has no value.
+        member: Index into ``names`` for each image of the domain, shape ``(n,)``.
     """
 
     attribute: str
@@ -49,13 +48,12 @@ class Grouping:
 def groupings(
     study: Study, samples: Samples, failures: dict[str, Exception]
 ) -> Mapping[str, Sequence[Grouping]]:
-    """Divide the images of each domain that has a file of attributes.
+    """Group the images of each domain that has a file of attributes.
 
-    What is wrong with the file of a target is added to ``failures``; with that of the source it is
-    a StudyError.
+    A fault in the file of a target is added to ``failures``; in the source's it is a StudyError.
 
     Returns:
-        By domain, one for each attribute of the study; a domain without a file is missing.
+        By domain, one grouping for each attribute; domains without a file are missing.
     """
     if not study.subgroups:
         return {}
@@ -81,7 +79,7 @@ def groupings(
 def _groups_of_images(
     domain: Domain, file: Path, attributes: Sequence[Attribute], samples: Samples
 ) -> list[tuple[str, ...]]:
-    """For each image of the domain its group by each attribute; warns where there is no row."""
+    """The group of each image by each attribute; warns about images without a row."""
     table = domain.table if domain.table and domain.table.file == file else None
     key, groups = read_attributes(file, attributes, table)
     if table and isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
@@ -112,7 +110,7 @@ def _groups_of_images(
 
 
 def _names_of_images(domain: Domain, file: Path, key: str, samples: Samples) -> list[str]:
-    """What each image is called in the file; patients by name, before copies join them."""
+    """The name of each image in the file: its path, or its patient before copies were joined."""
     items = [samples.items[row] for row in np.flatnonzero(samples.domain == domain.name)]
     if key == "path":
         return [composed(item.path) for item in items]
@@ -133,12 +131,12 @@ def read_attributes(
     """Read the groups of every image or patient from a table.
 
     Args:
-        file: Its first column is ``path`` or ``patient``; an empty cell is unknown.
-        attributes: At least one; columns of others are not looked at.
-        table: The domain's, where this is its file: then its column of paths is the key.
+        file: A file whose first column is ``path`` or ``patient``; an empty cell is unknown.
+        attributes: One or more; other columns are ignored.
+        table: The domain's table, if this is its file: then its column of paths is the key.
 
     Returns:
-        ``path`` or ``patient``; then, by path or patient, the group by each attribute.
+        ``path`` or ``patient``; then the groups of each path or patient, one per attribute.
     """
     header, rows = read_table(file)
     key_name = _key_column(file, header, attributes, table)
@@ -159,7 +157,7 @@ def read_attributes(
 def _key_column(
     file: Path, header: Row, attributes: Sequence[Attribute], table: ImageTable | None
 ) -> str:
-    """The column that says whose a row is; refuses a header without it or an attribute's."""
+    """The column that identifies a row; refuses a header that lacks it or an attribute."""
     names = header.cells
     shown = ", ".join(map(printable, names)) or "nothing"
     key = find_columns(table, header, labelled=False)["path"][0] if table else "".join(names[:1])

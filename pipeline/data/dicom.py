@@ -1,8 +1,7 @@
-"""DICOM files: pixels as they are meant to be seen, and the patient as a hash.
+"""DICOM files: pixels as a viewer shows them, and the patient as a hash.
 
-Only the tags listed here are read; private ones never are, and nothing of a header leaves
-this file but the hash. What is compressed is decoded by imagecodecs (libjpeg-turbo, CharLS,
-OpenJPEG), run lengths by pydicom.
+Only the tags listed here are read, never private ones, and only the hash leaves this file.
+imagecodecs decodes compressed pixels (libjpeg-turbo, CharLS, OpenJPEG), pydicom run lengths.
 """
 
 import hashlib
@@ -28,9 +27,9 @@ from pipeline.errors import ImageError
 _PIXELS = "PixelData"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-#: Bits of a value, by the kinds of pixels that are read.
+#: Bits per value, by the kind of pixels; other kinds are not read.
 _BITS = dict.fromkeys(_GREY, (8, 16)) | dict.fromkeys(_COLOUR, (8,))
-#: All that is read of a file but its patient.
+#: All tags that are read, except the patient's.
 _TAGS = [
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -49,11 +48,11 @@ _FRAME_HEADER = re.compile(rb"\xff[\xc0-\xc3\xf7]...(....)", re.DOTALL)
 
 
 def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
-    """The picture that a viewer would show, of mode L or RGB.
+    """The image that a viewer would show, in mode L or RGB.
 
-    Rescale slope and intercept, then the declared window, or the file's; MONOCHROME1 is inverted.
-    Without any window the whole range of the stored bits is shown. What is not read is an
-    ImageError.
+    Rescale slope and intercept are applied, then the declared window or the file's; MONOCHROME1
+    is inverted. Without a window the whole range of the stored bits is shown. An ImageError if
+    the file cannot be read.
     """
     header = _read(data, [*_TAGS, _PIXELS])
     kind = _checked(header)
@@ -67,7 +66,7 @@ def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
 
 
 def dicom_depth(data: bytes) -> int:
-    """What the file says of its values; see :mod:`pipeline.data.items`."""
+    """The depth of the file's values; see :mod:`pipeline.data.items`."""
     header = _read(data, _TAGS)
     if _checked(header) in _COLOUR:
         return EIGHT_BITS
@@ -77,7 +76,7 @@ def dicom_depth(data: bytes) -> int:
 
 
 def patient_in(data: bytes, salt: bytes) -> str:
-    """The patient of a file as a hash, salted since short ids are found by trying; or empty."""
+    """The patient as a salted hash (short ids could be guessed otherwise); empty if unknown."""
     patient = str(_read(data, ["PatientID"]).get("PatientID") or "").strip()
     if not patient:
         return ""
@@ -101,7 +100,7 @@ def _read(data: bytes, tags: list[str]) -> Any:
 
 
 def _checked(header: Any) -> str:
-    """The kind of pixels, of those that are read."""
+    """The kind of pixels; an ImageError for kinds that are not read."""
     try:
         kind = str(header.PhotometricInterpretation)
         bits = int(header.BitsAllocated)
@@ -117,7 +116,7 @@ def _checked(header: Any) -> str:
 
 
 def _decoded(header: Any, frame: int) -> NDArray[Any]:
-    """The stored values, ``(rows, columns)``, or red, green and blue of 8 bits."""
+    """The stored values, ``(rows, columns)``, or red, green and blue with 8 bits."""
     from pydicom.pixels import pixel_array
 
     syntax = header.file_meta.TransferSyntaxUID
@@ -155,7 +154,7 @@ def _decompressed(header: Any, frame: int) -> NDArray[Any]:
 
 
 def _check_stream(data: bytes, header: Any) -> None:
-    """Refuse a compressed picture of another size than the header's, before it is decoded."""
+    """Refuse compressed pixels whose size differs from the header, before they are decoded."""
     rows, columns = int(header.Rows), int(header.Columns)
     if data.startswith(_JPEG_2000):
         fits = data[8:16] == struct.pack(">II", columns, rows)

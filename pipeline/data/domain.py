@@ -1,7 +1,7 @@
 """The rows of one domain, or of one split of it: patients, labels, features, probabilities.
 
-Every stage passes these rows on in this one form. Row ``i`` of each array is the same
-image. What a stage does not know, or must not see (the labels of a sealed target), is None.
+All stages use this one class. Row ``i`` of each array is the same image. A field is None if a
+stage does not have it or must not see it (the labels of a sealed target).
 """
 
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ class DomainData:
 
     Attributes:
         name: ``source`` or the target's name.
-        role: ``fit``, ``validation``, ``source`` (both of them) or ``target``.
+        role: ``fit``, ``validation``, ``source`` (fit and validation) or ``target``.
         group: Patient ids, shape ``(n,)``.
-        label: Shape ``(n,)``, 0 to K - 1; None where labels are sealed or absent.
+        label: Shape ``(n,)``, 0 to K - 1; None if labels are sealed or absent.
         features: Shape ``(n, d)``, finite.
-        proba: Class probabilities of the head in question, ``(n, K)``, rows sum to 1.
+        proba: Class probabilities by the current head, ``(n, K)``; rows sum to 1.
         key: Content keys, uint8 of shape ``(n, 32)``.
         row: Number of each image among the samples of the study, shape ``(n,)``.
     """
@@ -40,7 +40,7 @@ class DomainData:
     row: NDArray[np.intp] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse with a StudyError arrays that do not describe the same images."""
+        """Check that all arrays describe the same images; a StudyError if not."""
         lengths = {name: len(array) for name, array in self._arrays()}
         if set(lengths.values()) != {len(self.group)}:
             raise StudyError(f"{self.name}: every array needs one row per image, got {lengths}")
@@ -66,12 +66,12 @@ class DomainData:
         return len(np.unique(self.group))
 
     def record(self) -> dict[str, Any]:
-        """Which rows these are and how many, for the record of a stage."""
+        """Name, role and counts of these rows, for the record of a stage."""
         counts = {"images": len(self), "patients": self.patients}
         return {"domain": self.name, "role": self.role, **counts}
 
     def take(self, rows: NDArray[Any]) -> "DomainData":
-        """The chosen rows: by number, or by a mask."""
+        """The chosen rows, by number or by a mask."""
         return replace(self, **{name: array[rows] for name, array in self._arrays()})
 
     def with_(self, **arrays: Any) -> "DomainData":
@@ -83,7 +83,7 @@ class DomainData:
         return replace(self, label=None)
 
     def labelled(self) -> NDArray[np.int64]:
-        """The labels, shape ``(n,)``; a StudyError where they are sealed or absent."""
+        """The labels, shape ``(n,)``; a StudyError if they are sealed or absent."""
         if self.label is None:
             raise StudyError(f"this step needs the labels of {self.name}, which has none")
         return self.label
@@ -117,7 +117,7 @@ class DomainData:
 def mean_and_scale(
     features: NDArray[np.floating],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each feature (n, d); of one that does not vary, 1."""
+    """Mean and standard deviation of each feature (n, d); 1 for a constant feature."""
     deviation = features.std(axis=0, dtype=np.float64)
     mean = np.asarray(features.mean(axis=0, dtype=np.float64))
     return mean, np.where(deviation > 0, deviation, 1.0)

@@ -1,12 +1,12 @@
-"""From an image in memory, a file's bytes or a row of a stack, to pixels by a declared policy.
+"""From an image in memory (a file's bytes or a row of a stack) to pixels by a declared policy.
 
-Only JPEG, PNG, TIFF and DICOM are opened, whatever the file is called, and whatever is wrong with
-one is an ``ImageError``, whose message is the reason to list. Decoding runs in many threads, so no
+Only JPEG, PNG, TIFF and DICOM are opened, whatever the file's name. Every fault of a file is an
+``ImageError``, whose message is the reason to list. Decoding runs in many threads, so no
 process-wide state is touched: Pillow's readers are called directly, because ``Image.open`` warns
-of large images, and the size is checked here before anything is decoded.
+about large images; the size is checked here before anything is decoded.
 
-The scan of an ordinary JPEG file is decoded by simplejpeg: the same pixels as Pillow's, since
-both are libjpeg-turbo, in 0.4 of the time at 224 x 224, and without Python's lock.
+simplejpeg decodes the scan of an ordinary JPEG file: the same pixels as Pillow's, since both use
+libjpeg-turbo, in 0.4 of the time at 224 x 224, and without Python's lock.
 """
 
 import hashlib
@@ -50,9 +50,9 @@ _DEFAULT = Reading()
 _TWELVE_BITS = 1 << 12
 _SIXTEEN_BITS = (1 << 16) - 1
 _DEEP_MODES = ("I", "F")
-#: ``fast`` decodes to sides of so many times the network's, or more: 0.2 grey levels away.
+#: ``fast`` decodes to at least this many times the network's side: 0.2 grey levels away.
 _FAST_SCALE = 2
-#: Shares of each side: hidden in the middle, and shown in a corner.
+#: Shares of each side: the hidden middle, and a visible corner.
 _CENTRE = 0.7
 _CORNER = 0.2
 
@@ -72,14 +72,14 @@ class PixelPolicy:
             side to ``size / crop_ratio``, then the centre.
         crop_ratio: Share of the shorter side that is kept, in (0, 1]; ``crop`` only.
         interpolation: ``bilinear`` or ``bicubic``: Pillow's, always antialiased.
-        mean: Of each channel, red first, on the scale 0 to 1.
-        std: Of each channel, red first, on the scale 0 to 1.
+        mean: Mean of each channel, red first, on the scale 0 to 1.
+        std: Standard deviation of each channel, red first, on the scale 0 to 1.
         decode: ``cpu``, or ``gpu``: JPEG files are decoded and resized on a CUDA device, whose
             pixels differ by a grey level here and there.
         mask: What is hidden of the whole picture before it is resized, to test what the
-            rest predicts alone: ``none``; ``centre``: the middle 70 % of each side is black;
-            ``corners``: only the four corners, 20 % of each side, put together.
-        views: How many views the network sees of each picture; see :func:`views_of`.
+            rest alone predicts: ``none``; ``centre``: the middle 70 % of each side is black;
+            ``corners``: only the four corners are left, 20 % of each side, put together.
+        views: How many views of each picture the network sees; see :func:`views_of`.
     """
 
     size: int = 224
@@ -94,7 +94,7 @@ class PixelPolicy:
 
     @property
     def at_least(self) -> int | None:
-        """The sides to which a JPEG file may be decoded; None: its own."""
+        """The smallest side to which a JPEG file may be decoded; None: full size."""
         return _FAST_SCALE * self.size if self.resize == "fast" else None
 
     def to_json(self) -> dict[str, object]:
@@ -125,12 +125,12 @@ class PixelPolicy:
 
 
 class RememberedFile(NamedTuple):
-    """What is remembered of an image, so that its file need not be read again.
+    """What the index remembers of an image, so that its file need not be read again.
 
     Attributes:
-        digest: Of its content, 32 bytes.
+        digest: Digest of its content, 32 bytes.
         depth: See :mod:`pipeline.data.items`.
-        patient: Of its header, hashed; empty where it was not asked for or is not there.
+        patient: Hash of the patient in its header; empty if not wanted or not there.
     """
 
     digest: bytes
@@ -138,7 +138,7 @@ class RememberedFile(NamedTuple):
     patient: str = ""
 
     def key(self, reading: Reading) -> bytes:
-        """Content key, 32 bytes, under the rule of its domain."""
+        """Content key, 32 bytes, under the domain's rule for reading."""
         return self.digest if self.depth is None else reading.key(self.digest)
 
 
@@ -146,13 +146,13 @@ class RememberedFile(NamedTuple):
 class Content:
     """An image in memory: the bytes that are hashed are the bytes that are decoded.
 
-    Whatever is asked of it raises ImageError, with the reason, where the image cannot be used.
-    Damage in a PNG file is always found; damage inside the scan of a JPEG file cannot be told from
-    image content, because the format has no checksum.
+    All methods raise an ImageError, with the reason, if the image cannot be used. Damage in a PNG
+    file is always found; damage inside the scan of a JPEG file looks like image content, because
+    the format has no checksum.
 
     Attributes:
         data: The bytes of a file; or a row of a stack, ``(H, W)`` or ``(H, W, 3)``, any numbers.
-        reading: Of its domain.
+        reading: How files of its domain are read.
     """
 
     data: bytes | NDArray[Any]
@@ -160,21 +160,21 @@ class Content:
 
     @property
     def key(self) -> bytes:
-        """SHA-256 of the content, and of what is declared where it may have more than 8 bits."""
+        """SHA-256 of the content; with more than 8 bits, also of the declared window."""
         digest = self._digest()
         return self.reading.key(digest) if self._may_be_deep() else digest
 
     def remembered(self, salt: bytes | None = None) -> RememberedFile:
-        """What is remembered of it; the patient of its header only where there is a salt."""
+        """The entry for the index; the patient of its header only if there is a salt."""
         patient = ""
         if salt and isinstance(self.data, bytes) and is_dicom(self.data):
             patient = patient_in(self.data, salt)
         return RememberedFile(self._digest(), self._depth(), patient)
 
     def picture(self, at_least: int | None = None) -> Image.Image:
-        """As it is before it is resized: upright, of mode L or RGB.
+        """The picture before it is resized: upright, in mode L or RGB.
 
-        A JPEG file may be decoded smaller, to sides of ``at_least`` so many pixels.
+        A JPEG file may be decoded smaller, with sides of ``at_least`` this many pixels.
         """
         if not isinstance(self.data, bytes):
             return Image.fromarray(_levels_of_row(self.data, self.reading))
@@ -203,7 +203,7 @@ class Content:
         return digest.digest()
 
     def _may_be_deep(self) -> bool:
-        """Whether it is of a format with more than 8 bits, to which a window applies."""
+        """Whether its format has more than 8 bits, so that a window applies."""
         if not isinstance(self.data, bytes):
             return self.data.dtype != np.uint8
         grey_of_16_bits = self.data.startswith(PNG) and self.data[24:26] == b"\x10\x00"
@@ -227,7 +227,7 @@ def decode(data: bytes, policy: PixelPolicy, reading: Reading = _DEFAULT) -> Pix
 
 @contextmanager
 def _reasons(data: bytes) -> Iterator[None]:
-    """Whatever goes wrong with a file is an ImageError."""
+    """Turn every error that a file causes into an ImageError."""
     try:
         yield
     except ImageError:
@@ -245,10 +245,10 @@ def _reasons(data: bytes) -> Iterator[None]:
 
 
 def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, int]:
-    """Open a JPEG, PNG or TIFF file; its pixels are decoded when they are first asked for.
+    """Open a JPEG, PNG or TIFF file; its pixels are decoded when they are first used.
 
-    Of several pictures in one JPEG file, as phones write them, this is the first. All of a PNG
-    file is checked against its checksums.
+    If a JPEG file holds several pictures, as phones write them, the first is taken. A PNG file is
+    checked against all its checksums.
 
     Returns:
         The image as it is stored, and its orientation, 1 (upright) to 8, as EXIF counts.
@@ -272,10 +272,10 @@ def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, i
 
 
 def plain_jpeg(data: bytes, reading: Reading = _DEFAULT) -> tuple[bytes, int, int] | None:
-    """What another decoder may be given: an ordinary, whole JPEG file; None for all others.
+    """An ordinary, whole JPEG file, fit for another decoder; None for any other file.
 
     Returns:
-        The file without metadata, its orientation, see :func:`open_image`, and its pixels.
+        The file without metadata; its orientation, see :func:`open_image`; its number of pixels.
     """
     if not data.startswith(JPEG) or not data.rstrip(b"\0").endswith(_JPEG_END):
         return None
@@ -290,7 +290,7 @@ def plain_jpeg(data: bytes, reading: Reading = _DEFAULT) -> tuple[bytes, int, in
 
 
 def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:
-    """The picture of a JPEG file that was opened; Pillow decodes what is out of the ordinary."""
+    """The picture of an opened JPEG file; Pillow decodes files that are not ordinary."""
     assert isinstance(image.fp, io.BytesIO)  # noqa: S101 - open_image made it
     if at_least and min(image.size) >= 2 * at_least:
         image.draft(None, (at_least, at_least))
@@ -306,7 +306,7 @@ def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:
 
 
 def _what_instead(data: bytes) -> str:
-    """Name the kind of file, and never quote it: the text of a record can name a person."""
+    """Name the kind of file; never quote it, because its text can name a person."""
     head = data[:512].lower()
     is_text = all(byte >= ord(" ") or byte in b"\t\r\n\f" for byte in head)
     fits = (kind for at, magic, kind in _OTHER_FILES if head.lstrip().startswith(magic, at))
@@ -437,7 +437,7 @@ def _exif_of_png(metadata: Mapping[bytes, bytes]) -> bytes:
 
 
 def _is_needed(marker: int, body: bytes) -> bool:
-    """Whether a decoder needs a segment; too short ones count for none."""
+    """Whether a decoder needs a segment; segments that are too short are not needed."""
     if marker == 0xE0:
         return body.startswith(b"JFIF\0") and len(body) >= 12
     if marker == 0xEE:
@@ -446,7 +446,7 @@ def _is_needed(marker: int, body: bytes) -> bool:
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """The orientation in the first directory of EXIF, else in XMP; upright where none is there."""
+    """The orientation in the first directory of EXIF, else in XMP; upright if neither has one."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     try:
         (start,) = unpack_from(f"{order}I", exif, 4)
@@ -466,7 +466,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
 
 
 def _in_eight_bits(image: Image.Image, window: tuple[float, float] | None) -> Image.Image:
-    """An opaque image of mode L or RGB, whatever the file stores."""
+    """An opaque image in mode L or RGB, whatever the file stores."""
     if image.mode.startswith(_DEEP_MODES):
         return _from_deep(image, window)
     if image.has_transparency_data:
@@ -478,7 +478,7 @@ def _in_eight_bits(image: Image.Image, window: tuple[float, float] | None) -> Im
 
 
 def _from_deep(image: Image.Image, window: tuple[float, float] | None) -> Image.Image:
-    """By the window; else by 257, so that 65535 is white: Pillow's own conversion clips at 255."""
+    """Grey levels by the window, else divided by 257 (65535 is white; Pillow clips at 255)."""
     values = np.asarray(image)
     if window is None:
         if (top := _depth_of(image)) == NO_RANGE:
@@ -499,7 +499,7 @@ def _from_deep(image: Image.Image, window: tuple[float, float] | None) -> Image.
 
 
 def _depth_of(image: Image.Image) -> int:
-    """The largest value of a grey image of more than 8 bits, and what else there may be."""
+    """The depth of an image, such as the largest value if it has more than 8 bits."""
     if not image.mode.startswith(_DEEP_MODES):
         return EIGHT_BITS
     values = np.asarray(image)
@@ -521,7 +521,7 @@ def _levels_of_row(row: NDArray[Any], reading: Reading) -> Pixels:
 
 
 def _fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
-    """The square that a network sees of a picture; grey is one channel until it is resized."""
+    """The square of a picture that a network sees; grey is one channel until it is resized."""
     image = _masked(image, policy.mask)
     size, width, height = policy.size, policy.size, policy.size
     if policy.resize == "crop":  # the same integers as torchvision's Resize and CenterCrop
@@ -563,11 +563,11 @@ DEGREES, SIDE, _BRIGHTER = 10.0, 0.85, 0.15
 
 
 def views_of(count: int) -> list[dict[str, float]]:
-    """The numbers of the first so many views, in any recipe; JSON types.
+    """The parameters of the first ``count`` views, the same for every recipe; JSON types.
 
-    The first is the picture as it is, and every second one is mirrored left and right, which is
-    wrong for a label that means a side. ``side`` is that of the part that is seen, as a share of
-    the picture's; ``right`` and ``down`` say where its middle lies.
+    The first view is the unchanged picture. Every second view is mirrored left and right, which
+    is wrong for a label that means a side. ``side`` is the side of the visible part as a share of
+    the picture's; ``right`` and ``down`` say where its centre lies.
     """
     plain = {"mirror": 0, "degrees": 0.0, "side": 1.0, "right": 0.0, "down": 0.0, "brightness": 1.0}
     return [plain, *map(_drawn, range(1, count))]
@@ -589,7 +589,7 @@ def _drawn(number: int) -> dict[str, float]:
 def affine_map(
     *, mirror: float, degrees: float, side: float, right: float, down: float
 ) -> NDArray[np.float32]:
-    """From places in a view (see :func:`views_of`) to those in the picture; -1 to 1, ``(2, 3)``."""
+    """Affine map from a view (see :func:`views_of`) to the picture, both -1 to 1; ``(2, 3)``."""
     sign, angle = 1 - 2 * mirror, math.radians(degrees)
     cos, sin = side * math.cos(angle), side * math.sin(angle)
     return np.array([[sign * cos, -sin, right], [sign * sin, cos, down]], np.float32)
@@ -598,7 +598,7 @@ def affine_map(
 # Sheets of pictures, to be looked at by eye. A sheet is patient data; it names no file.
 
 
-#: Of each picture in a sheet.
+#: Side of each picture in a sheet, pixels.
 SHEET_SIDE = 160
 _ABREAST = 6
 _GAP, _MARGIN, _LINE = 4, 14, 15
@@ -608,7 +608,7 @@ SheetEntry = tuple[Sequence[Pixels], Sequence[str]]
 
 
 def draw_sheet(entries: Sequence[SheetEntry]) -> bytes:
-    """A PNG file of pictures, six abreast; all entries have as many of them."""
+    """A PNG file of pictures, six in a row; all entries have the same number of pictures."""
     from PIL import ImageDraw, ImageFont  # late: decoding needs neither
 
     pictures, lines = map(len, entries[0])

@@ -1,12 +1,12 @@
-"""What is remembered of images between runs: keys of files, and facts of contents.
+"""The index: what is remembered of images between runs, keys of files and facts of contents.
 
-All of it lies in ``index/`` below the feature stores and is disposable: what is damaged,
-or of another version, counts as not there, and a disk that is full costs only time.
+It lies in ``index/`` below the feature stores and is disposable: an entry that is damaged or of
+another version counts as missing, and a full disk costs only time.
 
-The facts say nothing of an image's class: size, greys, file, and how it looks. The audit tests
-whether they predict the label all the same, and shift how hospitals differ in them. The measures of
-appearance are what a technician would name (exposure, contrast, noise, sharpness, marks in the
-corners); each is made to ignore what the others measure.
+The facts are size, grey values, properties of the file, and appearance; none is about the class.
+The audit tests whether they predict the label all the same, and shift how hospitals differ in
+them. The measures of appearance are what a technician would name (exposure, contrast, noise,
+sharpness, marks in the corners); each is made to ignore what the others measure.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from pipeline.parallel import Each, in_threads
 from pipeline.progress import Progress
 
 _LOG = logging.getLogger(__name__)
-#: In the names of files and folders: whoever writes otherwise writes into another one.
+#: In the names of files and folders, so that another layout has other names.
 _KEYS_VERSION, _FACTS_VERSION = 4, 3
 _DIGEST_BYTES = 32
 #: Measured images that a killed run may lose.
@@ -44,19 +44,19 @@ _SAVE_EVERY_S = 30.0
 
 
 class KeyIndex:
-    """What is known of the files of one domain, so that a second run reads no image.
+    """The index of the files of one domain, so that a second run reads no image.
 
-    It knows files only by a hash of their path, because names of medical images can name people.
-    It is believed where size, times and inode agree *and* the file was last touched before the
-    hashing began: a file changed within the clock tick in which it was hashed would look the same
-    afterwards (git calls such entries racy). Racy entries are never written.
+    It holds only hashes of paths, because names of medical images can name people. An entry is
+    used if size, times and inode agree *and* the file was last changed before the hashing began:
+    a file changed within the clock tick in which it was hashed would look the same afterwards
+    (git calls such entries racy). Racy entries are never written.
 
     Args:
         store_root: Folder of the feature stores.
         domain: Root folder of the domain's files.
         patients: Remember the patients of headers too, hashed with the secret of the store; another
             secret has another index.
-        rehash: Believe nothing that is remembered.
+        rehash: Ignore all entries.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class KeyIndex:
     def contents(
         self, items: Sequence[Item], each: Each, progress: Progress
     ) -> list[RememberedFile | str]:
-        """What is in each file, remembered or read now; of one that cannot be used the reason."""
+        """The content of each file, remembered or read now, or the reason it cannot be used."""
         contents: list[Any] = [self._remembered(item) for item in items]
         missing = [row for row, content in enumerate(contents) if content is None]
         progress.expect(len(missing))
@@ -89,9 +89,9 @@ class KeyIndex:
         return contents
 
     def _remembered(self, item: Item) -> RememberedFile | None:
-        """What is remembered of a file that has not changed since.
+        """The entry of a file that has not changed since; None if there is none.
 
-        Ctime stands in for an editor that sets the old mtime again.
+        The ctime shows a change even if an editor restores the old mtime.
         """
         entry = self._entries.get(_short_hash(item.path))
         if entry is None or entry[:4] != [*item.stat]:
@@ -100,7 +100,7 @@ class KeyIndex:
         return RememberedFile(bytes.fromhex(digest), *more)
 
     def _stamp(self) -> int | None:
-        """Now, by the clock of the disk, in ns; None where nothing can be written."""
+        """The current time by the clock of the disk, ns; None if nothing can be written."""
         file = self._folder / disk.temporary_name()
         with suppress(OSError):
             disk.make_dir(self._folder)
@@ -111,9 +111,9 @@ class KeyIndex:
         return None
 
     def _save(self, new: dict[str, list[Any]], stamp: int) -> None:
-        """Write what was learned since the stamp, without the racy entries."""
+        """Write the new entries, without the racy ones."""
         safe = {k: v for k, v in new.items() if max(v[1:3]) < stamp}
-        # Read again: another run may have saved its own meanwhile.
+        # Read again: another run may have saved its entries meanwhile.
         others = {k: v for k, v in self._load().items() if k not in new}
         with suppress(WriteFailedError):
             write_checked(self._file, json.dumps(self._entries | others | safe).encode())
@@ -125,9 +125,9 @@ class KeyIndex:
 
 
 def _salt_of(store_root: Path) -> bytes:
-    """The secret by which the patients of a store are hashed; made when first asked for.
+    """The secret with which the patients of a store are hashed; created when first needed.
 
-    It decides who is held out for validation, so it lies beside the stores and is kept.
+    Validation patients depend on it, so it lies beside the stores and is kept.
     """
     file = store_root / "patients.salt"
     if not file.exists():
@@ -136,8 +136,8 @@ def _salt_of(store_root: Path) -> bytes:
         return bytes.fromhex(disk.read_all(file).decode())
     except (OSError, ValueError) as cause:
         raise StudyError(
-            f"{file} cannot be read ({cause}); patients of DICOM files are hashed with it. Bring "
-            "it back, or remove it: then validation is drawn anew"
+            f"{file} cannot be read ({cause}). Patients of DICOM files are hashed with it. Restore "
+            "it, or remove it and get another split of validation patients"
         ) from cause
 
 
@@ -159,7 +159,7 @@ def write_checked(file: Path, body: bytes) -> None:
 
 
 def read_checked(file: Path) -> bytes:
-    """What was written before its digest; a ValueError where any byte of it is damaged."""
+    """Read such a file without its digest; a ValueError if any byte is damaged."""
     data = disk.read_all(file)
     body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
@@ -241,8 +241,8 @@ def _sharpness(grey: _Grey) -> float:
 def _corner_marks(grey: _Grey) -> float:
     """Log of the share (plus 0.001) of thin bright strokes in the corner that has most.
 
-    A stroke is thinner than a 25th of the picture and brighter by 0.3 than what
-    surrounds it (white top-hat): letters that are burnt in, no anatomy.
+    A stroke is thinner than a 25th of the picture and brighter by 0.3 than its
+    surroundings (white top-hat): burnt-in letters, not anatomy.
     """
     from scipy import ndimage
 
@@ -290,10 +290,10 @@ FACTS = np.dtype(
 
 
 def facts_of(content: Content) -> NDArray[Any]:
-    """One record of ``FACTS``, whose key stays 0; an ImageError where the image cannot be used.
+    """One record of ``FACTS``, with an empty key; an ImageError if the image cannot be used.
 
-    For the measures of appearance, what is twice as large as a network's input, or larger, is
-    averaged down first: finer grain does not count.
+    For the measures of appearance, an image that is at least twice as large as a network's input
+    is averaged down first: finer grain does not count.
     """
     facts, picture = np.zeros((), FACTS), content.picture()
     greys = picture.convert("L")
@@ -317,7 +317,7 @@ def facts_of(content: Content) -> NDArray[Any]:
 
 
 def _digest(picture: Image.Image) -> bytes:
-    """Grey stored as three equal channels is grey."""
+    """Digest of the pixels; grey stored as three equal channels counts as grey."""
     values = np.asarray(picture)
     if values.ndim > 2 and (values == values[..., :1]).all():
         values = np.ascontiguousarray(values[..., 0])
@@ -329,7 +329,7 @@ def _digest(picture: Image.Image) -> bytes:
 def _jpeg_quality(content: Content) -> float:
     """The libjpeg quality, 1 to 100, whose luminance table is nearest to the file's.
 
-    Exact for files of libjpeg; NaN for what is no JPEG.
+    Exact for files of libjpeg; NaN for other formats.
     """
     if not isinstance(content.data, bytes) or not content.data.startswith(b"\xff\xd8"):
         return float("nan")
@@ -342,10 +342,11 @@ def _jpeg_quality(content: Content) -> float:
 
 
 class FactsIndex:
-    """Facts of contents, measured once for each.
+    """Facts of contents, each measured once.
 
-    Files of one folder, each written once under a name of its own, so that two runs at a time lose
-    nothing: records of dtype ``FACTS``, as of ``np.save``, then the SHA-256 of all before it.
+    They lie in the files of one folder. Each file is written once under its own name, so two runs
+    at a time lose nothing. It holds records of dtype ``FACTS`` as ``np.save`` writes them, then
+    the SHA-256 of these bytes.
     """
 
     def __init__(self, store_root: Path) -> None:
@@ -358,11 +359,11 @@ class FactsIndex:
         return key in self._row_of
 
     def facts(self, keys: Iterable[bytes]) -> NDArray[Any]:
-        """Records in the order asked for; a key may repeat."""
+        """The records of these keys, in their order; a key may repeat."""
         return np.asarray(self._records[[self._row_of[key] for key in keys]])
 
     def add(self, records: Sequence[NDArray[Any]]) -> None:
-        """Take note of facts, and write them beside what is known."""
+        """Add facts, and write them to a new file."""
         new = [record for record in records if bytes(record["key"]) not in self._row_of]
         if not new:
             return
@@ -379,7 +380,7 @@ class FactsIndex:
     def measure(
         self, keys: Sequence[bytes], items: Sequence[Item], progress: Progress
     ) -> dict[bytes, str]:
-        """Measure what is not known yet, of ``n`` keys and items; what is done is kept meanwhile.
+        """Measure those of ``n`` keys and items that are missing; results are saved regularly.
 
         Returns:
             Reason by key for the images that cannot be measured.
@@ -406,7 +407,7 @@ class FactsIndex:
 
 
 def stored_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None:
-    """Records of all keys, where an audit has measured them all; else None."""
+    """The records of all keys; None unless an audit has measured all of them."""
     index = FactsIndex(store_root)
     return index.facts(keys) if all(key in index for key in keys) else None
 
@@ -422,7 +423,7 @@ def _facts_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:
 
 
 def _read_facts(file: Path) -> NDArray[Any]:
-    """What was kept; none of a file that is damaged or of another version."""
+    """The stored records; none if the file is damaged or of another version."""
     with suppress(OSError, ValueError):
         records = np.load(io.BytesIO(read_checked(file)), allow_pickle=False)
         if records.dtype == FACTS:

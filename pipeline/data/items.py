@@ -1,11 +1,11 @@
-"""Images on the disk: which ones a folder holds, how a file is read, and by which rule.
+"""Images on the disk: which images a folder holds, how a file is read, and by which rule.
 
-A walk opens only what is regular, visible and inside the folder.
+Only regular, visible files inside the folder are opened.
 
-Values of more than 8 bits become grey levels by one rule for all images of a domain. Each picture
-by its own darkest and brightest value would take away what the study may be about: how bright a
-picture is. So the rule is declared in the study, comes with DICOM files, or is guessed from all
-images of a domain together and said.
+Values of more than 8 bits become grey levels by one rule for all images of a domain. Scaling each
+image by its own darkest and brightest value would hide what the study may be about: how bright an
+image is. So the rule is declared in the study, comes with DICOM files, or is guessed from all
+images of a domain together, with a message.
 """
 
 import errno
@@ -32,13 +32,13 @@ from pipeline.words import are, composed, counted, printable
 
 #: Label of an image that has no class.
 NO_CLASS = ""
-#: Errors that a network file system gives once and not again.
+#: Errors of network file systems that are often gone at the next try.
 _TRANSIENT = (errno.EIO, errno.ESTALE)
 _RETRIES = 3
 _PAUSE_SECONDS = 0.1
 #: Endings of the files that are opened; what is in them decides how.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".jpe", ".jfif", ".tif", ".tiff", ".dcm", ".dicom")
-#: Endings of images in formats that are not read: they are listed, never left out in silence.
+#: Endings of images in formats that are not read: they are listed, never left out silently.
 _OTHER_IMAGES = (
     ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi", ".npy", ".mha",
     ".nrrd",
@@ -49,15 +49,15 @@ _OF_PROGRAMS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "d
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\x00", b"MM\x00*")
 _DICOM_PREAMBLE = 128
-#: Bytes by which any is known.
+#: How many first bytes identify any of these formats.
 HEAD_BYTES = 132
-#: Of an image, unless a study allows more.
+#: Most pixels of an image, unless the study allows more.
 MAX_PIXELS = 50_000_000
 _MIN_SIDE = 16
 _MAX_ASPECT = 50
 
-#: What a file holds, so far as the rule depends on it: None for a file of 8 bits, else the
-#: largest value, or one of these.
+#: The depth of a file, on which the rule depends: the largest value of a file with more than 8
+#: bits, or one of these.
 Depth = int | None
 EIGHT_BITS = 0  # of a format that may have more
 FILE_WINDOW = -1  # DICOM with a window
@@ -78,7 +78,7 @@ class Reading:
 
     Attributes:
         window: Values that become black and white; None: as the format declares.
-        frame: ``first`` or ``middle`` of several; None: a file with several is refused.
+        frame: ``first`` or ``middle`` of several frames; None: such files are refused.
         max_pixels: A larger image is refused before it is decoded.
     """
 
@@ -87,13 +87,13 @@ class Reading:
     max_pixels: int = MAX_PIXELS
 
     def key(self, content: bytes) -> bytes:
-        """Key of a file with this SHA-256: features made by another rule are never taken for it."""
+        """Key of a file with this SHA-256; it differs for each rule by which the file is read."""
         if self.window is None and self.frame is None:
             return content
         return hashlib.sha256(content + f"{self.window}|{self.frame}".encode()).digest()
 
     def frame_of(self, frames: int) -> int:
-        """Which of several frames is read; an ImageError where none is chosen."""
+        """The number of the frame that is read; an ImageError if none is chosen."""
         if frames > 1 and self.frame is None:
             raise ImageError(f'{frames} frames; choose with frame = "first" or "middle"')
         return frames // 2 if self.frame == "middle" else 0
@@ -146,7 +146,7 @@ def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | 
 
 
 def scaled(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
-    """Bring values to 0 to 255; an ImageError where some are no numbers."""
+    """Scale values to 0 to 255; an ImageError if some are NaN or infinite."""
     low, high = window
     levels = (values.astype(np.float64) - low) * (255 / (high - low))
     if not np.isfinite(levels).all():
@@ -155,7 +155,7 @@ def scaled(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint
 
 
 class FileStat(NamedTuple):
-    """What tells, without reading it, that a file has not changed; times in ns."""
+    """What shows that a file has not changed, without reading it; times in ns."""
 
     size: int
     mtime_ns: int
@@ -164,23 +164,23 @@ class FileStat(NamedTuple):
 
     @classmethod
     def of(cls, stat: os.stat_result) -> "FileStat":
-        """The part of a stat that is kept."""
+        """The part of ``os.stat``'s result that is kept."""
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image as it was found.
+    """One image on the disk.
 
     Attributes:
         path: Relative to the domain's root, with ``/``; ``test_normal.npy#17`` is a row
-            of a stack. Bytes that are no UTF-8 are kept as ``os.fsdecode`` has them.
-        label: Name of its class; empty where no class was asked for.
+            of a stack. Bytes that are not UTF-8 are kept as ``os.fsdecode`` has them.
+        label: Name of its class; empty if no class was asked for.
         file: Absolute path of the file.
-        row: Index in a stack; None where the file is the image.
-        stat: The file's, when it was found.
-        patient: As a table or the file's header says; empty where neither does.
-        split: Part of the data that it belongs to, as they call it; empty where it is of none.
+        row: Index in a stack; None if the file is the image.
+        stat: The file's stat when it was listed.
+        patient: Patient id from a table or the file's header; empty if neither has one.
+        split: The data's own name for the part that it belongs to; empty if there is none.
         reading: How the files of its domain are read.
     """
 
@@ -196,13 +196,13 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
-        items: Sorted by path.
+        items: Images, sorted by path.
         ignored: Number of entries that were not taken, by reason.
         unread: Paths of images in formats that are not read.
-        empty: What was left out in each folder directly below that holds no image.
+        empty: By direct subfolder without an image, what was left out in it.
     """
 
     items: tuple[Item, ...]
@@ -212,7 +212,7 @@ class Listing:
 
     @classmethod
     def joined(cls, listings: Sequence["Listing"]) -> "Listing":
-        """All that some hold."""
+        """Several listings as one."""
         ignored = Counter[str]()
         for listing in listings:
             ignored.update(listing.ignored)
@@ -223,7 +223,7 @@ class Listing:
 
     @property
     def left_out(self) -> str:
-        """What was not taken, for a message."""
+        """What was not taken, as text for a message."""
         parts = [f"{count} x {reason}" for reason, count in sorted(self.ignored.items())]
         if self.unread:
             parts.insert(0, self.unread_text)
@@ -231,13 +231,13 @@ class Listing:
 
     @property
     def unread_text(self) -> str:
-        """How many images are of formats that are not read, and what to do."""
+        """How many images have formats that are not read, and what to do."""
         images, first = counted(len(self.unread), "image"), printable(self.unread[0])
         return f"{images} such as {first} {are(len(self.unread))} not read: convert to .png"
 
 
 def read_file(file: str, action: Callable[[FileIO], _T]) -> _T:
-    """Open a file for one action, with tries; an ImageError gives the reason of the system."""
+    """Open a file and do one action, with retries; an ImageError gives the system's reason."""
     tries = 0
     while True:
         try:
@@ -256,16 +256,16 @@ def is_dicom(data: bytes) -> bool:
 
 
 def system_reason(cause: OSError) -> str:
-    """For example ``Permission denied (EACCES)``; the path is the caller's to name."""
+    """The system's reason, such as ``Permission denied (EACCES)``; the caller names the path."""
     code = errno.errorcode.get(cause.errno or 0, "no errno")
     return f"{cause.strerror or type(cause).__name__} ({code})"
 
 
 def images_below(folder: Path, *, ignore: tuple[str, ...] = (), each: Each = in_turn) -> Listing:
-    """All images below a folder, directly in it too, without a class; there may be none.
+    """All images in and below a folder, without a class; there may be none.
 
-    The folders in it are walked side by side. ``ignore`` are patterns of paths to leave out; ``*``
-    matches any characters, ``/`` too.
+    Its subfolders are walked in parallel. ``ignore`` are patterns of paths to leave out; ``*``
+    matches any characters, also ``/``.
     """
     root = os.path.realpath(folder)
     directly, folders = files_in(root, ignore=ignore)
@@ -278,7 +278,7 @@ def images_below(folder: Path, *, ignore: tuple[str, ...] = (), each: Each = in_
 
 
 def _images_in_tree(root: str, ignore: tuple[str, ...], folder: str) -> Listing:
-    """Each folder is walked once. The root counts as walked: a link to it would mix the classes."""
+    """Images of a folder tree. Each folder is walked once; links to the root are not followed."""
     listings, walked, waiting = [], {_identity(root, "")}, [folder]
     while waiting:
         folder = waiting.pop()
@@ -299,9 +299,9 @@ def files_in(
     suffixes: tuple[str, ...] = SUFFIXES,
     ignore: tuple[str, ...] = (),
 ) -> tuple[Listing, list[str]]:
-    """Files, without a label, and sub-folders directly in a folder below a root without links.
+    """Files (without a label) and subfolders directly in a folder; ``root`` has no links.
 
-    Of images, those without an ending are taken too that begin as images do.
+    Files without an ending are taken too if they begin as images do.
     """
     files, folders, unread, ignored = list[Item](), list[str](), list[str](), Counter[str]()
     for entry in list_folder(os.path.join(root, folder)):  # noqa: PTH118 - no Path here
@@ -356,7 +356,7 @@ def _is_left_out(path: str, entry: "os.DirEntry[str]", ignore: tuple[str, ...]) 
 
 
 def list_folder(folder: str | Path) -> list["os.DirEntry[str]"]:
-    """All entries of a folder; a StudyError where it cannot be listed."""
+    """All entries of a folder; a StudyError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -365,12 +365,12 @@ def list_folder(folder: str | Path) -> list["os.DirEntry[str]"]:
 
 
 def is_hidden(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a program's own: hidden, or a folder of thumbnails or metadata."""
+    """Whether an entry is hidden, or a folder of thumbnails or metadata that a program made."""
     return entry.name.startswith(".") or entry.name.casefold() in _OF_PROGRAMS
 
 
 def is_output(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is the folder of results or of feature stores: no data of the study."""
+    """Whether an entry is our folder of results or feature stores, which holds no images."""
     if not is_folder(entry):
         return False
     if entry.name == "results":
@@ -388,7 +388,7 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _stat_of_regular(entry: "os.DirEntry[str]") -> FileStat | None:
-    """None for a FIFO, a device, a socket, a broken link and what has just vanished."""
+    """The stat of a regular file; None for anything else and for what has just vanished."""
     try:
         return FileStat.of(entry.stat()) if entry.is_file() else None
     except OSError:

@@ -1,4 +1,4 @@
-"""Leaks: what is in two roles at once, a patient, a picture, or nearly a picture.
+"""Leaks: patients, pictures or near copies that are in two roles at once.
 
 A role is a split of the source or a target. For each two roles all evidence is joined: equal
 patient ids, equal pictures, near copies, equal file names.
@@ -22,8 +22,8 @@ from pipeline.errors import CheckFailedError
 from pipeline.study import SOURCE, Domain, Study
 from pipeline.words import are, counted
 
-#: The worst first. A leak makes numbers wrong; a warning says what may explain them; a
-#: note is worth knowing; ok is a check that found nothing.
+#: The worst first. A leak makes numbers wrong; a warning may explain good numbers; a note is
+#: worth knowing; ok is a check that found nothing.
 LEAK, WARNING, NOTE, OK = SEVERITIES = ("leak", "warning", "note", "ok")
 #: Names of the checks in this file.
 _OVERLAP, _PATIENTS, _COPIES, _CONFLICTS = ("overlap", "patients", "copies", "label conflicts")
@@ -32,23 +32,23 @@ _ALL_ROLES = "all roles"
 _OF_SOURCE = f"{SOURCE} "
 #: Images that a finding names.
 _SHOWN = 3
-#: So many near copies may be chance, where neither patient nor file name is the same.
+#: This many near copies may be chance if neither patient nor file name agrees.
 _BY_CHANCE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check found; one line of an audit.
+    """The result of one check; one line of an audit.
 
     Attributes:
-        check: Which check; one of its module's.
+        check: Name of the check.
         severity: One of ``SEVERITIES``.
         where: The roles or the domain that it is about.
-        text: What was found, a sentence with its numbers and no name of an image.
+        text: The result, a sentence with numbers and without names of images.
         examples: The first few images that it is about; a name can be a patient's.
-        advice: What to do next; empty where there is nothing to do.
-        share: How much it would change: the share of the images that it is about, or the way
-            of an AUC from chance to certainty; 0 to 1. Findings are sorted by it.
+        advice: What to do next; empty if there is nothing to do.
+        share: How large the effect may be, 0 to 1: the share of images concerned, or how far an
+            AUC is from chance towards certainty. Findings are sorted by it.
         values: The numbers and lists behind the sentence, JSON values.
     """
 
@@ -67,10 +67,11 @@ class Overlap:
     """What two roles have in common.
 
     Attributes:
-        finding: What is said of it.
+        finding: The finding about these roles.
         learns: Whether a head is fitted or chosen in one of the roles.
         near: Near copies.
-        rows: Images of the second role that the first knows already; fit and validation are first.
+        rows: Images of the second role that the first role has already; fit and validation come
+            first.
     """
 
     finding: Finding
@@ -85,7 +86,7 @@ def impossible(check: str, where: str, reason: Exception) -> Finding:
 
 
 def labelled_domains(samples: Samples) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Name and rows, shape ``(n,)``, of each domain whose images have labels."""
+    """Name and rows, shape ``(m,)``, of each domain whose images have labels."""
     for name in dict.fromkeys(samples.domain.tolist()):
         rows = samples.domain == name
         if samples.labelled[rows].all():
@@ -93,14 +94,14 @@ def labelled_domains(samples: Samples) -> Iterator[tuple[str, NDArray[np.bool_]]
 
 
 def find_leaks(study: Study, samples: Samples) -> list[Finding]:
-    """The leaks that can be known without reading an image: all, once an audit has read them."""
+    """The leaks that can be found without reading images; after an audit these are all leaks."""
     facts = stored_facts(study.store_root, samples.key)
     findings, _ = check_leaks(study, samples, facts)
     return [finding for finding in findings if finding.severity == LEAK]
 
 
 def refuse_leaks(findings: Iterable[Finding]) -> None:
-    """Stop where a leak was found, with a CheckFailedError that names every leak."""
+    """Raise a CheckFailedError that names every leak, if there is one."""
     leaks = [finding for finding in findings if finding.severity == LEAK]
     if not leaks:
         return
@@ -113,13 +114,13 @@ def refuse_leaks(findings: Iterable[Finding]) -> None:
 def check_leaks(
     study: Study, samples: Samples, facts: NDArray[Any] | None = None
 ) -> tuple[list[Finding], list[Overlap]]:
-    """Patients and pictures in two roles: what must be known before any number.
+    """Check for patients and pictures in two roles.
 
-    Without ``facts``, records of dtype ``FACTS`` (n,), only files that are equal byte by byte count
-    as one picture.
+    Without ``facts``, records of dtype ``FACTS`` (n,), only files with equal bytes count as one
+    picture.
 
     Returns:
-        The findings; and what each two roles have in common, where they have anything.
+        The findings; and the overlap of each two roles that have anything in common.
     """
     roles, ids = roles_of(samples), picture_ids(samples, facts)
     near: tuple[NearPair, ...] = ()
@@ -148,7 +149,7 @@ def check_leaks(
 
 
 def roles_of(samples: Samples) -> NDArray[np.str_]:
-    """Role of each image, shape ``(n,)``; no target can be called as those of the source."""
+    """Role of each image, shape ``(n,)``; no target can have the name of a source role."""
     of_source = np.array([f"{SOURCE} {split}" for split in samples.split])
     return np.where(samples.split == TARGET, samples.domain, of_source)
 
@@ -159,9 +160,9 @@ def patients_of(samples: Samples) -> NDArray[np.str_]:
 
 
 def picture_ids(samples: Samples, facts: NDArray[Any] | None) -> NDArray[np.str_]:
-    """What is equal for equal pictures, shape ``(n,)``: the digest of the pixels.
+    """An id that is equal for equal pictures, shape ``(n,)``: the digest of the pixels.
 
-    Without facts it is the content key, which tells byte-identical files alone.
+    Without facts it is the content key, which is equal only for files with equal bytes.
     """
     keys = samples.key if facts is None else facts["pixels"]
     return np.array([bytes(key).hex() for key in keys])
@@ -226,7 +227,7 @@ def _overlap(
 
 
 def _named_patients(samples: Samples, rows: NDArray[np.intp]) -> NDArray[np.str_]:
-    """Patients of some images; an image that is its own patient has none."""
+    """The patients of some images; an image that counts as its own patient has none."""
     named = [row for row in rows.tolist() if samples.group[row] != samples.items[row].path]
     return np.unique(samples.group[named])
 
@@ -266,7 +267,7 @@ def _without_patient(domain: Domain, samples: Samples) -> Iterator[Finding]:
 def _check_copies(
     samples: Samples, rows_of: Mapping[str, NDArray[np.intp]], ids: NDArray[np.str_]
 ) -> Iterator[Finding]:
-    """The same picture twice in one role only counts twice."""
+    """Check for the same picture twice in one role, which then counts twice."""
     for role, rows in rows_of.items():
         by_picture = defaultdict[str, list[int]](list)
         for row in rows.tolist():
@@ -288,7 +289,7 @@ def _check_copies(
 
 
 def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
-    """The same picture under two labels: one of them is wrong."""
+    """Check for the same picture under two labels, one of which is wrong."""
     conflicts = samples.conflicts(ids.tolist())
     if not conflicts:
         return _fine(_CONFLICTS, "copies of one picture have one label")

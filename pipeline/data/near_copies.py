@@ -1,15 +1,16 @@
 """Near copies: images of two roles that show one picture, scaled, stored again or brightened.
 
-Each image is kept small (:mod:`pipeline.data.index`). Two are compared twice:
+The index keeps a small version of each image (:mod:`pipeline.data.index`). Two images are
+compared in two ways:
 
-- By their textures, what is brighter and darker than its surroundings. Their correlation is
-  taken after what the images of their roles have in common (the anatomy, the fan of an
-  ultrasound) is taken away.
-- By their tones, where the textures are rather alike: is the grey of one a function of the grey
-  of the other, as it is after any change of brightness, also one that cut the highlights off?
+- By texture: what is brighter and darker than its surroundings. The textures are correlated
+  after subtracting what the images of their roles have in common (the anatomy, the fan of an
+  ultrasound).
+- By tone, if the textures are similar: is the grey of one image a function of the grey of the
+  other? It is after any change of brightness, even one that cut the highlights off.
 
-What reaches the limit of either is a copy. The limits are above what strangers of the same
-role reach.
+A pair that reaches the limit of either is a copy. The limits are above what images of different
+patients of the same role reach.
 """
 
 import hashlib
@@ -28,27 +29,27 @@ from cache.errors import WriteFailedError
 from pipeline.data.index import SMALL, read_checked, write_checked
 from pipeline.progress import Progress
 
-#: In the names of folders: whoever writes otherwise writes into another one.
+#: In the names of folders, so that another layout has another name.
 _VERSION = 1
-#: Side of the pictures that are compared, and the scale in their pixels below which detail counts.
+#: Side of the compared pictures; scale in their pixels below which detail counts.
 _SIDE = 32
 _DETAIL = 2.7
-#: Correlation of textures from which images count as copies: the least that is ever asked for,
-#: and the most. The same for the agreement of tones.
+#: Correlation of textures from which images count as copies: the lowest and highest limit that
+#: is ever used. The same for the agreement of tones.
 _LIMITS = np.array([[0.88, 0.95], [0.99, 0.998]])
 #: Correlation of textures from which tones are compared.
 _RATHER_ALIKE = 0.8
-#: The same before the mean is taken away: of two nearly empty pictures nothing else is left.
+#: The same before the mean is subtracted, which leaves only noise of two nearly empty pictures.
 _LEAST_RAW = 0.85
 #: Variance of grey below which a picture has no tones to compare.
 _LEAST_VARIANCE = 4.0
-#: Robust standard deviations (of Fisher's z, or of the log of what is not agreed) above what
-#: strangers of one role usually reach.
+#: Robust standard deviations (of Fisher's z, or of the log of disagreement) above the usual
+#: value of images of different patients of one role.
 _SPREADS = 5.0
 _MAD_OF_NORMAL = 0.6745
-#: Images of a role whose most similar stranger is looked for.
+#: Images of a role for which the most similar image of another patient is searched.
 _SAMPLE = 500
-#: Textures from which the directions are taken that are compared first, and how many of these.
+#: Number of textures from which principal directions are computed, and number of directions.
 _FOR_BASIS, _DIRECTIONS = 2000, 128
 _BLOCK = 1024
 
@@ -63,7 +64,7 @@ class NearPair:
     Attributes:
         rows: Their rows, smaller first.
         likeness: Correlation of their textures, in [-1, 1].
-        how: In which way one was made from the other, such as ``mirrored``.
+        how: How one was made from the other, such as ``mirrored``.
     """
 
     rows: tuple[int, int]
@@ -74,9 +75,9 @@ class NearPair:
 def find_near_copies(
     small: NDArray[np.uint8], roles: NDArray[np.str_], group: NDArray[np.str_]
 ) -> tuple[NearPair, ...]:
-    """Each image's most similar one of each other role, where it is similar enough.
+    """For each image the most similar image of each other role, if it is similar enough.
 
-    The limits of two roles are the higher ones of theirs; a third role never moves them.
+    The limit for two roles is the higher of their two limits; a third role never changes it.
 
     Args:
         small: The images at a small size, shape ``(n, SMALL, SMALL)``.
@@ -118,7 +119,7 @@ def find_near_copies(
 def stored_near_copies(
     store_root: Path, small: NDArray[np.uint8], roles: NDArray[np.str_], group: NDArray[np.str_]
 ) -> tuple[NearPair, ...]:
-    """See :func:`find_near_copies`; every stage asks, and the same images are compared once."""
+    """As :func:`find_near_copies`, with stored results: every stage needs the same pairs."""
     content = hashlib.sha256(small.tobytes())
     for names in (roles, group):
         content.update(json.dumps(names.tolist()).encode())
@@ -135,12 +136,12 @@ def stored_near_copies(
 
 
 def _both(how: str) -> list[tuple[str, str]]:
-    """The first or the second image seen so, the other one as it is."""
+    """How a pair was made if the first or the second image is seen in a view."""
     return sorted({(how, "copy"), ("copy", how)})
 
 
 def _middle(share: float) -> _Floats:
-    """What makes ``_SIDE`` rows of ``SMALL``, by area, when ``share`` of them is cut off."""
+    """Matrix that averages ``SMALL`` rows to ``_SIDE`` rows, with ``share`` of them cut off."""
     edges = SMALL * (share / 2 + (1 - share) * np.linspace(0, 1, _SIDE + 1))
     pixel = np.arange(SMALL)
     low, high = edges[:-1, None], edges[1:, None]
@@ -148,8 +149,8 @@ def _middle(share: float) -> _Floats:
     return np.asarray(overlap / (high - low), np.float32)
 
 
-#: How copies are made that are looked for: as it is, as in a mirror, without a margin. What makes
-#: the rows, and what the columns, of the picture that is compared.
+#: The kinds of copies that are searched: unchanged, mirrored, cropped. For each, the matrices that
+#: make the rows and the columns of the compared picture.
 _VIEWS: Mapping[str, tuple[_Floats, _Floats]] = MappingProxyType(
     {
         "copy": (_middle(0), _middle(0)),
@@ -167,9 +168,9 @@ def _seen(small: NDArray[np.uint8], how: str) -> _Floats:
 
 
 def _textures(small: NDArray[np.uint8], how: str) -> _Textures:
-    """What is brighter and darker than its surroundings, in units of their contrast.
+    """What is brighter and darker than its surroundings, in units of the local contrast.
 
-    Brightness and contrast of a picture do not change it, nor does the rough anatomy that
+    It does not depend on brightness and contrast of a picture, nor on the rough anatomy that
     pictures of different patients share. Shape ``(n, _SIDE * _SIDE)``.
     """
     from scipy.ndimage import gaussian_filter
@@ -190,9 +191,9 @@ def _textures(small: NDArray[np.uint8], how: str) -> _Textures:
 def _tones(a: _Floats, b: _Floats) -> NDArray[np.float64]:
     """How far the greys of one picture are a function of those of the other, at most 1.
 
-    One less the ratio of von Neumann: in the order of the one picture's greys, neighbours in the
-    other differ by nothing where there is such a function, by chance where there is none. The
-    better of both directions: the one with its highlights cut off does not tell the other's.
+    It is 1 minus the ratio of von Neumann: sorted by the greys of one picture, neighbours in the
+    other are equal if there is such a function, and differ by chance if there is none. The better
+    of both directions counts: a picture with highlights cut off does not determine the other.
     """
     flat = [values.reshape(len(values), -1).astype(np.float64) for values in (a, b)]
     agreement = []
@@ -205,7 +206,7 @@ def _tones(a: _Floats, b: _Floats) -> NDArray[np.float64]:
 
 
 def _directions(textures: _Textures, mean: _Floats | float = 0.0) -> _Floats:
-    """Rows less a mean and their own, of length 1; one without any detail is 0."""
+    """Rows minus ``mean`` and their own mean, scaled to length 1; a row without detail is 0."""
     rows = textures.astype(np.float32) - mean
     rows -= rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -216,9 +217,9 @@ def _directions(textures: _Textures, mean: _Floats | float = 0.0) -> _Floats:
 def _limits(
     small: NDArray[np.uint8], textures: _Textures, group: NDArray[np.str_]
 ) -> NDArray[np.float64]:
-    """From which likeness, and which agreement of tones, images are no strangers by chance.
+    """Limits of likeness and agreement of tones that different patients do not reach by chance.
 
-    Median and median deviation do not notice that some of the role's images are copies.
+    Median and median deviation are not affected if some of the role's images are copies.
     """
     directions = _directions(textures, textures.mean(axis=0).astype(np.float32))
     sample = np.random.default_rng(0).permutation(len(directions))[:_SAMPLE]
@@ -235,7 +236,7 @@ def _limits(
 
 
 def _basis(textures: _Textures) -> _Floats:
-    """About the directions in which textures vary most, orthonormal columns ``(d, k)``."""
+    """Approximate directions in which textures vary most; orthonormal columns ``(d, k)``."""
     sample = textures[:: -(-len(textures) // _FOR_BASIS)]
     directions = _directions(sample, sample.mean(axis=0).astype(np.float32))
     basis = np.random.default_rng(0).standard_normal((directions.shape[1], _DIRECTIONS))
@@ -247,15 +248,15 @@ def _basis(textures: _Textures) -> _Floats:
 def _alike(
     textures: tuple[_Textures, _Textures], mean: _Floats, basis: _Floats, progress: Progress
 ) -> Iterator[tuple[int, int, float]]:
-    """Rows of two sets of which one is the other's most similar, where they are rather alike.
+    """Pairs of rows of two sets in which one row is the most similar to the other.
 
-    Rows of length 1 with a correlation c are sqrt(2 - 2 c) apart, and projections on the
-    orthonormal ``basis`` (d, k) are never farther apart: whatever is farther in few dimensions
-    need not be compared in all of them. ``mean`` (d,) is taken away from both.
+    Rows of length 1 with a correlation c are sqrt(2 - 2 c) apart. Their projections on the
+    orthonormal ``basis`` (d, k) are never farther apart, so rows that are far apart there need
+    not be compared in all dimensions. ``mean`` (d,) is subtracted from both.
     """
     a, b = (_directions(flat, mean) for flat in textures)
     coarse, others = a @ basis, b @ basis
-    # One product is all that very many pairs take: -1/2 of their squared distance.
+    # One matrix product serves very many pairs: -1/2 of their squared distance.
     half, of_others = (-(x**2).sum(axis=1, keepdims=True) / 2 for x in (coarse, others))
     coarse = np.hstack([coarse, half, np.ones_like(half)])
     others = np.hstack([others, np.ones_like(of_others), of_others])

@@ -1,4 +1,4 @@
-"""Patients of images, and what is done by patient: the split, folds, and draws."""
+"""Patients of images, and everything that is done by patient: the split, folds, and draws."""
 
 import hashlib
 import logging
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 FIT, VALIDATION, TARGET = "fit", "validation", "target"
-#: What the parts of a data set are called, by the split that they are.
+#: Usual names of the parts of a data set, by our name of the split.
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         FIT: ("train", "training", "fit"),
@@ -33,15 +33,15 @@ SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in name
 #: Warn where validation has less than this share of what was asked for, or more than its inverse.
 _FAR = 2 / 3
 _SECONDS_FOR_A_NAME = 0.5
-#: A pattern that finds no patient in more than this share of the images is a wrong one.
+#: A pattern that finds no patient in more than this share of the images is wrong.
 _MOST = 0.5
 
 
 def patient_of(path: str, pattern: str | None) -> str | None:
-    """Patient id of an image: first group of the pattern, else the whole match, or None.
+    """Patient id of an image: the pattern's first group, else the whole match; None if no match.
 
-    The pattern is searched in the file's name; one with a ``/`` in the path below the domain's
-    folder. A StudyError where that takes too long: of some patterns the time doubles with each
+    The pattern is searched in the file's name; if it has a ``/``, in the path below the domain's
+    folder. A StudyError if that takes too long: with some patterns the time doubles with each
     letter of the name.
     """
     if pattern is None:
@@ -67,17 +67,17 @@ def _compiled(pattern: str) -> Any:
 
 
 def patients_of_items(domain: Domain, items: Sequence["Item"]) -> list[str | None]:
-    """Patient id of each image, of its header, its pattern, or a table's column; or None."""
+    """Patient id of each image from its header, the pattern, or a table's column; or None."""
     if domain.group is None or domain.group == HEADER:
         return [item.patient or None for item in items]
     return [patient_of(item.path, domain.group) for item in items]
 
 
 def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
-    """Patient id of each image; one without a patient is its own, by its path, and that is said.
+    """Patient id of each image; without a patient it is the image's path, with a warning.
 
     Raises:
-        StudyError: More than half of the images have no patient, where some are asked for.
+        StudyError: Patients are asked for, and more than half of the images have none.
     """
     patients = patients_of_items(domain, items)
     unknown = [i.path for i, patient in zip(items, patients, strict=True) if patient is None]
@@ -112,18 +112,18 @@ def _place_of_id(domain: Domain) -> str:
 
 
 def single_patient_hint(table: str) -> str:
-    """What else may be amiss where images of a table of the study file are of too few patients."""
+    """A hint for the case that images of one table of the study file have too few patients."""
     return f"if these are of several patients, the group pattern of [{table}] takes them for one"
 
 
-# The split of the source by patient. It depends on the seed and on each patient's id alone, not on
-# the order or number of the others' images, so it stays (nearly) the same when images are added.
+# The split of the source by patient. It depends only on the seed and on each patient's id, not on
+# the order or number of other images, so it stays (nearly) the same when images are added.
 
 
 def join_duplicates(group: Sequence[str], key: Sequence[bytes]) -> list[str]:
     """Give patients that share an identical image one common id, transitively.
 
-    Otherwise one picture could stand on both sides of a split under two names.
+    Otherwise one picture could be on both sides of a split under two names.
     """
     leader: dict[str, str] = {}
 
@@ -192,20 +192,20 @@ def split_by_patient(
     seed: int,
     names: Sequence[str] = (),
 ) -> NDArray[np.str_]:
-    """Hold out whole patients, stratified by the classes that a patient's images have.
+    """Hold out whole patients, stratified by the classes of a patient's images.
 
-    Patients whose mixture of classes is rare, so that its share would be less than one of
-    them, are divided class by class instead.
+    If a mixture of classes is so rare that its share would be less than one patient, its patients
+    are divided class by class instead.
 
     Args:
         label: Shape ``(n,)``.
         group: ``n`` patient ids.
         share: Share of the images that validation should have in each stratum, in (0, 1).
-        seed: Of the study.
-        names: Of the classes in label order, for the message.
+        seed: The study's seed.
+        names: Class names in label order, for the message.
 
     Returns:
-        ``fit`` or ``validation``, shape ``(n,)``; a StudyError where a class cannot be in both.
+        ``fit`` or ``validation``, shape ``(n,)``; a StudyError if a class cannot be in both.
     """
     images = Counter(group)
     classes: dict[str, set[int]] = defaultdict(set)
@@ -230,7 +230,7 @@ def split_by_patient(
 
 
 def _cut(sizes: list[int], share: float) -> int:
-    """How many patients from the front come closest to the share; one stays behind."""
+    """How many of the first patients come closest to the share; at least one is not held out."""
     filled = np.cumsum(sizes)
     best = int(np.abs(filled - share * filled[-1]).argmin()) + 1
     return min(best, len(sizes) - 1)
@@ -239,10 +239,10 @@ def _cut(sizes: list[int], share: float) -> int:
 def _by_rarest_class(
     rare: list[str], classes: Mapping[str, set[int]], held_out: set[str], share: float
 ) -> set[str]:
-    """Who else is held out, of patients with rare mixtures in the order in which they are drawn.
+    """Which patients with rare mixtures are held out; they come in the order of their draw.
 
     Iterative stratification: the class with the fewest patients left is divided first, so that
-    none is used up by more frequent ones (Sechidis, Tsoumakas and Vlahavas 2011).
+    more frequent classes do not use up its patients (Sechidis, Tsoumakas and Vlahavas 2011).
     """
     total = Counter(k for mixture in classes.values() for k in mixture)
     held = Counter(k for patient in held_out for k in classes[patient])
@@ -286,15 +286,15 @@ def _check_both_splits(
 
 
 def _draw(seed: int, patient: str) -> bytes:
-    """A random rank that depends on nothing but the seed, the purpose and the patient."""
+    """A random rank that depends only on the seed, the purpose and the patient."""
     text = f"{seed}|validation|{patient}"
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-# Folds by patient: for everything that is chosen, calibrated or estimated out of fold.
+# Folds by patient, for everything that is chosen, calibrated or estimated out of fold.
 
 
-#: Folds of a division by patient, where nothing else is asked for.
+#: Default number of folds.
 FOLDS = 5
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
@@ -302,20 +302,21 @@ Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 def patient_folds(
     label: NDArray[np.integer] | None, group: NDArray[Any], *, folds: int = FOLDS, seed: int
 ) -> list[Fold]:
-    """Row numbers (in, out) of each fold; no patient is in two, and all rows are out once.
+    """Row numbers (in, out) of each fold; no patient is in two folds, every row is out once.
 
-    Halves are two folds: the rows out of the first, and those out of the second. Folds are fewer
-    where a class has fewer patients than that.
+    Two folds are halves: the rows out of the first, and the rows out of the second. There are
+    fewer folds if a class has fewer patients.
 
     Args:
-        label: Shape ``(n,)``: the folds are stratified by it, and each class is in every ``in``.
-            None: patients are dealt without regard to classes.
+        label: Shape ``(n,)``: folds are stratified by it, and each class is in every ``in``.
+            None: patients are divided without regard to classes.
         group: Patients, shape ``(n,)``.
-        folds: How many at most, two or more.
-        seed: Of the deal.
+        folds: Number of folds at most, two or more.
+        seed: Seed of the division.
 
     Raises:
-        StudyError: There or in a class are fewer than two patients; or one fold has a whole class.
+        StudyError: There are fewer than two patients, in all or in a class; or one fold has all
+            patients of a class.
     """
     classes = [] if label is None else np.unique(label).tolist()
     patients = [len(np.unique(group[label == k])) for k in classes] or [len(np.unique(group))]
@@ -340,11 +341,11 @@ def patient_folds(
 def _stratified_folds(
     label: NDArray[np.integer], group: NDArray[Any], count: int, seed: int
 ) -> Iterator[Fold]:
-    """The folds of scikit-learn's ``StratifiedGroupKFold``, a tenth of its time.
+    """The folds of scikit-learn's ``StratifiedGroupKFold``, in a tenth of its time.
 
-    Patients go, those of the most uneven classes first, to the fold where they leave the
-    classes spread most evenly; of equal folds to the smallest. All folds are tried at once:
-    the library's loop took 0.5 s for 1,300 patients.
+    Patients with the most uneven classes come first. Each goes to the fold in which the classes
+    are then spread most evenly; of equal folds to the smallest. All folds are tried at once: the
+    library's loop took 0.5 s for 1,300 patients.
     """
     patient = np.unique(group, return_inverse=True)[1]
     size = np.bincount(label)
@@ -374,13 +375,13 @@ def _stratified_folds(
 # Draws of patients with replacement: the bootstrap, and every fit that is repeated on it.
 
 
-#: Draws of an interval.
+#: Number of draws for an interval.
 DRAWS = 2000
 #: 2 MB of weights, which stay in a core's cache from one statistic to the next.
 _BLOCK_CELLS = 1 << 18
 
 Weights = NDArray[np.float64]
-#: Weights ``(b, n)`` of rows to one number for each draw, ``(b,)``; NaN where undefined.
+#: From weights of rows ``(b, n)`` to one number for each draw, ``(b,)``; NaN if undefined.
 WeightedStatistic = Callable[[Weights], NDArray[np.float64]]
 
 
@@ -410,7 +411,7 @@ class PatientDraws:
         return replace(self, member=np.searchsorted(self.patients, group))
 
     def weights(self, which: slice = slice(None)) -> Weights:
-        """How often each row is in each of some draws, shape ``(b, n)``."""
+        """How often each row is in each of ``b`` draws, shape ``(b, n)``."""
         return self.counts[which].astype(np.float64)[:, self.member]
 
     def blocks(self) -> Iterator[slice]:
@@ -419,9 +420,9 @@ class PatientDraws:
         return (slice(start, start + step) for start in range(0, len(self), step))
 
     def apply(self, statistic: WeightedStatistic) -> NDArray[np.float64]:
-        """A statistic of row weights in every draw, shape ``(B,)``; NaN where undefined.
+        """A statistic of row weights in every draw, shape ``(B,)``; NaN if undefined.
 
-        Several statistics may be stacked, ``(S, b)`` for ``b`` draws: ``(S, B)`` comes back.
+        Several statistics may be stacked: ``(S, b)`` for ``b`` draws gives ``(S, B)``.
         """
         parts = [statistic(self.weights(which)) for which in self.blocks()]
         return np.concatenate(parts, axis=-1)
@@ -441,12 +442,12 @@ class PatientDraws:
 
 
 def leave_out_patients(group: Sequence[object] | NDArray[Any], *, most: int = 500) -> PatientDraws:
-    """Each patient left out in turn: the "draws" of the jackknife.
+    """Leave out each patient in turn: the "draws" of the jackknife.
 
     Args:
         group: ``n`` patient ids.
-        most: Of more patients than that, as many groups of equal size are left out in turn,
-            dealt at random but always alike (delete-a-group jackknife).
+        most: With more patients than this, that many groups of equal size are left out instead
+            (delete-a-group jackknife); the groups are random but always the same.
     """
     patients, member = np.unique(np.asarray(group), return_inverse=True)
     dealt = np.arange(patients.size)
@@ -467,9 +468,9 @@ def draw_patients(
 
     Args:
         group: ``n`` patient ids.
-        rng: Of the draws.
-        draws: How many.
-        label: Shape ``(n,)``: a draw that lacks one of these classes is drawn anew.
+        rng: Generator of the draws.
+        draws: Number of draws.
+        label: Shape ``(n,)``: a draw that lacks one of these classes is drawn again.
     """
     patients, member = np.unique(np.asarray(group), return_inverse=True)
     share = np.full(patients.size, 1 / patients.size)
@@ -477,7 +478,7 @@ def draw_patients(
     with_class = [np.unique(member[label == k]) for k in classes]
     kept: list[NDArray[np.uint8]] = []
     while missing := draws - sum(map(len, kept)):
-        # One byte will do: of more than 255 patients none is ever drawn so often.
+        # One byte is enough: no patient is ever drawn more than 255 times.
         counts = rng.multinomial(patients.size, share, size=missing).astype(np.uint8)
         for members in with_class:
             counts = counts[counts[:, members].any(axis=1)]

@@ -1,7 +1,7 @@
-"""The kinds of input there are: which images a domain has, and the content of each.
+"""The kinds of input: which images a domain has, and the content of each image.
 
-Class folders have their images at any depth; a division that came with the data lies above them,
-as ``train`` and others. To add a kind: one entry in ``KINDS``, and what it is known by in
+Class folders hold their images at any depth; a split that came with the data lies above them, as
+``train`` and others. To add a kind: one entry in ``KINDS``, and how it is recognised in
 ``_kinds_of`` and ``read_image``.
 """
 
@@ -38,11 +38,11 @@ from pipeline.study import GIVEN, LIST, Domain, SourceDomain, Study
 from pipeline.words import are, composed, counted, printable
 
 _LOG = logging.getLogger(__name__)
-#: Why an image is refused whose content is not what it was; the next run may take it.
+#: Why an image with changed content is refused; the next run may take it.
 CHANGED = "changed while the run was under way; run again"
-#: An uncompressed image has 8 bytes a pixel at most.
+#: An uncompressed image has at most 8 bytes per pixel.
 _MAX_BYTES_PER_PIXEL = 10
-#: Names of folders that hold splits; the first that is there is proposed.
+#: Names of folders that hold splits; the first that exists is proposed.
 _SPLITS = [*SPLIT_OF]
 #: A folder with more folders than this holds patients, not classes.
 _MOST_CLASSES = 30
@@ -54,10 +54,10 @@ _MASK_FILE = re.compile(r"(.+)([ _-](?:mask|seg|segmentation|annotation))[ _-]?\
 
 
 def _scan_folders(domain: Domain, each: Each = in_turn) -> Listing:
-    """Find the images of each class; without labels all images, whatever their folders.
+    """Find the images of each class; without labels, all images.
 
-    Files are known by their ending, whatever its case, and without one by their first bytes.
-    Links are followed to what is inside the root.
+    Files are recognised by their ending in any case; without an ending, by their first bytes.
+    Links are followed if they lead to something inside the root.
     """
     listing = images_below(domain.path, ignore=domain.ignore or (), each=each)
     if domain.labelled or _is_folder_split(domain):
@@ -74,7 +74,7 @@ def _is_folder_split(domain: Domain) -> bool:
 
 
 def _by_folder(domain: Domain, listing: Listing) -> Listing:
-    """Images with the label and the split that the folders they lie in are called."""
+    """Images with the names of their folders as label and split."""
     items = []
     for item in listing.items:
         *folders, _ = item.path.split("/")
@@ -93,8 +93,8 @@ def _by_folder(domain: Domain, listing: Listing) -> Listing:
     return replace(listing, items=tuple(items), ignored=ignored)
 
 
-# Layouts of class folders that would be read wrongly without a word: one level too high, divided
-# into splits, accompanied by masks, or there twice; and the line that corrects them.
+# Layouts of class folders that would be read wrongly without an error: one level too high, divided
+# into splits, with masks beside the images, or classes twice; and the line that corrects them.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +102,10 @@ class WrongLayout:
     """What is wrong with the layout of a domain's folder.
 
     Attributes:
-        text: What is there, a sentence without its full stop.
-        path: The folder below the domain's that has the classes; empty where it is the same.
+        text: What was found, a sentence without its full stop.
+        path: The subfolder that has the classes; empty if it is the domain's folder itself.
         ignore: Patterns of paths to leave out.
-        splits: Folders of a divided data set, as they are called.
+        splits: Names of the folders of a divided data set.
     """
 
     text: str
@@ -123,11 +123,11 @@ class WrongLayout:
 
 
 def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayout | None:
-    """What is wrong with the layout of class folders; None where nothing is seen.
+    """What is wrong with the layout of class folders; None if nothing is.
 
     Args:
         items: Images of a domain; rows of stacks have no folders.
-        in_splits: Whether the class folders lie in those of splits.
+        in_splits: Whether the class folders lie in folders of splits.
     """
     paths = [item.path for item in items if item.row is None]
     if in_splits:
@@ -142,10 +142,10 @@ def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayo
 
 
 def check_layout(domain: Domain, items: Sequence[Item]) -> None:
-    """Refuse class folders that would be read as other classes or other images than are meant.
+    """Refuse class folders that would be read as wrong classes or wrong images.
 
-    The StudyError has the line that corrects it; folders that are the same in every class folder
-    are a warning.
+    The StudyError gives the line that corrects it. Equal subfolders in every class folder cause
+    a warning.
     """
     in_splits = _is_folder_split(domain)
     layout = wrong_layout(items, in_splits=in_splits)
@@ -160,7 +160,7 @@ def check_layout(domain: Domain, items: Sequence[Item]) -> None:
 
 
 def folders_in_classes(items: Sequence[Item]) -> str:
-    """What to say of splits, or of other folders that are the same, in all classes; or nothing."""
+    """A message about equal subfolders in all classes, such as splits; empty if there are none."""
     folders = _folders([item.path for item in items if item.row is None])
     below = dict.fromkeys(name for names in folders.values() for name in names)
     splits = [name for name in below if name.casefold() in _SPLITS]
@@ -180,7 +180,7 @@ def folders_in_classes(items: Sequence[Item]) -> str:
 
 
 def layout_hint(domain: Domain, items: Sequence[Item]) -> str:
-    """What the layout of a domain's folder says about an error in its classes, or nothing."""
+    """A hint at the layout of a domain's folder, for an error in its classes; or nothing."""
     layout = wrong_layout(items)
     if layout is None:
         return ""
@@ -188,7 +188,7 @@ def layout_hint(domain: Domain, items: Sequence[Item]) -> str:
 
 
 def _folders(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Names of the folders below each class folder; an empty name for images directly in it."""
+    """Names of the subfolders of each class folder; an empty name for images directly in it."""
     below: dict[str, dict[str, None]] = {}
     for path in paths:
         first, *rest = path.split("/")
@@ -197,7 +197,7 @@ def _folders(paths: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _splits(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
-    """``train`` and others with the classes in them; some may hold images without a class."""
+    """Folders such as ``train`` that hold the classes; some may hold images without a class."""
     named = [name for name in folders if name.casefold() in _SPLITS]
     divided = [name for name in named if len(folders[name]) > 1 and "" not in folders[name]]
     alone = all(folders[name] == [""] for name in folders if name not in divided)
@@ -214,7 +214,7 @@ def _splits(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
 
 
 def _classes_again(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
-    """A class folder that holds folders called like the other classes."""
+    """A class folder whose subfolders have the names of the other classes."""
     for name, below in folders.items():
         others = [other for other in below if other in folders and other != name]
         if len(others) > 1:
@@ -226,7 +226,7 @@ def _classes_again(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
 
 
 def _masks(folders: Mapping[str, Sequence[str]], paths: Sequence[str]) -> WrongLayout | None:
-    """Masks beside the images of a class, or all classes; or ``1_mask.png`` beside ``1.png``."""
+    """Folders of masks beside the images, or files such as ``1_mask.png`` beside ``1.png``."""
     ignore = {
         f"*/{_escaped(name)}/*": name
         for below in folders.values()
@@ -250,7 +250,7 @@ def _masks(folders: Mapping[str, Sequence[str]], paths: Sequence[str]) -> WrongL
 
 
 def _patients(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
-    """Folders of patients, with the classes in them or in their names."""
+    """Folders of patients, which hold the classes or have them in their names."""
     if not _numbered(folders):
         return None
     return WrongLayout(
@@ -260,13 +260,13 @@ def _patients(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
 
 
 def _numbered(names: Collection[str]) -> bool:
-    """Whether names are a number of three digits or more, with the same text around it."""
+    """Whether all names are a number of three or more digits with the same text around it."""
     texts = {re.sub(r"\d{3,}", "", name, count=1) for name in names}
     return len(names) > 2 and len(texts) == 1 and not texts & set(names)
 
 
 def _too_high(paths: Sequence[str]) -> WrongLayout | None:
-    """One folder, or one in another, in which the classes lie."""
+    """A single folder, or one inside another, that holds the classes."""
     above, folders = list[str](), _folders(paths)
     while len(folders) == 1 and "" not in next(iter(folders.values())):
         above += folders
@@ -287,14 +287,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _escaped(name: str) -> str:
-    """A name as a pattern that it alone matches."""
+    """A pattern that matches only this name."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 # Every kind.
 
 
-#: What lists the images of each kind of input.
+#: The function that lists the images of each kind of input.
 KINDS: Mapping[str, Callable[[Domain, Each], Listing]] = MappingProxyType(
     {
         "a table": scan_table,
@@ -306,10 +306,10 @@ KINDS: Mapping[str, Callable[[Domain, Each], Listing]] = MappingProxyType(
 
 
 def scan(domain: Domain, each: Each = in_turn) -> Listing:
-    """List the images of one domain, by the kind of input that it is.
+    """List the images of one domain, by its kind of input.
 
-    Of a source that is divided as it came, each image has the split ``fit`` or ``validation``;
-    otherwise none has.
+    If the source keeps the split of its data, each image has the split ``fit`` or
+    ``validation``; otherwise no image has one.
 
     Raises:
         StudyError: No such folder, no kind of input or several in it, or one that cannot be used.
@@ -334,7 +334,7 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
 
 
 def warn_of_unnamed_findings(study: Study) -> None:
-    """Say which findings a table does not name, before a network has run for an hour."""
+    """Warn about findings that a table does not name, before a network has run for an hour."""
     for finding in study.findings:
         for domain in study.of_finding(finding).domains:
             if domain.table is not None and domain.labelled:
@@ -345,7 +345,7 @@ def warn_of_unnamed_findings(study: Study) -> None:
 
 
 def _kinds_of(domain: Domain) -> list[str]:
-    """The kinds of input that a domain is."""
+    """The kinds of input that a domain could be."""
     if arrays.is_archive(domain.path):
         return ["a .npz file"]
     if domain.table is not None:
@@ -362,7 +362,7 @@ def _kinds_of(domain: Domain) -> list[str]:
 
 
 def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listing:
-    """The source, and the images of a second folder or file that are held out."""
+    """The images of the source, and those of a second folder or file that are held out."""
     whole = replace(domain, validation=SourceDomain.validation)
     is_table = domain.table is not None and not arrays.is_archive(domain.path)
     table = domain.table and replace(domain.table, file=held_out)
@@ -378,7 +378,7 @@ def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listin
 
 
 def _of_split(domain: Domain, listing: Listing) -> Listing:
-    """The images of the part that the domain asks for, with the splits of ours."""
+    """The images of the part that the domain asks for, with our names of the splits."""
     parts = list(dict.fromkeys(item.split for item in listing.items if item.split))
     if domain.split.endswith(LIST):
         items = _named_in_list(domain, listing)
@@ -398,7 +398,7 @@ def _of_split(domain: Domain, listing: Listing) -> Listing:
 
 
 def _splits_of_parts(domain: Domain, parts: Sequence[str]) -> dict[str, str]:
-    """The split of ours that each part is which the domain asks for; empty of a single part."""
+    """Our name of the split for each part that the domain asks for; empty for a single part."""
     if domain.split == GIVEN:
         split_of = {part: SPLIT_OF.get(part.casefold(), "") for part in parts}
         split_of = {part: split for part, split in split_of.items() if split in (FIT, VALIDATION)}
@@ -414,7 +414,7 @@ def _splits_of_parts(domain: Domain, parts: Sequence[str]) -> dict[str, str]:
 
 
 def _named_in_list(domain: Domain, listing: Listing) -> list[Item]:
-    """The images that a text file names, by their paths or the names of their files."""
+    """The images that a text file names, by path or file name."""
     names = set(read_lines(Path(domain.split)))
     names_of = {i: {composed(i.path), composed(Path(i.path).name)} & names for i in listing.items}
     items = [replace(item, split="") for item, its_names in names_of.items() if its_names]

@@ -1,7 +1,7 @@
 """Tables as files, and tables with a row for each image: its path, class, patient, hospital, split.
 
-CSV, TSV and Parquet become a header and rows of texts. Columns are those that the study names, or
-are known by their names. Paths are looked up among the files that are really below the folder.
+CSV, TSV and Parquet become a header and rows of texts. The study names the columns, or they are
+recognised by their headers. Paths are looked up among the files that are really in the folder.
 """
 
 import csv
@@ -24,7 +24,7 @@ from pipeline.study import COLUMNS, Domain, ImageTable, classes_of
 from pipeline.words import are, composed, counted, printable
 
 _LOG = logging.getLogger(__name__)
-#: Names by which a column is known, without spaces, lines and capitals.
+#: Headers by which a column is recognised, without spaces, underscores and capitals.
 _USUAL = {
     "path": ("path", "filepath", "imagepath", "filename", "file", "image", "imageindex", "imageid",
              "imagename", "dicompath", "isicid", "id", "idcode"),
@@ -36,7 +36,7 @@ _USUAL = {
 }  # fmt: skip
 _WHERE = "in the study, or name it so in the table"
 _YES = ("1", "true", "yes")
-#: What the cell of a finding says; None: it is not known. -1 is the uncertain of CheXpert.
+#: Meaning of the cell of a finding; None is not known. CheXpert writes -1 for uncertain.
 _MARKS = {
     **dict.fromkeys(_YES, True),
     **dict.fromkeys(("0", "false", "no"), False),
@@ -63,7 +63,7 @@ def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
             ``.parquet``.
 
     Raises:
-        StudyError: It is no such table, or its columns or rows do not fit its header.
+        StudyError: It is not such a table, or its columns or rows do not fit its header.
     """
     if file.suffix.lower() in _NO_TABLES:
         raise StudyError(
@@ -85,7 +85,7 @@ def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
 
 
 def read_lines(file: Path) -> tuple[str, ...]:
-    """The lines of a UTF-8 text file in composed Unicode form, without comments and blank ones."""
+    """Lines of a UTF-8 text file in composed Unicode form, without comments and blank lines."""
     lines = _text(file).splitlines()
     return tuple(composed(line) for line in lines if line.strip() and not line.startswith("#"))
 
@@ -145,7 +145,7 @@ def _parquet(file: Path) -> Iterator[Row]:
 
 
 def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
-    """The images that rows of the domain name and that are there; what is wrong is a StudyError."""
+    """The existing images that rows of the domain name; a StudyError for faults of the table."""
     images = images_below(domain.path, ignore=domain.ignore or (), each=each)
     look_up, table = _Lookup(images.items), _Table(domain)
     without_class, absent = 0, []
@@ -192,7 +192,7 @@ def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
 def find_columns(
     table: ImageTable, header: Row, *, labelled: bool = True
 ) -> dict[str, tuple[str, ...]]:
-    """Names of columns by what they are for, as the study says or as they are usually called."""
+    """Names of the columns by their use, as the study says or as they are usually called."""
     shown = ", ".join(map(printable, header.cells)) or "nothing"
     columns = dict(table.columns)
     for names in columns.values():
@@ -217,15 +217,15 @@ def find_columns(
 
 
 def check_finding(domain: Domain) -> None:
-    """Refuse a table that does not know the finding of its domain; no image is looked for."""
+    """Refuse a table that lacks the domain's finding; images are not looked up."""
     table = _Table(domain)
     table.check_finding(map(table.label, table.rows()))
 
 
 def several_findings(header: Row, rows: Sequence[Row]) -> list[str]:
-    """Findings that the images of a table seem to have several of; none where each has a class.
+    """Findings of a table whose images can have several; empty if each image has one class.
 
-    They are texts of the label with ``|`` between, or columns that hold marks alone.
+    They are texts of the label with ``|`` between, or columns that hold only marks.
     """
     columns = dict(zip(header.cells, zip(*(row.cells for row in rows), strict=True), strict=False))
     for name, cells in columns.items():
@@ -244,7 +244,7 @@ class _Lookup:
     """Finds the file that a table means.
 
     Tables often leave out the ending, begin their paths above the folder (then all with the
-    same folders), or give a bare name wherever the file lies. A name of two files is neither.
+    same folders), or give only the file's name. A name that two files have finds neither.
     """
 
     def __init__(self, images: Sequence[Item]) -> None:
@@ -258,7 +258,7 @@ class _Lookup:
         self._prefix: list[str] = []
 
     def find(self, path: str) -> Item | None:
-        """The image, or None where none fits, or several do."""
+        """The image; None if no image fits, or several do."""
         if image := self._by_path.get(path) or self._by_name.get(path):
             return image
         parts = path.replace("\\", "/").split("/")
@@ -272,7 +272,7 @@ class _Lookup:
 
 
 class _Table:
-    """The table of a domain: its rows, and what their cells mean."""
+    """The table of a domain: its rows, and the meaning of their cells."""
 
     def __init__(self, domain: Domain) -> None:
         assert domain.table is not None  # noqa: S101 - the kind of input says so
@@ -312,11 +312,11 @@ class _Table:
             raise StudyError(f"{self.file} has no row of domain {wanted!r}; it has {names}")
 
     def cell(self, row: Row, use: str) -> str:
-        """What stands in a row for one use; empty where there is no such column."""
+        """The cell of a row for one use; empty if there is no such column."""
         return row.cells[self._at[use]] if use in self._at else ""
 
     def label(self, row: Row) -> str | None:
-        """The class of a row; None where it has none of those that are asked for."""
+        """The class of a row; None if it has none of the wanted classes."""
         if self.finding:
             present = self._has_finding(row)
             return None if present is None else classes_of(self.finding)[present]
@@ -333,9 +333,9 @@ class _Table:
         return fits[0] if fits else None
 
     def check_finding(self, labels: Iterable[str | None]) -> None:
-        """Refuse a table none of whose rows has or lacks the finding; it takes as few as it needs.
+        """Refuse a table that never names the finding; reading stops at the first row that does.
 
-        All images of a table that does not name it would be without it.
+        Otherwise all images of such a table would count as without the finding.
         """
         wanted = classes_of(self.finding) if self._marks else (self.finding,)
         if self.finding and not any(label in wanted for label in labels):
@@ -346,7 +346,7 @@ class _Table:
             )
 
     def _has_finding(self, row: Row) -> bool | None:
-        """Whether the finding is marked in its columns, or among texts with ``|`` between."""
+        """Whether the finding is marked in its columns, or is one of the texts between ``|``."""
         if not self._marks:
             texts = self.cell(row, "label").split("|")
             named = any(fnmatchcase(text.strip(), n) for text in texts for n in self._names)

@@ -1,1 +1,1 @@
-"""Metrics, intervals, paired tests and selection: what a number of heads is worth."""
+"""Metrics, intervals, paired tests and selection: how far a number can be trusted."""

@@ -1,7 +1,7 @@
 """Draws of whole patients: percentile intervals, and the best of several heads.
 
-Statistics that are evaluated on the same draws are paired: their difference has an interval
-of its own, and a further statistic beside them changes nothing.
+Statistics that are evaluated on the same draws are paired: their difference has its own
+interval, and adding another statistic changes nothing.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from pipeline.data.patients import (
 from pipeline.evaluation.intervals import LEVEL, Interval, share_of, wilson
 from pipeline.evaluation.metrics import on_all_rows
 
-#: Chance that the best head is not among those that may be the best.
+#: Probability that the best head is missing from the set of heads that may be the best.
 SET_ALPHA = 0.1
 
 
@@ -40,8 +40,8 @@ def percentile_interval(
 def mean_bounds(values: NDArray[np.floating], draws: PatientDraws) -> tuple[float, float]:
     """Percentile bounds of a mean of differences, each in [-1, 1].
 
-    Where all are equal, those of images that were not drawn may yet be others: of as many
-    patients, so many more as Wilson's bound of a rate of 0 allows.
+    If all are equal, other images might still differ: Wilson's bound for a rate of 0 of as many
+    patients is added.
     """
     low, high = percentile_interval(draws.mean(values))
     if np.ptp(values) == 0:
@@ -51,7 +51,7 @@ def mean_bounds(values: NDArray[np.floating], draws: PatientDraws) -> tuple[floa
 
 
 def interval_of_draws(estimate: float, data: DomainData, values: NDArray[np.float64]) -> Interval:
-    """A number of some rows with the percentiles of its draws; without any, of NaN."""
+    """A value with the percentiles of its draws as interval; NaN bounds without draws."""
     ends = percentile_interval(values)
     method = "patient bootstrap" if np.isfinite(ends[0]) else "none"
     return Interval.of(estimate, ends, data.group, method)
@@ -64,13 +64,13 @@ def bootstrap_interval(
     *,
     draws: int = DRAWS,
 ) -> Interval:
-    """Mean over seeds of a statistic, with seeds and patients both drawn again.
+    """Mean of a statistic over seeds; the interval draws both seeds and patients.
 
-    One statistic alone is drawn by patient. A few seeds are a small sample: below about ten
+    With one statistic only patients are drawn. A few seeds are a small sample: below about ten
     the seeds' share of the width is too small.
 
     Args:
-        statistics: ``S`` of them, one for each seed.
+        statistics: One for each of ``S`` seeds.
         group: ``n`` patient ids.
         rng: Source of randomness.
         draws: Number of draws.
@@ -98,39 +98,39 @@ def bbc_cv(
 ) -> tuple[int, float, Interval]:
     """Bootstrap bias corrected cross-validation (Tsamardinos et al. 2018).
 
-    The best of many looks better than it is, because the choice was made on the same patients.
-    The estimate is the mean value out of bag of whatever is best in bag. Its interval is that
-    of the chosen head, or longer where the choice varies. (Percentiles of the values out of
-    bag, as in the paper, are those of a third of the patients, and have no width where nobody
-    erred.)
+    The best of many heads looks better than it is, because the choice was made on the same
+    patients. The estimate is the mean out-of-bag value of the head that is best in bag. Its
+    interval is that of the chosen head, or longer if the choice varies. (The paper's percentiles
+    of out-of-bag values rest on a third of the patients, and have no width without errors.)
 
     Args:
-        statistics: Of ``M`` heads' out-of-fold predictions, in [0, 1], larger is better.
+        statistics: One for each of ``M`` heads, of its out-of-fold predictions, in [0, 1];
+            larger is better.
         group: Patient of each row.
         rng: Source of randomness.
         bases: Patients that the statistics rest on; see :class:`Share`.
-        draws: Bootstrap draws of patients; those that define no value in or out of bag
-            are left out.
+        draws: Bootstrap draws of patients; draws in which the value is undefined in or out of
+            bag are left out.
 
     Returns:
         Number of the head that looks best, its value on the rows that chose it, and the
         corrected value.
 
     Raises:
-        ValueError: No draw defines the value in and out of bag.
+        ValueError: In no draw is the value defined in and out of bag.
     """
     drawn = draw_patients(group, rng, draws=draws)
     outside = drawn.apply(lambda weights: _best_out_of_bag(statistics, weights))
     outside = outside[np.isfinite(outside)]
     if not len(outside):
         raise ValueError(
-            f"none of {draws} draws defines the value in and out of bag: too few patients, or "
-            "a class in one patient only; use a metric that one class defines, as accuracy"
+            f"none of {draws} draws has a value both in and out of bag: there are too few "
+            "patients, or a class has one; use a metric that one class defines, like accuracy"
         )
     apparent = np.array([on_all_rows(statistic, len(group)) for statistic in statistics])
     chosen = int(apparent.argmax())
     best = share_of(statistics[chosen], group, *bases)
-    # A value out of bag is one of exp(-1) of the patients, and varies so much more.
+    # An out-of-bag value rests on a share of exp(-1) of the patients, so it varies more.
     longer = np.sqrt(max(1.0, np.exp(-1) * outside.var() / max(best.variance, 1e-12)))
     corrected = replace(best, estimate=float(outside.mean()), moves=longer * best.moves)
     return chosen, best.estimate, corrected.interval()
@@ -139,7 +139,7 @@ def bbc_cv(
 def _best_out_of_bag(
     statistics: Sequence[WeightedStatistic], weights: Weights
 ) -> NDArray[np.float64]:
-    """Value out of bag of the best in bag, ``(b,)``; NaN for a draw that lacks one of both."""
+    """Out-of-bag value of the best head in bag, ``(b,)``; NaN if one of both is undefined."""
     inside = np.stack([statistic(weights) for statistic in statistics])
     outside = np.stack([statistic((weights == 0) * 1.0) for statistic in statistics])
     defined = (np.isfinite(inside) & np.isfinite(outside)).all(axis=0)
@@ -156,16 +156,16 @@ def confidence_set(
 ) -> list[int]:
     """Heads that may be the best: the model confidence set (Hansen, Lunde and Nason 2011).
 
-    By patient; the worst head is dropped as long as the rest are surely not all equally good.
+    Patients are drawn. The worst head is dropped until "all are equally good" is not rejected.
 
     Args:
-        statistics: Of ``M`` heads on the same images, larger is better.
+        statistics: One for each of ``M`` heads, on the same images; larger is better.
         group: ``n`` patient ids.
         rng: Source of randomness.
         draws: Bootstrap draws of patients.
 
     Returns:
-        Their numbers, ascending; the best is missing with a chance of ``SET_ALPHA``.
+        Their numbers, ascending; the best is missing with a probability of ``SET_ALPHA``.
     """
     scores = np.array([on_all_rows(statistic, len(group)) for statistic in statistics])
     values = draw_patients(group, rng, draws=draws).apply(_together(statistics))
@@ -180,10 +180,10 @@ def confidence_set(
 
 
 def _worst(scores: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[int, float]:
-    """The head farthest below the mean in its own spreads, and the p of "all are equal"."""
+    """The head farthest below the mean, in units of its spread, and the p of "all are equal"."""
     lag = scores.mean() - scores
     moved = values.mean(axis=0) - values - lag[:, None]
-    # Heads with the same predictions have no spread, and no lag either.
+    # Heads with the same predictions have no spread and no distance to the mean.
     spread = np.maximum(np.sqrt((moved**2).mean(axis=1)), 1e-12)
     t = lag / spread
     return int(t.argmax()), float(((moved / spread[:, None]).max(axis=0) >= t.max()).mean())

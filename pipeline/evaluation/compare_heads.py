@@ -3,9 +3,9 @@
 A comparison says which *trained* head is better on this population. Which algorithm is
 better for data like this is another question: ``heads_record`` asks it over folds.
 
-What a clinician asks of a head with two classes: net benefit at stated thresholds (decision
-curves: Vickers and Elkin 2006), likelihood ratios (Deeks and Altman 2004), and whether as many
-are ill as the head says (calibration in the large: Van Calster et al. 2019).
+For clinical use, with two classes: net benefit at given thresholds (decision curves: Vickers and
+Elkin 2006), likelihood ratios (Deeks and Altman 2004), and whether as many patients are ill as the
+head predicts (calibration in the large: Van Calster et al. 2019).
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -58,13 +58,13 @@ from pipeline.randomness import stream
 COMPARED_BY = ("accuracy", "auroc")
 #: Metrics of the images of one class.
 _OF_CLASS = {"sensitivity": 1, "specificity": 0, "average_precision": 1}
-#: Metrics that are no share of images.
+#: Metrics that are not shares of images.
 _NO_SHARES = ("brier", "log_loss")
-#: Patients of each class that a test by AUROC needs: of fewer the normal law of DeLong's
-#: test is not to be believed, and p may be 1e-25 for three patients.
+#: Patients of each class that a test of an AUROC needs: with fewer the normal law of DeLong's
+#: test fails, and p may be 1e-25 with three patients.
 AUROC_PATIENTS = 10
-#: Probability from which on one would treat: one missed patient then weighs as much as
-#: 19, 9, 4, 2.3 or 1 treated in vain.
+#: Probabilities above which one would treat: one missed patient then weighs as much as 19, 9, 4,
+#: 2.3 or 1 unnecessary treatments.
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -75,7 +75,7 @@ _Ends = tuple[float, float, float]
 def eval_sets(samples: Samples) -> list[DomainData]:
     """Each domain in each role, in order of appearance, with its rows' numbers in ``row``.
 
-    Without the fit split, whose rows heads were trained on, and domains without labels.
+    The fit split, on which heads are trained, and domains without labels are left out.
     """
     sets = []
     for name, role in dict.fromkeys(zip(samples.domain, samples.split, strict=True)):
@@ -94,7 +94,7 @@ def eval_sets(samples: Samples) -> list[DomainData]:
 
 
 def bases(metric: str, label: Labels, group: NDArray[Any]) -> Patients:
-    """Patients that a metric rests on: of all images, of one class, or of each class by itself.
+    """Patients that a metric rests on: of all images, of one class, or of each class separately.
 
     An average precision is a mean over the positive images, so it rests on their patients.
     """
@@ -115,14 +115,14 @@ def score_heads(
 ) -> dict[_Key, dict[str, Interval]]:
     """Every metric that the labels define, for each head, with its interval.
 
-    Shares have the interval of :class:`Share`, and means of them that of
-    :func:`mean_interval`. Brier score and log loss, which are no shares, have percentiles of
-    draws of patients, the same draws for all heads, and no interval where all draws are equal.
+    Shares have the interval of :class:`Share`; means of shares that of :func:`mean_interval`.
+    Brier score and log loss are not shares: their intervals are percentiles over draws of
+    patients, the same for all heads. There is no interval if all draws are equal.
 
     Args:
         data: Rows with labels.
-        proba: Of its rows, shape ``(n, K)``, for each head.
-        seed: Of the study.
+        proba: Probabilities of these rows by each head, shape ``(n, K)``.
+        seed: The study's seed.
         draws: Bootstrap draws of patients.
         metrics: Entries of ``METRICS``.
     """
@@ -147,11 +147,11 @@ def _scores(
             continue
         if metric in _NO_SHARES:
             values = drawn.apply(METRICS[metric](label, proba))
-            # Where no image differs draws say nothing of others.
+            # If no image differs, the draws say nothing about other images.
             yield metric, interval_of_draws(value, data, values if np.ptp(values) else values[:0])
             continue
         of_metric = [share for (name, _), share in shares.items() if name == metric]
-        if not of_metric:  # F1 where no image is positive nor called so
+        if not of_metric:  # F1 if no image is or is called positive
             continue
         if metric == "f1":
             of_metric = [replace(share, reported=_f1) for share in of_metric]
@@ -163,11 +163,11 @@ def _scores(
 def _parts(
     metric: str, label: Labels, proba: Proba, group: NDArray[Any]
 ) -> list[tuple[WeightedStatistic, Patients]]:
-    """The shares whose mean is a metric, each with the patients that it rests on."""
+    """The shares whose mean is the metric, each with the patients that it rests on."""
     called, classes = proba.argmax(axis=1), range(proba.shape[1])
     if metric in ("balanced_accuracy", "f1"):
         among = {k: label == k for k in classes}
-        if metric == "f1":  # 2 J / (1 + J), J of the images that are or are called so
+        if metric == "f1":  # 2 J / (1 + J), J of those that are or are called positive
             among = {k: rows | (called == k) for k, rows in among.items() if len(classes) > 2 or k}
         return [
             (weighted_ratio((label == k) & (called == k), rows), (group[rows],))
@@ -190,19 +190,19 @@ def _f1(jaccard: float) -> float:
 def compare_heads(
     data: DomainData, proba: Mapping[str, Proba], baseline: str, *, seed: int
 ) -> dict[str, dict[str, Difference]]:
-    """Every head minus one of them on the same images, by metric and head.
+    """Every head minus the baseline on the same images, by metric and head.
 
-    The interval is that of a difference of shares (:func:`difference_bounds`). p of an
-    accuracy is McNemar's exact where each image is of a patient of its own, else by flipping
-    the signs of whole patients. p of an AUROC is DeLong's, by patient; of more classes, whose
-    areas are averaged, by the jackknife. It is left out where a class is in fewer than 10
-    patients. p is adjusted over the heads.
+    The interval is that of a difference of shares (:func:`difference_bounds`). For accuracy, p is
+    McNemar's exact test if each patient has one image, else a test that flips the signs of whole
+    patients. For AUROC, p is DeLong's by patient; with more than two classes, whose areas are
+    averaged, the jackknife's. AUROC is left out if a class has fewer than 10 patients. p is
+    adjusted over the heads.
 
     Args:
         data: Rows with labels.
-        proba: Of its rows, shape ``(n, K)``, for each head.
+        proba: Probabilities of these rows by each head, shape ``(n, K)``.
         baseline: The head that the others are compared with.
-        seed: Of the study.
+        seed: The study's seed.
     """
     label, others = data.labelled(), [head for head in proba if head != baseline]
     metrics = _comparable(data, proba[baseline])
@@ -235,7 +235,7 @@ def _difference(
 def _p_values(
     data: DomainData, shares: Sequence[Share], proba: Sequence[Proba], metric: str, seed: int
 ) -> tuple[str, list[float]]:
-    """How equality with the last head is tested, and p of each of the others."""
+    """The name of the test for equality with the last head, and p of each other head."""
     label, several = data.labelled(), data.patients < len(data)
     *heads, baseline = proba
     if metric == "auroc" and baseline.shape[1] > 2:
@@ -256,7 +256,7 @@ def _p_values(
 def _p_of_moves(head: Share, baseline: Share) -> float:
     """P of equal means over classes of one-against-rest AUROCs (Arvesen 1969).
 
-    Their covariance would take every pair of classes; leaving out patients gives it at once.
+    A covariance would need every pair of classes; leaving out patients gives it at once.
     """
     moves, gap = head.moves - baseline.moves, abs(head.estimate - baseline.estimate)
     variance = replace(head, moves=moves).variance
@@ -267,17 +267,17 @@ def _p_of_moves(head: Share, baseline: Share) -> float:
 
 
 def _comparable(data: DomainData, proba: Proba) -> list[str]:
-    """Metrics to compare by; no area where the rarest class is in too few patients."""
+    """Metrics to compare by; without AUROC if the rarest class has too few patients."""
     label = data.labelled()
     rarest = min(len(np.unique(data.group[label == k])) for k in range(proba.shape[1]))
     return [metric for metric in COMPARED_BY if metric != "auroc" or rarest >= AUROC_PATIENTS]
 
 
 def rank_heads(data: DomainData, proba: Mapping[str, Proba]) -> list[str]:
-    """Heads by accuracy on rows with labels, of equals by log loss; the best one first.
+    """Heads by accuracy on rows with labels, the best first; equal ones by log loss.
 
-    On validation rows nothing is fitted to the choice of the first: it says which row of a table
-    to read, and its own value there is too good by what the choice among many is worth.
+    On validation rows, the value of the first head is too good, because it was chosen there
+    among many.
     """
     label = data.labelled()
 
@@ -288,15 +288,15 @@ def rank_heads(data: DomainData, proba: Mapping[str, Proba]) -> list[str]:
     return sorted(proba, key=rank)
 
 
-# What a clinician asks.
+# Clinical use.
 
 
 def clinical(data: DomainData, drawn: PatientDraws) -> dict[str, Any] | None:
-    """Decision curve, likelihood ratios and calibration in the large; None for several classes.
+    """Decision curve, likelihood ratios, calibration in the large; None for more than two classes.
 
     Args:
         data: Rows with labels and probabilities ``(n, 2)``.
-        drawn: Patients of these rows.
+        drawn: Draws of the patients of these rows.
     """
     label, proba = data.labelled(), data.scored()
     if proba.shape[1] != 2 or np.unique(label).size < 2:
@@ -329,7 +329,7 @@ def clinical(data: DomainData, drawn: PatientDraws) -> dict[str, Any] | None:
 def net_benefit(
     label: NDArray[np.integer], positive: NDArray[np.floating], threshold: float
 ) -> float:
-    """True positives less weighted false positives, a share of all images; nobody treated: 0.
+    """True positives minus weighted false positives, per image; 0 if nobody is treated.
 
     ``positive`` are probabilities of class 1; one treats from the ``threshold`` on, in (0, 1).
     """
@@ -339,7 +339,7 @@ def net_benefit(
 
 
 def _ratio(over: _Ends, under: _Ends) -> dict[str, float]:
-    """A ratio of two independent rates, each with its ends; infinite over a rate of 0.
+    """A ratio of two independent rates, each with its bounds; infinite if the second is 0.
 
     The interval is MOVER's of the difference of two logarithms (Zou and Donner 2008).
     """
@@ -347,7 +347,7 @@ def _ratio(over: _Ends, under: _Ends) -> dict[str, float]:
         (a, a_low, a_high), (b, b_low, b_high) = np.log([over, under])
         low = a - b - np.hypot(a - a_low, b_high - b)
         high = a - b + np.hypot(a_high - a, b - b_low)
-        # Where one of both is 0 its distance to its end has no length: the ends themselves then.
+        # The logarithm of a rate of 0 has no distance to its bound: the bounds are used instead.
         low = low if np.isfinite([a, b, a_low]).all() else a_low - b_high
         high = high if np.isfinite([a, b, b_low]).all() else a_high - b_low
         ratio = np.exp([a - b, low, high])
@@ -355,5 +355,5 @@ def _ratio(over: _Ends, under: _Ends) -> dict[str, float]:
 
 
 def _rng(purpose: str, data: DomainData, seed: int) -> np.random.Generator:
-    """Randomness for one purpose on one domain: no other purpose or domain moves it."""
+    """Generator for one purpose on one domain; other purposes and domains do not change it."""
     return stream(f"{purpose} {data.name} {data.role}", seed)

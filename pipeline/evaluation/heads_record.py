@@ -284,24 +284,24 @@ def compared_heads(results: Path) -> ResultSet:
     heads = read_set(results / "heads.json", "heads")
     if heads.record.get("schema") != HEADS_SCHEMA:
         raise MissingResultsError(
-            f"{heads.file} is of another version: run headrace heads STUDY again"
+            f"{heads.file} was written by another version: run headrace heads STUDY again"
         )
     return heads
 
 
 def head_of_entry(entry: Mapping[str, Any]) -> str:
-    """The head that a backbone's entry in ``heads.json`` is about.
+    """The head that a backbone's entry in ``heads.json`` reports in detail.
 
-    It is the best by validation; without validation, the first.
+    It is the best on validation; without validation, the first.
     """
     return str(entry["best"] or entry["heads"][0]["head"])
 
 
 def heads_by_validation(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Backbone and head of entries in ``heads.json``, by accuracy on validation.
+    """Backbone and head of entries in ``heads.json``, sorted by accuracy on validation.
 
-    Of equal ones the head that an entry is about comes first; so does that of the first entry
-    where there is no validation.
+    Among equal heads, the one from :func:`head_of_entry` comes first; without validation, that of
+    the first entry.
     """
     about = {(entry["backbone"], head_of_entry(entry)) for entry in entries}
     accuracy = {(e["backbone"], head["head"]): 0.0 for e in entries for head in e["heads"]}

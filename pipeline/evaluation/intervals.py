@@ -1,11 +1,10 @@
-"""Intervals of shares: of one, of a difference, and of several at once.
+"""Intervals of shares: of one share, of a difference, and of several at once.
 
-A share is a number in [0, 1] that is made of images: an accuracy, an area under a curve, a
-mean of rates. Its interval is the one of a rate of independent trials, with as many trials as
-the patients are worth. The jackknife by patient says how much each of them moves the share,
-which gives its variance and, of two shares, their correlation. No interval has a width of
-zero: where no patient moves the share, because no error was seen, the patients themselves
-are the trials.
+A share is a statistic of images in [0, 1]: an accuracy, an area under a curve, a mean of rates.
+Its interval is that of a rate of independent trials; the number of trials is effective. The
+jackknife by patient measures how much each patient moves the share, which gives its variance and
+the correlation of two shares. No interval has a width of zero: if no patient moves the share,
+because there was no error, the patients are the trials.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -14,7 +13,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-import scipy  # its parts are imported when they are called: to draw takes none
+import scipy  # its parts are imported when they are called: drawing needs none of them
 from numpy.typing import NDArray
 
 from pipeline.data.patients import WeightedStatistic, leave_out_patients
@@ -23,14 +22,14 @@ from pipeline.evaluation.metrics import on_all_rows, weighted_mean
 LEVEL = 0.95
 #: Patients below which an interval by patient is called rough.
 ROUGH_BELOW = 100
-#: Method of an interval that cannot be given.
+#: Method of an estimate for which no interval can be given.
 TOO_FEW = "too few patients"
 #: Standard errors to either side of an estimate, at that level.
 Z = 1.959963984540054  # -ndtri((1 - LEVEL) / 2)
 Patients = tuple[NDArray[Any], ...]
 _Key = TypeVar("_Key", bound=Hashable)
 _ROUNDING = 1e-12
-#: How finely a p is searched, in standard errors.
+#: Precision of the search for p, in standard errors.
 _Z_STEP = 1e-6
 
 
@@ -39,12 +38,12 @@ class Interval:
     """An estimate with its 95 % interval.
 
     Attributes:
-        low: Lower bound; NaN where no interval can be given.
+        low: Lower bound; NaN if no interval can be given.
         high: Upper bound.
-        images: How many it rests on.
-        patients: How many they are of.
-        method: How the interval was made; ``TOO_FEW`` where one patient, or one of a class,
-            cannot give any; ``none`` where all draws are equal.
+        images: Number of images that it rests on.
+        patients: Number of their patients.
+        method: How the interval was made; ``TOO_FEW`` if all images, or those of a class, are of
+            one patient; ``none`` if all draws are equal.
     """
 
     estimate: float
@@ -58,7 +57,7 @@ class Interval:
     def of(
         cls, estimate: float, ends: tuple[float, float], group: NDArray[Any], method: str
     ) -> "Interval":
-        """Of images of these patients; without bounds where they are NaN."""
+        """Make an interval for images of these patients; NaN bounds mean there is none."""
         low, high = ends
         patients = np.unique(group).size
         return cls(
@@ -75,7 +74,7 @@ class Interval:
         return asdict(self)
 
     def ends(self) -> dict[str, float]:
-        """The numbers alone, for a record that says once how its intervals are made."""
+        """The numbers without the method, for a record that names it once for all."""
         return {"estimate": self.estimate, "low": self.low, "high": self.high}
 
 
@@ -83,9 +82,9 @@ def wilson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
     """Score interval of a rate of ``n`` independent trials (Wilson 1927).
 
     Args:
-        hits: 0 to ``n``; neither need be whole, if ``n`` is an effective number.
-        n: Above 0.
-        z: Half its width in standard errors.
+        hits: 0 to ``n``; both may be fractions, since ``n`` may be an effective number.
+        n: Number of trials, above 0.
+        z: Half the width in standard errors.
     """
     rate, centre = hits / n, (hits + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * np.sqrt(n * rate * (1 - rate) + z * z / 4)
@@ -93,12 +92,12 @@ def wilson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
 
 
 def clopper_pearson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
-    """Interval of a rate that holds at least as often as it says (Clopper and Pearson 1934).
+    """Exact interval of a rate, with at least the nominal coverage (Clopper and Pearson 1934).
 
     Args:
         hits: 0 to ``n``, see :func:`wilson`.
-        n: Above 0.
-        z: Half the width, in standard errors, of an interval of as high a level.
+        n: Number of trials, above 0.
+        z: Quantile of the normal law that has the level of the interval.
     """
     tail = float(scipy.special.ndtr(-z))
     low = float(scipy.special.betaincinv(hits, n - hits + 1, tail)) if hits > _ROUNDING else 0.0
@@ -112,15 +111,15 @@ def clopper_pearson(hits: float, n: float, *, z: float = Z) -> tuple[float, floa
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """A number in [0, 1] that is made of images.
+    """A statistic of images in [0, 1].
 
     Attributes:
-        moves: Shape (P,): by how much it is larger than without each patient; the patients
-            are the same, in the same order, for all shares that are compared. NaN where it
-            is undefined without one.
-        bases: Patient ids of the images that it rests on: one array for a rate, one for
-            each class for what is built of classes, such as an area under the ROC curve.
-        reported: The rising function of it that its own interval is of.
+        moves: Shape (P,): how much larger it is than without each patient; shares that are
+            compared have the same patients in the same order. NaN if it is undefined without
+            a patient.
+        bases: Patient ids of the images that it rests on: one array for a rate, one array per
+            class for statistics of several classes, such as an area under the ROC curve.
+        reported: Increasing function of the share whose interval is reported.
     """
 
     estimate: float
@@ -130,7 +129,7 @@ class Share:
 
     @cached_property
     def group(self) -> NDArray[Any]:
-        """Patient of each image that it is made of."""
+        """Patient of each image that it rests on."""
         return np.concatenate(self.bases)
 
     @cached_property
@@ -140,7 +139,7 @@ class Share:
 
     @cached_property
     def variance(self) -> float:
-        """The jackknife's."""
+        """Jackknife variance."""
         left_out = min(len(self.moves), self.patients)
         return float((left_out - 1) / left_out * (self.moves**2).sum())
 
@@ -151,13 +150,12 @@ class Share:
 
     @cached_property
     def trials(self) -> float:
-        """Independent images that would make it vary as much.
+        """Effective trials: the number of independent images that would give its variance.
 
-        The variance is the jackknife's. Where c patients carry it, it has c - 1 degrees of
-        freedom, and counts so often against the largest one that it could be, that of
-        patients whose images are all alike (Kish 1965), which counts once. Carriers are
-        counted by the participation ratio of their squared moves. Where no patient moves the
-        estimate, the patients are the trials.
+        The jackknife variance has c - 1 degrees of freedom if c patients carry it. It is averaged
+        with weight c - 1 with the largest possible variance, with weight 1: that of patients
+        whose images are all alike (Kish 1965). c is the participation ratio of the squared
+        moves. If no patient moves the estimate, the patients are the trials.
         """
         alike = len(self.bases) ** 2 / sum(1 / _kish(base) for base in self.bases)
         largest, square = self.estimate * (1 - self.estimate) / alike, self.moves**2
@@ -171,7 +169,7 @@ class Share:
         return float(self.estimate * (1 - self.estimate) / mixed)
 
     def bounds(self, z: float = Z) -> tuple[float, float]:
-        """Where it may lie, ``z`` standard errors to either side; NaN for one patient's images.
+        """Bounds of the share, ``z`` standard errors to either side; NaN with one patient.
 
         It is Clopper and Pearson's interval with ``trials`` (Korn and Graubard 1998).
         """
@@ -193,11 +191,11 @@ class Share:
 def shares_of(
     group: NDArray[Any], parts: Mapping[_Key, tuple[WeightedStatistic, Patients]]
 ) -> dict[_Key, Share]:
-    """Statistics in [0, 1] as shares, every patient left out once for all of them.
+    """Statistics in [0, 1] as shares; each patient is left out once for all of them.
 
     Args:
         group: Patient of each row.
-        parts: Statistics of the weights of these rows, each with its :class:`Share`'s ``bases``.
+        parts: Statistics of row weights, each with the ``bases`` of its :class:`Share`.
     """
     if not parts:
         return {}
@@ -212,7 +210,7 @@ def shares_of(
 
 
 def share_of(statistic: WeightedStatistic, group: NDArray[Any], *bases: NDArray[Any]) -> Share:
-    """One of :func:`shares_of`; it rests on all rows where no bases are given."""
+    """A single share, see :func:`shares_of`; without ``bases`` it rests on all rows."""
     return shares_of(group, {None: (statistic, bases or (group,))})[None]
 
 
@@ -222,15 +220,15 @@ def rate_interval(hit: NDArray[np.bool_], group: NDArray[Any]) -> Interval:
 
 
 def by_patient(method: str, group: NDArray[Any]) -> str:
-    """The name of a method, which says so where images of a patient are several."""
+    """The name of a method, with "by patient" if a patient has several images."""
     return f"{method} by patient" if len(group) > np.unique(group).size else method
 
 
 def mean_interval(parts: Sequence[Share], group: NDArray[Any]) -> Interval:
     """A mean of shares of the same patients, such as the rates of the classes, with its interval.
 
-    Each end is as far as all may move that way, given how much they move together when a
-    patient is left out (MOVER; Zou and Donner 2008).
+    The bounds combine those of the shares, given their correlation when a patient is left out
+    (MOVER; Zou and Donner 2008).
 
     Args:
         parts: The shares; an image may be in several.
@@ -256,20 +254,20 @@ def mean_interval(parts: Sequence[Share], group: NDArray[Any]) -> Interval:
 def difference_bounds(
     first: Share, second: Share, z: float = Z, *, paired: bool = True
 ) -> tuple[float, float]:
-    """Where first minus second may lie: MOVER (Zou and Donner 2008).
+    """Bounds of first minus second: MOVER (Zou and Donner 2008).
 
-    ``z`` is half the width in standard errors; ``paired`` whether both have the same patients:
-    those of two domains are independent.
+    ``z`` is half the width in standard errors. ``paired`` says whether both have the same
+    patients; shares of two domains are independent.
     """
-    # Wilson's ends, as Newcombe 1998 takes them: shorter than Clopper and Pearson's, and enough
-    # with the quantile of t, since a difference is not kept from 0 and 1 as a share is.
+    # Wilson's bounds, as in Newcombe 1998: shorter than Clopper and Pearson's, and wide enough with
+    # the quantile of t, because a difference is not limited to 0 to 1 as a share is.
     z *= _student(min(first.freedom, second.freedom))
     (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials, s.trials, z=z) for s in (first, second))
     r = _correlation(first.moves, second.moves) if paired else 0.0
     gap = first.estimate - second.estimate
     low = gap - _length(first.estimate - l1, u2 - second.estimate, r)
     high = gap + _length(u1 - first.estimate, second.estimate - l2, r)
-    # Where they differ on no patient, they may yet differ on others.
+    # If they differ on no patient, they may still differ on other patients.
     if paired and np.abs(first.moves - second.moves).max() <= _ROUNDING:
         room = wilson(0, first.patients, z=z)[1]
         low, high = min(low, gap - room), max(high, gap + room)
@@ -279,8 +277,8 @@ def difference_bounds(
 def difference_p(first: Share, second: Share) -> float:
     """Two-sided p of "two sets of patients have the same share".
 
-    It is the level at which :func:`difference_bounds` just reach 0: a variance of either alone
-    would take a share without an error for a certain one.
+    It is the level at which :func:`difference_bounds` just reach 0. (A variance alone would
+    treat a share without any error as certain.)
     """
     reached, beyond = 0.0, 10.0
     while beyond - reached > _Z_STEP:
@@ -290,7 +288,7 @@ def difference_p(first: Share, second: Share) -> float:
     return float(2 * scipy.special.ndtr(-reached))
 
 
-# Simultaneous intervals of several shares: that of any one may be picked after a look.
+# Simultaneous intervals of several shares: any of them may be picked after looking at all.
 
 
 def critical_value(
@@ -298,13 +296,13 @@ def critical_value(
 ) -> float:
     """Half width, in standard errors, at which the 95 % intervals of all groups hold at once.
 
-    The largest of the groups' standardised errors is drawn with normal multipliers of the
-    patients (Chernozhukov, Chetverikov and Kato 2013), and not below that of one interval. A
-    group that no patient moves (every image right) says nothing of its spread; it counts as a
-    normal error that is independent of the others, which is never too little.
+    The largest standardised error of all groups is drawn with normal multipliers of the patients
+    (Chernozhukov, Chetverikov and Kato 2013); the result is at least that of one interval. A
+    group that no patient moves (every image is right) shows no spread; it counts as an
+    independent normal error, which is never too small.
 
     Args:
-        moves: Shape (G, P), of the same patients.
+        moves: Moves of each group, by the same patients, shape (G, P).
         rng: Source of the multipliers.
         draws: Number of draws.
     """
@@ -316,13 +314,13 @@ def critical_value(
 
 
 def _kish(base: NDArray[Any]) -> float:
-    """Patients, if all images of a patient are alike and some have more of them (Kish 1965)."""
+    """Effective number of patients with unequal numbers of equal images (Kish 1965)."""
     size = np.unique(base, return_counts=True)[1]
     return float(size.sum() ** 2 / (size**2).sum())
 
 
 def _student(freedom: int) -> float:
-    """How much longer an interval is whose variance is estimated from few patients."""
+    """Factor by which an interval is longer if its variance comes from few patients."""
     return float(-scipy.special.stdtrit(max(1, freedom), (1 - LEVEL) / 2) / Z)
 
 

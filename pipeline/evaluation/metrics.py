@@ -1,9 +1,9 @@
 """Metrics of class probabilities against labels, in one table.
 
-A metric is a statistic of row weights: it is built once for labels and probabilities, and
-then evaluated for any number of draws of patients at once. With weights of one it is the
-value itself (:func:`score`). With two classes the second is the positive one. What the
-labels do not define (AUROC where one class is absent) is NaN in a draw and None as a value.
+A metric is a statistic of row weights: it is built once from labels and probabilities, and then
+evaluated for many draws of patients at once. With all weights 1 it gives the value itself
+(:func:`score`). With two classes the second is the positive one. A metric that the labels do not
+define (AUROC without one of the classes) is NaN in a draw and None as a value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,19 +22,19 @@ Metric = Callable[[Labels, Proba], WeightedStatistic]
 def score(metric: str, label: Labels, proba: Proba) -> float | None:
     """The value of an entry of ``METRICS`` for labels ``(n,)`` and probabilities ``(n, K)``.
 
-    None where the labels do not define it; a ValueError where an image has none.
+    None if the labels do not define it; a ValueError if an image has no label.
     """
     value = on_all_rows(METRICS[metric](label, proba), len(label))
     return value if np.isfinite(value) else None
 
 
 def on_all_rows(statistic: WeightedStatistic, n: int) -> float:
-    """A statistic with every one of ``n`` rows counted once; NaN where undefined."""
+    """The value of a statistic with each of ``n`` rows counted once; NaN if undefined."""
     return float(statistic(np.ones((1, n)))[0])
 
 
 def is_right(label: Labels, proba: Proba) -> NDArray[np.bool_]:
-    """Whether each image's most probable class is its own, shape ``(n,)``."""
+    """Whether each image's most probable class is its label, shape ``(n,)``."""
     _refuse_unlabelled(label)
     return np.asarray(proba.argmax(axis=1) == label)
 
@@ -90,7 +90,7 @@ def _weighted_average_precision(
         w = weights[:, order]
         hits = np.add.reduceat(w * sign, starts, axis=1)
         called = np.cumsum(np.add.reduceat(w, starts, axis=1), axis=1)
-        # Before the first row that is in the draw nothing is called and nothing found.
+        # Before the first row of the draw nothing is predicted positive, so precision is 0 / 0.
         precision = np.cumsum(hits, axis=1) / np.where(called > 0, called, 1)
         area = (hits * precision).sum(axis=1)
         positives = hits.sum(axis=1)
@@ -103,13 +103,13 @@ def _weighted_average_precision(
 
 
 def _balanced_accuracy(label: Labels, proba: Proba) -> WeightedStatistic:
-    """A mean over fewer classes is another number: a draw that lost one has none."""
+    """Mean recall of the classes; undefined in a draw that lost a class."""
     right = is_right(label, proba)
     return _mean_of([weighted_ratio(right & (label == k), label == k) for k in np.unique(label)])
 
 
 def _f1(label: Labels, proba: Proba) -> WeightedStatistic:
-    """Of the positive class; the mean over the classes that there are for more than two."""
+    """F1 of the positive class; with more than two classes, the mean over those that occur."""
     _refuse_unlabelled(label)
     positive = slice(1, 2) if proba.shape[1] == 2 else slice(None)
     truth, called = (
@@ -127,7 +127,7 @@ def _f1(label: Labels, proba: Proba) -> WeightedStatistic:
 
 
 def _recall_of(k: int) -> Metric:
-    """Share of class ``k`` that is predicted so; undefined for more than two classes."""
+    """Recall of class ``k``; undefined for more than two classes."""
 
     def build(label: Labels, proba: Proba) -> WeightedStatistic:
         of = (label == k) & (proba.shape[1] == 2)

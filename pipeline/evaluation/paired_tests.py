@@ -1,8 +1,8 @@
 """Which of two heads is better: tests on the same images.
 
-Two questions, never mixed: whether one *trained* head is better on this population
-(predictions are fixed: :func:`mcnemar`, :func:`sign_flip`, :func:`paired_delong`), and whether
-one *algorithm* is better for data like this (training varies: :func:`correlated_t`).
+There are two questions. Is one *trained* head better on this population? Predictions are fixed:
+:func:`mcnemar`, :func:`sign_flip`, :func:`paired_delong`. Is one *algorithm* better for such data?
+Training varies: :func:`correlated_t`.
 """
 
 import math
@@ -18,12 +18,12 @@ from pipeline.evaluation.intervals import Interval, Z
 
 #: Region of practical equivalence: one point of a rate.
 ROPE = 0.01
-#: A difference is called one below this p, adjusted over the comparisons of a table.
+#: A difference is called better or worse below this p, adjusted over the table's comparisons.
 ALPHA = 0.05
-#: Probability that a planned comparison is decided, if the observed difference is the true one.
+#: Power of a planned comparison, if the observed difference is the true one.
 _POWER = 0.8
 _BLOCK_CELLS = 1 << 22  # 32 MB of signs at once
-#: A variance below it is none: equal differences, summed in floating point.
+#: A variance below this counts as 0: it comes from rounding.
 _ROUNDING = 1e-26
 
 
@@ -46,7 +46,7 @@ class Difference:
     verdict: str
 
     def record(self) -> dict[str, Any]:
-        """One flat row: the interval, the test, and what it would take to settle it."""
+        """One flat row: the interval, the test, and the patients needed to settle it."""
         is_open, values = self.verdict == "inconclusive", asdict(self)
         needed = patients_to_settle(self.interval) if is_open else None
         return {**values.pop("interval"), **values, "patients_to_settle": needed}
@@ -69,8 +69,8 @@ def sign_flip(
     """Two-sided permutation p of mean paired differences; patients are flipped whole.
 
     Args:
-        difference: Shape ``(n,)`` or ``(H, n)``: score of a head minus that of another. Each
-            has the same flips, so leaving one out changes no other p.
+        difference: Shape ``(n,)`` or ``(H, n)``: score of a head minus that of another. All
+            heads have the same flips, so leaving one out changes no other p.
         group: Patient of each image.
         rng: Source of randomness.
         draws: Random flips; the observed one counts too.
@@ -96,9 +96,8 @@ def paired_delong(
 ) -> float:
     """Two-sided p of "two scores ``(n,)`` of the same images have the same AUROC" (DeLong 1988).
 
-    In O(n log n) as X. Sun and W. Xu (IEEE SPL 2014). Several images of a patient have N.
-    Obuchowski's variance (Biometrics 1997): DeLong's, with the images' shares summed within
-    each patient.
+    It takes O(n log n) (X. Sun and W. Xu, IEEE SPL 2014). If patients have several images, the
+    variance is N. Obuchowski's (Biometrics 1997): DeLong's, with shares summed within patients.
 
     Args:
         label: Shape ``(n,)``, 0 or 1.
@@ -129,7 +128,7 @@ def paired_delong(
     variance = np.dot(unbiased, [up @ up, down @ down, 2 * up @ down])
     if variance > _ROUNDING:
         return float(2 * scipy.special.ndtr(-abs(difference) / np.sqrt(variance)))
-    # One that orders by chance is perfect on all pairs of strangers as often as this.
+    # How often a score that orders by chance is perfect on all pairs without a common patient.
     pairs = disjoint_pairs(label, group)
     return min(1.0, 2 * 0.5**pairs) if difference else 1.0
 
@@ -137,7 +136,7 @@ def paired_delong(
 def _shares(
     is_positive: NDArray[np.bool_], scores: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each positive, and each negative image: the share of the others ordered rightly to it."""
+    """For each positive and each negative image, the share of the other class ordered correctly."""
     from scipy.stats import rankdata  # late: it takes half a second to import
 
     positive, negative = scores[:, is_positive], scores[:, ~is_positive]
@@ -150,7 +149,7 @@ def _shares(
 
 
 def disjoint_pairs(label: NDArray[Any], patient: NDArray[Any]) -> int:
-    """How many pairs of a positive and a negative image there are that share no patient."""
+    """Number of disjoint pairs of a positive and a negative image without a common patient."""
     up, down = np.unique(patient[label == 1]), np.unique(patient[label == 0])
     return int(min(up.size, down.size, np.union1d(up, down).size // 2))
 
@@ -176,7 +175,7 @@ def correlated_t(difference: NDArray[np.floating], *, runs: int) -> dict[str, fl
 
     Args:
         difference: Shape ``(J,)``, J >= 2: first minus second on each fold of each run.
-        runs: How many times the folds were dealt; J is a multiple of it.
+        runs: How many times the folds were divided; J is a multiple of it.
 
     Returns:
         Probability that the first is worse, practically equal, better; sums to 1.
@@ -190,7 +189,7 @@ def correlated_t(difference: NDArray[np.floating], *, runs: int) -> dict[str, fl
 
 
 def verdict(low: float, high: float, p_adjusted: float) -> str:
-    """What a difference allows to be said.
+    """The verdict on a difference.
 
     Args:
         low: Lower end of its interval.
@@ -199,9 +198,9 @@ def verdict(low: float, high: float, p_adjusted: float) -> str:
             not called better by chance.
 
     Returns:
-        ``equivalent`` where the whole interval is within one point; ``better`` or ``worse``
-        where 0 is outside and ``p_adjusted`` is below ``ALPHA``; otherwise ``inconclusive``,
-        because not finding a difference is not finding that there is none.
+        ``equivalent`` if the whole interval is within one point; ``better`` or ``worse`` if 0 is
+        outside and ``p_adjusted`` is below ``ALPHA``; otherwise ``inconclusive``: no difference
+        was found, which does not show that there is none.
     """
     if low >= -ROPE and high <= ROPE:
         return "equivalent"
@@ -211,12 +210,12 @@ def verdict(low: float, high: float, p_adjusted: float) -> str:
 
 
 def patients_to_settle(interval: Interval) -> int | None:
-    """How many patients like these an undecided difference would take.
+    """How many patients like these would decide an inconclusive difference.
 
-    The half width of an interval falls with the root of the number of patients; how much the
-    images of one resemble each other is in the observed one. With the number returned, an
+    The half width of an interval falls with the square root of the number of patients; the
+    observed width includes how similar the images of a patient are. With the returned number, an
     interval around the observed difference excludes 0, or lies within one point, in 80 % of
-    samples. None where none would do: the difference is near one point.
+    samples. None if no number is enough: the difference is near one point.
     """
     half, gap = (interval.high - interval.low) / 2, abs(interval.estimate)
     longer = (Z + scipy.special.ndtri(_POWER)) / Z * half

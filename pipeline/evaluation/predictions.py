@@ -1,8 +1,8 @@
-"""Per-image probabilities of a stage, as every stage that predicts keeps them.
+"""The file of per-image probabilities that every predicting stage writes.
 
-One file holds a group for each backbone. All datasets of a group share their first
-axis: row ``i`` of each describes the same image. No path and no name of a person is in
-it; a patient is a number that holds within the file.
+It holds a group for each backbone. All datasets of a group share their first axis: row ``i`` of
+each describes the same image. It holds no path and no name of a person; a patient is a number
+that is valid only within the file.
 """
 
 import io
@@ -20,9 +20,9 @@ from pipeline.data.samples import Samples
 from pipeline.results import read_set
 from pipeline.words import printable
 
-#: Stage 2 keeps them under this name, below the study's results.
+#: Stage 2 writes its probabilities here, below the study's results.
 PROBABILITIES = "probabilities.h5"
-#: Stage 3 keeps those of networks trained on images here.
+#: Stage 3 writes those of trained networks here.
 TRAINED_PROBABILITIES = "finetune.h5"
 _ARRAYS, _TEXTS = ("key", "label", "patient"), ("domain", "split")
 #: Name of a predictor, and the seed that it was trained with.
@@ -31,10 +31,10 @@ Trained = tuple[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What predictors on one backbone say of the same ``n`` images.
+    """Probabilities by all predictors on one backbone, for the same ``n`` images.
 
     Attributes:
-        classes: In label order.
+        classes: Class names in label order.
         key: Content keys, uint8 of shape ``(n, 32)``.
         label: Shape ``(n,)``, 0 to K - 1; -1 for images of a target without labels.
         patient: Numbers, shape ``(n,)``; within a domain, equal numbers are one patient.
@@ -53,7 +53,7 @@ class Predictions:
 
 
 def predictions_of(samples: Samples, proba: Mapping[Trained, NDArray[np.floating]]) -> Predictions:
-    """Probabilities of all samples of a study, ready to be kept."""
+    """Probabilities of all samples of a study, ready to be stored."""
     patient: NDArray[np.int64] = np.unique(samples.group, return_inverse=True)[1]
     return Predictions(
         classes=tuple(printable(name) for name in samples.classes),
@@ -74,8 +74,8 @@ def predictions_file(
     """The content of a file of predictions.
 
     Args:
-        by_backbone: Predictions of each.
-        curves: By backbone and name, arrays for figures; they lie below ``curves``.
+        by_backbone: Predictions on each backbone.
+        curves: Arrays for figures, by backbone and name; stored below ``curves``.
     """
     with h5py.File.in_memory(libver=("earliest", "v108")) as file:
         for backbone, predictions in by_backbone.items():
@@ -88,7 +88,7 @@ def predictions_file(
 
 
 def stored_predictions(path: Path) -> bytes:
-    """The bytes of a stage's file of predictions, if they are of the run of its record.
+    """The bytes of a stage's file of predictions; checked to belong to its record.
 
     Raises:
         MissingResultsError: The stage has not been run.
@@ -104,7 +104,7 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
 
 
 def predictions_in(content: bytes) -> dict[str, Predictions]:
-    """By backbone, those of a file with this content."""
+    """The predictions in a file with this content, by backbone."""
     with h5py.File(io.BytesIO(content), "r") as file:
         return {backbone: _read(file[backbone]) for backbone in file}
 

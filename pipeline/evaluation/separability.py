@@ -1,13 +1,13 @@
-"""How well a ridge classifier predicts a label for patients it has not seen: AUC and p-value.
+"""How well a ridge classifier predicts a label for new patients: AUC and p-value.
 
 Two questions use it. Can an image's domain be predicted from its features (the domain
 classifier AUC)? Can a label be predicted from what should not show it, such as the border
-of the picture (the shortcut test)? A classifier two-sample test (Lopez-Paz and Oquab 2017)
+of the image (the shortcut test)? A classifier two-sample test (Lopez-Paz and Oquab 2017)
 permutes the labels of whole patients, because images of one patient resemble each other.
 
-Cross-validated predictions of ridge regression are linear in the labels, so one factorisation
-a fold serves all classes and all permutations: of X'X + I without the rows of the fold, with
-X the pooled-standardised rows divided by sqrt(d).
+Cross-validated predictions of ridge regression are linear in the labels. So one factorisation
+per fold serves all classes and all permutations: that of X'X + I without the rows of the fold,
+where X is the rows, standardised over all of them and divided by sqrt(d).
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +29,12 @@ from pipeline.evaluation.paired_tests import disjoint_pairs
 
 _DRAWS = 499
 _TAIL = 0.025
-#: Rows times permutations that are held at once, 128 MB an array: for more rows the draws
-#: are fewer, down to the fewest that show 2.5 %.
+#: Rows times permutations in memory at once, 128 MB per array: with more rows there are fewer
+#: draws, down to the fewest that can show 2.5 %.
 _CELLS = 1 << 24
 _FEWEST_DRAWS = 199
-#: Rows times permutations times classes that are ranked at all, about 15 s of a core: of more
-#: rows a sample of patients is taken.
+#: Most rows times permutations times classes that are ranked, about 15 s of one core: with more
+#: rows a sample of patients is used.
 _RANKED = 1 << 27
 #: Columns that are ranked at once.
 _COLUMNS = 128
@@ -44,10 +44,10 @@ _COLUMNS = 128
 class Separability:
     """How well a label can be predicted, by the area under the ROC curve.
 
-    The AUC of cross-validated classifiers varies with the patients that are predicted and with
-    those that taught; a bootstrap of the scores has the first alone, and covers one half in
-    about 83 % of samples of noise (Bengio and Grandvalet 2004). Each end of the 95 % interval
-    therefore lies as far from the estimate, in log odds, as the larger of two spreads:
+    The AUC of cross-validated classifiers varies with the test patients and with the training
+    patients. A bootstrap of the scores has only the first, and covers one half in about 83 % of
+    samples of noise (Bengio and Grandvalet 2004). Each end of the 95 % interval therefore lies as
+    far from the estimate, in log odds, as the larger of two spreads:
 
     - 1.96 standard deviations of a bootstrap of patients with the scores held fixed, over
       auc (1 - auc), the delta method (LeDell, Petersen and van der Laan 2015).
@@ -56,8 +56,8 @@ class Separability:
       holds one half whenever the permutation test does not reject.
 
     Attributes:
-        auc: Out of fold; of more than two classes each against the rest, averaged. Of many
-            classes and very many images it rests on a sample of patients.
+        auc: Out of fold; with more than two classes, the mean of each against the rest. With
+            many classes and very many images it rests on a sample of patients.
         p: One-sided, by permutation of the patients.
     """
 
@@ -79,9 +79,9 @@ def separability(
         features: Shape (n, d), finite.
         label: Shape (n,), 0 to K - 1.
         group: Shape (n,), patient ids; folds, bootstrap and permutations are by patient. A
-            patient under several labels is permuted as several, but predicted as one; where
-            most are, the interval is too wide rather than too short.
-        draws: Draws of the bootstrap, and permutations.
+            patient with several labels is permuted as several, but predicted as one; if most
+            are like that, the interval is too wide rather than too short.
+        draws: Number of bootstrap draws, and of permutations.
         seed: Seed of folds, bootstrap and permutations.
 
     Raises:
@@ -101,7 +101,7 @@ def separability(
     folds = patient_folds(None, patient, seed=seed)
     drawn = draw_patients(patient, np.random.default_rng([seed, 7]), draws=draws)
     present = np.unique(label)
-    # Two classes mirror each other, so the second alone says it all.
+    # Two classes mirror each other, so the second alone is enough.
     positives = present[1:] if present.size == 2 else present
     scores_of = ridge_scorer(features, folds)
     null, resampled = np.zeros(draws + 1), np.zeros(draws)
@@ -122,11 +122,11 @@ def separability(
 
 
 def _bound_of_perfect(positive: NDArray[np.bool_], patient: NDArray[np.intp]) -> float:
-    """Lower bound where every positive lies above every negative: exact, and wide.
+    """Exact lower bound if every positive scores above every negative.
 
-    Match positive with negative images into k pairs that share no patient. A head of area
-    A orders all of them rightly with probability A^k, and being perfect on all images is
-    no likelier. Below the root of 2.5 % that would be too great a chance.
+    Match positive with negative images into k pairs that share no patient. A head with AUC A
+    orders all pairs correctly with probability A^k, and all images with at most that. The bound
+    is the A at which this probability is 2.5 %.
     """
     pairs = disjoint_pairs(positive, patient)
     return float(_TAIL ** (1 / pairs)) if pairs else 0.0
@@ -137,18 +137,18 @@ def domain_auc(
 ) -> tuple[Separability, list[Separability | None]]:
     """Predict the domain of an image from its features, overall and inside each class.
 
-    Overall alone would confuse "another scanner" with "more ill patients".
+    The overall AUC alone would confuse "another scanner" with "more ill patients".
 
     Args:
         source: Rows with features and labels.
         target: Rows with as many features; the same patient id in both domains is two
             patients.
-        draws: Of all images, see :func:`separability`.
-        class_draws: Inside each class.
+        draws: Draws for all images, see :func:`separability`.
+        class_draws: Draws inside each class.
 
     Returns:
-        Of all images, and of each class; None where a domain has fewer than two of its
-        patients, or no labels.
+        The result for all images, and for each class; None if a domain has fewer than two
+        patients of the class, or no labels.
 
     Raises:
         StudyError: See :func:`separability`; a domain has fewer than two patients.
@@ -171,10 +171,10 @@ def domain_auc(
 
 
 def patient_units(label: NDArray[Any], group: NDArray[Any]) -> NDArray[np.intp]:
-    """Number (n,) of each row's patient, in an order that does not depend on the rows'.
+    """Number (n,) of each row's patient, independent of the order of the rows.
 
-    A patient under two labels (found in both domains) counts once under each: the test then
-    still runs, and ``pipeline.data.leaks`` is what reports the overlap of domains.
+    A patient with two labels (in both domains) counts once for each label: the test then still
+    runs, and ``pipeline.data.leaks`` reports the overlap of domains.
     """
     codes = np.unique(group, return_inverse=True)[1]
     return np.unique((int(label.max()) + 1) * codes + label, return_inverse=True)[1]
@@ -183,7 +183,7 @@ def patient_units(label: NDArray[Any], group: NDArray[Any]) -> NDArray[np.intp]:
 def permuted_labels(
     label: NDArray[Any], unit: NDArray[np.intp], *, draws: int, seed: int
 ) -> NDArray[Any]:
-    """Labels (n, B + 1) whose patients were permuted B times; column 0 is what was observed.
+    """Labels (n, B + 1), permuted B times by patient; column 0 holds the observed labels.
 
     Args:
         label: Shape (n,), equal within a unit.
@@ -202,7 +202,7 @@ def permutation_p(statistics: NDArray[np.float64]) -> float:
     """The permutation p-value (1 + #{T_b >= T_0}) / (B + 1) of Phipson and Smyth 2010.
 
     Args:
-        statistics: Shape (B + 1,), observed value first; large means "different".
+        statistics: Shape (B + 1,), observed value first; a large value means "different".
     """
     observed, null = statistics[0], statistics[1:]
     # A permutation equivalent to the observed one must count as a tie even when its sums
@@ -216,14 +216,14 @@ def ridge_scorer(
 ) -> Callable[[NDArray[Any]], NDArray[np.float64]]:
     """Out-of-fold ridge scores for many columns of labels at once.
 
-    The scores are x'w, without the intercept: where a fold holds many positives, the others
-    hold few, so intercepts would rank the folds against the labels and hold the AUC of noise
-    below one half. Without any intercept in the fit it rises above one half (0.535 of 60 rows
-    with 400 features, 0.498 by these scores).
+    The scores are x'w, without the intercept: if a fold holds many positives, the others hold
+    few, so intercepts would rank the folds against the labels and push the AUC of noise below one
+    half. Without an intercept in the fit it rises above one half (0.535 for 60 rows with 400
+    features; 0.498 by these scores).
 
     Args:
-        features: Shape (n, d), raw; standardised over all rows, without labels.
-        folds: Dealt without looking at the labels.
+        features: Raw features, shape (n, d); they are standardised over all rows.
+        folds: Folds that were divided without looking at the labels.
 
     Returns:
         A function of targets, shape (n, B), one labelling per column. It gives scores of
@@ -234,7 +234,7 @@ def ridge_scorer(
     # Divided by sqrt(d), so that a penalty of 1 means the same for every d.
     X = np.ascontiguousarray((features - mean) / (scale * np.sqrt(features.shape[1])))
     if X.shape[0] < X.shape[1]:
-        # Same inner products in n instead of d columns, hence the same ridge.
+        # The same inner products with n instead of d columns, hence the same ridge.
         X = np.ascontiguousarray(np.asarray(np.linalg.qr(X.T, mode="r")).T)
     penalised = X.T @ X + np.eye(X.shape[1])
     # All rows of X sum to 0: the sum of the others is minus that of the fold. What depends on
@@ -285,12 +285,12 @@ def _interval(null: NDArray[np.float64], resampled: NDArray[np.float64]) -> tupl
 
 
 def _shifted(auc: float, chance: float) -> float:
-    """An AUC less what chance adds, in log odds; where chance reaches 0 or 1, no bound."""
+    """An AUC minus what chance adds, in log odds; no bound if chance reaches 0 or 1."""
     return float(expit(logit(auc) - logit(chance))) if 0 < chance < 1 else 1 - chance
 
 
 def _sampled(label: NDArray[np.integer], patient: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
-    """Rows of patients drawn until the limit; two patients of each class come first."""
+    """Rows of randomly drawn patients up to a limit; two patients of each class come first."""
     classes = np.unique(label)
     place = np.random.default_rng([seed, 3]).permutation(patient.max() + 1)
     for k in classes:
@@ -303,6 +303,6 @@ def _sampled(label: NDArray[np.integer], patient: NDArray[np.intp], seed: int) -
 
 
 def _fewest_patients(label: NDArray[np.integer], patient: NDArray[np.intp]) -> int:
-    """Patients of the rarest class; 0 where there is one class only."""
+    """Number of patients of the rarest class; 0 if there is only one class."""
     counts = [np.unique(patient[label == k]).size for k in np.unique(label)]
     return min(counts) if len(counts) > 1 else 0

@@ -114,7 +114,7 @@ def test_the_best_of_fifty_equal_heads_is_not_better():
 def test_a_value_that_no_draw_defines_is_refused():
     """Both positives in one patient: never a positive in bag and out of bag."""
     y, group = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 4, 4])
-    with pytest.raises(ValueError, match="none of 50 draws defines the value in and out of bag"):
+    with pytest.raises(ValueError, match="none of 50 draws has a value both in and out of bag"):
         bbc_cv([weighted_auroc(y == 1, np.arange(6.0))], group, np.random.default_rng(0), draws=50)
 
 
