@@ -4,10 +4,8 @@ Everything that is fitted or chosen (preprocessing, parameters, heads) sees the 
 the source only. The validation split and the targets are predicted and scored. The seeds of
 a stochastic head are kept as one ensemble, whose probability is their mean.
 
-``heads.json`` has, for each backbone: one entry a domain with a row for each head (scores
-with intervals, differences from the baseline), what the best head is worth after correction
-for the selection, how each head was fitted; and with ``thorough`` the spread over seeds, the
-comparison of algorithms over folds, and the sets of heads that may be the best.
+``heads.json`` has an entry for each backbone: see ``pipeline.evaluation.heads_record``, and here
+how each head was fitted.
 """
 
 import logging
@@ -187,7 +185,8 @@ def compare(
             scored.append(_left_out(run, backbone, samples, features))
             continue
         samples = features.samples
-        heads = _reuse(run, features)
+        unfitted = _unfitted(study, features)
+        heads = _reuse(run, features, unfitted)
         scored.append(heads)
         fitting = None if heads.entry else _fit(run, heads, features)
         if heads.entry:
@@ -196,7 +195,7 @@ def compare(
             on_scores(_record(run, samples, leaks, scored), file)
         if fitting:
             _finish(run, heads, fitting)
-            _save(run, heads, features)
+            _save(run, heads, unfitted)
     record = _record(run, samples, leaks, scored)
     if not record["backbones"]:
         reasons = "; ".join(f"{f['head']}: {f['reason']}" for f in record["failures"])
@@ -247,14 +246,37 @@ def _left_out(run: _Run, backbone: str, samples: Samples, reason: Exception) -> 
     )
 
 
-def _reuse(run: _Run, features: FeatureTable) -> _Heads:
+def _unfitted(study: Study, features: FeatureTable) -> SavedHead:
+    """What the saved heads on a backbone have in common."""
+    choices = study.variants[features.backbone]
+    files = [
+        c.weights if c.weights == "imagenet" else str(Path(c.weights).resolve()) for c in choices
+    ]
+    return SavedHead(
+        head="",
+        study=study.name,
+        classes=tuple(printable(label) for label in features.samples.classes),
+        networks=tuple(
+            Network(recipe=store.recipe, dim=width, weights=file)
+            for file, store, width in zip(files, features.stores, features.widths, strict=True)
+        ),
+        models=(),
+        seeds=(),
+        parameters={},
+        images=int(np.sum(features.samples.split == FIT)),
+        window=features.samples.items[0].reading.window,  # the source comes first
+        frame=features.samples.items[0].reading.frame,
+    )
+
+
+def _reuse(run: _Run, features: FeatureTable, unfitted: SavedHead) -> _Heads:
     """What an earlier run left: fits of heads, and their entry where it has all of them.
 
     The fits of heads that are not asked for stay in place too.
     """
     options, name = run.options, features.backbone
     keys = fit_keys(
-        _unfitted(run, features),
+        unfitted,
         features.samples,
         features.X if features.views is None else features.views,
         run.table,
@@ -347,11 +369,10 @@ def _finish(run: _Run, heads: _Heads, fitting: Fitting) -> None:
         heads.entry |= run.scoring.thorough(sets, by_seed, fit_rows, out_of_fold, divisions)
 
 
-def _save(run: _Run, heads: _Heads, features: FeatureTable) -> None:
+def _save(run: _Run, heads: _Heads, unfitted: SavedHead) -> None:
     """Write every new head; one that cannot be saved is named with its reason."""
     for name, reason in heads.failures.items():
         _LOG.warning("%s on %s failed: %s", name, heads.backbone, reason)
-    unfitted = _unfitted(run, features)
     for name, fit in heads.fits.items():
         if not fit.models:  # of an earlier run
             continue
@@ -364,33 +385,6 @@ def _save(run: _Run, heads: _Heads, features: FeatureTable) -> None:
         except ModelError as cause:
             _LOG.warning("%s on %s is not saved: %s", name, heads.backbone, cause)
             heads.not_saved[name] = str(cause)
-
-
-def _unfitted(run: _Run, features: FeatureTable) -> SavedHead:
-    """What the saved heads on a backbone have in common."""
-    weights = {choice.name: choice.weights for choice in run.study.backbones}
-    # The frozen networks behind the features, of several backbones joined by "+".
-    names = [features.backbone] if features.backbone in weights else features.backbone.split("+")
-    files = [weights[name] for name in names]
-    return SavedHead(
-        head="",
-        study=run.study.name,
-        classes=tuple(printable(label) for label in features.samples.classes),
-        networks=tuple(
-            Network(
-                recipe=store.recipe,
-                dim=width,
-                weights=file if file == "imagenet" else str(Path(file).resolve()),
-            )
-            for file, store, width in zip(files, features.stores, features.widths, strict=True)
-        ),
-        models=(),
-        seeds=(),
-        parameters={},
-        images=int(np.sum(features.samples.split == FIT)),
-        window=features.samples.items[0].reading.window,  # the source comes first
-        frame=features.samples.items[0].reading.frame,
-    )
 
 
 def _record(

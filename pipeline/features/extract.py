@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -100,14 +101,15 @@ def extract(
             if is_new and load_early(engine) and can_share_memory():
                 each = reading.enter_context(Processes(os.cpu_count() or 1)).each
             samples, unreadable = load_samples(study, wanted, each)
-        record, failures = _extract(study, engine, samples, unreadable)
+        fill = partial(_fill_here, engine=engine)
+        record, failures = _extract(study, samples, unreadable, fill)
     else:
         from pipeline.features import ray_extract
 
         with ray_extract.cluster(ray):
             samples, unreadable = load_samples(study, wanted, ray_extract.in_tasks)
-            on_cluster = ray_extract.fill_stores
-            record, failures = _extract(study, engine, samples, unreadable, on_cluster)
+            fill = partial(ray_extract.fill_stores, engine=engine)
+            record, failures = _extract(study, samples, unreadable, fill)
     write_set(study.results / report, record)
     if SOURCE in failures:
         raise failures[SOURCE]
@@ -125,10 +127,9 @@ def extract(
 
 def _extract(
     study: Study,
-    engine: EngineChoice,
     samples: Samples,
     unreadable: Sequence[SkippedImage],
-    on_cluster: Callable[..., dict[bytes, str]] | None = None,
+    fill: Callable[..., dict[bytes, str]],
 ) -> tuple[dict[str, Any], dict[str, Exception]]:
     """The report, and by part of the study what failed."""
     warn_of_unnamed_findings(study)
@@ -146,9 +147,7 @@ def _extract(
     backbones, skipped = [], list(unreadable)
     for choice, stores in networks.items():
         with go_on(_part(choice), failed, alone=alone):
-            rows, unusable = _extract_network(
-                stores, samples, engine, unreadable=len(unreadable), on_cluster=on_cluster
-            )
+            rows, unusable = _extract_network(stores, samples, len(unreadable), fill)
             backbones += rows
             skipped += unusable
     if failed and not backbones:
@@ -173,33 +172,18 @@ def _part(choice: BackboneChoice) -> str:
 def _extract_network(
     stores: Mapping[BackboneChoice, FeatureStore],
     samples: Samples,
-    engine: EngineChoice,
-    *,
     unreadable: int,
-    on_cluster: Callable[..., dict[bytes, str]] | None,
+    fill: Callable[..., dict[bytes, str]],
 ) -> tuple[list[dict[str, Any]], list[SkippedImage]]:
     """Compute what is missing of the layers of one network, and count what happened."""
     start = time.monotonic()
-    choice, *_ = choices = list(stores)
     before = {choice: store.keys() for choice, store in stores.items()}
     in_all = set.intersection(*before.values())
     pairs = zip(samples.key, samples.items, strict=True)
     missing = {key: item for key, item in pairs if key not in in_all}
-    layers = [choice.layer for choice in choices]
-    title = ", ".join(choice.name for choice in choices)
-    title += f", {choice.mask}" if choice.mask != "none" else ""
-    unusable: dict[bytes, str] = {}
-    if missing and on_cluster:
-        unusable = on_cluster(stores, missing, engine=engine, title=title)
-    elif missing:
-        unusable = fill_stores(
-            list(stores.values()),
-            missing,
-            build=lambda: frozen_network(choice, stores[choice].recipe, layers=layers),
-            policy=policy_of(choice),
-            engine=engine,
-            title=title,
-        )
+    masks = {choice.mask for choice in stores} - {"none"}
+    title = ", ".join([*(choice.name for choice in stores), *masks])
+    unusable = fill(stores, missing, title=title) if missing else {}
     refuse_many_constant(title, missing, unusable, images=len(set(samples.key)))
     skipped, seconds = _skips(samples, unusable), time.monotonic() - start
     rows = []
@@ -221,6 +205,25 @@ def _extract_network(
             }
         )
     return rows, skipped
+
+
+def _fill_here(
+    stores: Mapping[BackboneChoice, FeatureStore],
+    missing: Mapping[bytes, Item],
+    *,
+    engine: EngineChoice,
+    title: str,
+) -> dict[bytes, str]:
+    """:func:`fill_stores` of the layers of one network, in this process."""
+    choice, layers = next(iter(stores)), [choice.layer for choice in stores]
+    return fill_stores(
+        list(stores.values()),
+        missing,
+        build=lambda: frozen_network(choice, stores[choice].recipe, layers=layers),
+        policy=policy_of(choice),
+        engine=engine,
+        title=title,
+    )
 
 
 def fill_stores(
@@ -441,13 +444,12 @@ def _skips(samples: Samples, unusable: Mapping[bytes, str]) -> list[SkippedImage
 def _emptied(samples: Samples, skipped: Sequence[SkippedImage]) -> dict[str, Exception]:
     """Domains that lost all their images, with the reason."""
     failures: dict[str, Exception] = {}
-    lost = {(skip.domain, skip.path): skip for skip in skipped}
+    lost = {(skip.domain, skip.path): skip.reason for skip in skipped}
     for domain in dict.fromkeys(samples.domain.tolist()):
-        rows = np.flatnonzero(samples.domain == domain)
-        reasons = [lost.get((domain, samples.items[i].path)) for i in rows]
-        if (first := reasons[0]) and all(reasons):
+        paths = [samples.items[i].path for i in np.flatnonzero(samples.domain == domain)]
+        if all((domain, path) in lost for path in paths):
             with go_on(domain, failures):
                 raise NoImagesError(
-                    f"none of its images can be used; first: {first.path}: {first.reason}"
+                    f"none of its images can be used; first: {paths[0]}: {lost[domain, paths[0]]}"
                 )
     return failures
