@@ -49,7 +49,7 @@ def test_heads_predict_and_do_not_score(study):
     far = kept.domain == "far"
     assert set(kept.label[far]) == {UNLABELLED}
     assert kept.proba["linear", 0][far].sum(axis=1) == pytest.approx(1)
-    assert "far: 100 images without labels" in show("heads", record)
+    assert "far has 100 images without labels" in show("heads", record)
 
 
 def test_the_audit_tests_what_needs_no_label_and_names_what_it_did_not_test(study):
@@ -92,5 +92,5 @@ def test_the_report_page_has_the_estimate_and_sees_no_contradiction(study):
     written_page = write_page(study)
     page = html.unescape(Path(written_page["file"]).read_text())
     assert all(sentence in page for sentence in far["verdict"])
-    assert "far: 100 images without labels" in page
+    assert "far has 100 images without labels" in page
     assert not written_page["stale"]

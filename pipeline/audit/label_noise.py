@@ -79,10 +79,10 @@ def _label_issues(domain: str, samples: Samples, features: NDArray[np.floating])
         }
         for row in rows[np.argsort(margin, kind="stable")].tolist()
     ]
-    return _finding(domain, len(samples), images, _expected_false(label, proba, rows))
+    return _finding(domain, len(samples), images, _expected_false_alarms(label, proba, rows))
 
 
-def _expected_false(
+def _expected_false_alarms(
     label: NDArray[np.integer], proba: NDArray[np.floating], rows: NDArray[np.intp]
 ) -> float:
     """How many of the listed images, ``rows``, are expected to have a right label.

@@ -106,7 +106,7 @@ def findings_of(tests: Sequence[ShortcutTest]) -> list[Finding]:
 
 
 def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> Finding:
-    auc, text = result.auc, f"AUC {_text(result.auc)}{test.details}"
+    auc, text = result.auc, f"AUC {_auc_text(result.auc)}{test.details}"
     shown = p < ALPHA and auc.low > 1 / 2
     strong = shown and max(auc.estimate, test.strongest) > test.high and not test.expected
     unsure = not shown and auc.low <= 1 / 2 and auc.high > _HIGH_DOMAIN_AUC
@@ -160,7 +160,7 @@ def _domain_test(table: FeatureTable, name: str, *, draws: int = _DRAWS) -> Shor
         return ShortcutTest(**common, result=reason)
     by_class = dict(zip(table.samples.classes, classes, strict=False))
     tested = {label: inside.auc for label, inside in by_class.items() if inside is not None}
-    inside = "; ".join(f"{label} {_text(auc)}" for label, auc in tested.items())
+    inside = "; ".join(f"{label} {_auc_text(auc)}" for label, auc in tested.items())
     if target.label is None:
         details = f"; inside the classes: {name} has no labels, so not by class"
     else:
@@ -189,9 +189,9 @@ def fact_tests(samples: Samples, facts: NDArray[Any]) -> list[Job]:
     jobs: list[Job] = []
     for name, rows in labelled_domains(samples):
         claim = f"the label can be predicted from {_FACTS}"
-        claim += _strongest(facts[rows], samples.label[rows])
-        data = _matrix(facts[rows]), samples.label[rows], samples.group[rows]
-        jobs.append(partial(_test, _of_label(samples, FACTS, name, claim), *data))
+        claim += _strongest_facts(facts[rows], samples.label[rows])
+        data = _fact_matrix(facts[rows]), samples.label[rows], samples.group[rows]
+        jobs.append(partial(_shortcut_test, _label_claim(samples, FACTS, name, claim), *data))
     for name in _targets(samples):
         about = {
             "check": "domain from file properties",
@@ -202,8 +202,8 @@ def fact_tests(samples: Samples, facts: NDArray[Any]) -> list[Job]:
         }
         rows = np.isin(samples.domain, [SOURCE, name])
         is_target = (samples.domain[rows] == name).astype(int)
-        data = _matrix(facts[rows]), is_target, patients_of(samples)[rows]
-        jobs.append(partial(_test, about, *data))
+        data = _fact_matrix(facts[rows]), is_target, patients_of(samples)[rows]
+        jobs.append(partial(_shortcut_test, about, *data))
     return jobs
 
 
@@ -219,8 +219,8 @@ def mask_tests(samples: Samples, features: NDArray[np.floating], mask: str) -> l
     claim = f"the label can be predicted from {rest}"
     return [
         partial(
-            _test,
-            _of_label(samples, check, domain, claim),
+            _shortcut_test,
+            _label_claim(samples, check, domain, claim),
             *(features[rows], samples.label[rows], samples.group[rows]),
         )
         for domain, rows in labelled_domains(samples)
@@ -236,14 +236,16 @@ def untested(samples: Samples, checks: Sequence[str]) -> list[Finding]:
     ]
 
 
-def _of_label(samples: Samples, check: str, domain: str, claim: str) -> dict[str, str]:
+def _label_claim(samples: Samples, check: str, domain: str, claim: str) -> dict[str, str]:
     words = (re.split(r"[\s_-]+", name.lower()) for name in samples.classes)
     parts = sum(not _WHOLE_PICTURE.isdisjoint(name) for name in words)
     expected = "expected of classes that are parts of the body" if parts > 1 else ""
     return {"check": check, "where": domain, "claim": claim, "expected": expected}
 
 
-def _test(about: Mapping[str, Any], *data: NDArray[Any], draws: int = _DRAWS) -> ShortcutTest:
+def _shortcut_test(
+    about: Mapping[str, Any], *data: NDArray[Any], draws: int = _DRAWS
+) -> ShortcutTest:
     """A test of rows of features; ``about`` holds the other fields of :class:`ShortcutTest`."""
     try:
         result = separability(*data, draws=draws)
@@ -276,11 +278,11 @@ def _fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
     return {name: values for name, values in columns.items() if np.ptp(values) > 0}
 
 
-def _text(auc: Interval) -> str:
+def _auc_text(auc: Interval) -> str:
     return f"{auc.estimate:.2f} ({auc.low:.2f} to {auc.high:.2f})"
 
 
-def _strongest(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
+def _strongest_facts(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
     """The single facts that separate a class best, in words; empty if all are constant."""
     images = np.bincount(label)
     present = (images > 0) & (images < len(label))
@@ -300,7 +302,7 @@ def _strongest(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
     return f" ({single}: {named})" if named else ""
 
 
-def _matrix(facts: NDArray[Any]) -> NDArray[np.float64]:
+def _fact_matrix(facts: NDArray[Any]) -> NDArray[np.float64]:
     varying = list(_fact_columns(facts).values())
     return np.stack(varying, axis=1) if varying else np.zeros((len(facts), 1))
 

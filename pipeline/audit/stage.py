@@ -104,7 +104,7 @@ def audit(
     if shortcuts and engine is not None:
         with go_on("masked pictures", {}):
             extract(masked_study(study), engine, report="features_masked.json")
-    first, facts, measured = _with_facts(study, tables[0])
+    first, facts, measured = _measure_facts(study, tables[0])
     used = first.samples
     leaks, shared = check_leaks(study, used, facts)
     masked, missing = _mask_tests(study, tables[0].samples) if shortcuts else ([], [])
@@ -147,7 +147,7 @@ def audit(
     return record
 
 
-def _with_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArray[Any], int]:
+def _measure_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArray[Any], int]:
     """The samples whose facts can be measured, their facts, and how many were measured now."""
     samples, index = table.samples, FactsIndex(study.store_root)
     missing = sum(key not in index for key in set(samples.key))

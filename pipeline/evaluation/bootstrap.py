@@ -76,7 +76,7 @@ def bootstrap_interval(
         draws: Number of draws.
     """
     drawn = draw_patients(group, rng, draws=draws)
-    values = drawn.apply(_together(statistics))
+    values = drawn.apply(_stacked(statistics))
     # A seed is drawn as a patient is: each of them is a sample of one.
     seeds = draw_patients(np.arange(len(statistics)), rng, draws=draws).weights()
     means = (seeds * values.T).sum(axis=1) / len(statistics)
@@ -168,18 +168,18 @@ def confidence_set(
         Their numbers, ascending; the best is missing with a probability of ``SET_ALPHA``.
     """
     scores = np.array([on_all_rows(statistic, len(group)) for statistic in statistics])
-    values = draw_patients(group, rng, draws=draws).apply(_together(statistics))
+    values = draw_patients(group, rng, draws=draws).apply(_stacked(statistics))
     values = values[:, np.isfinite(values).all(axis=0)]
     alive = list(range(len(scores)))
     while len(alive) > 1:
-        worst, chance = _worst(scores[alive], values[alive])
+        worst, chance = _worst_head(scores[alive], values[alive])
         if chance > SET_ALPHA:
             break
         del alive[worst]
     return alive
 
 
-def _worst(scores: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[int, float]:
+def _worst_head(scores: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[int, float]:
     """The head farthest below the mean, in units of its spread, and the p of "all are equal"."""
     lag = scores.mean() - scores
     moved = values.mean(axis=0) - values - lag[:, None]
@@ -189,6 +189,6 @@ def _worst(scores: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[in
     return int(t.argmax()), float(((moved / spread[:, None]).max(axis=0) >= t.max()).mean())
 
 
-def _together(statistics: Sequence[WeightedStatistic]) -> WeightedStatistic:
+def _stacked(statistics: Sequence[WeightedStatistic]) -> WeightedStatistic:
     """Values ``(S, b)`` of several statistics on the same draws."""
     return lambda weights: np.stack([statistic(weights) for statistic in statistics])

@@ -138,7 +138,7 @@ def _scores(
         (metric, number): part
         for metric in metrics
         if metric not in _NO_SHARES
-        for number, part in enumerate(_parts(metric, label, proba, data.group))
+        for number, part in enumerate(_shares_of_metric(metric, label, proba, data.group))
     }
     shares = shares_of(data.group, parts)
     for metric in metrics:
@@ -160,7 +160,7 @@ def _scores(
         yield metric, replace(interval, estimate=value)
 
 
-def _parts(
+def _shares_of_metric(
     metric: str, label: Labels, proba: Proba, group: NDArray[Any]
 ) -> list[tuple[WeightedStatistic, Patients]]:
     """The shares whose mean is the metric, each with the patients that it rests on."""
@@ -205,7 +205,7 @@ def compare_heads(
         seed: The study's seed.
     """
     label, others = data.labelled(), [head for head in proba if head != baseline]
-    metrics = _comparable(data, proba[baseline])
+    metrics = _compared_metrics(data, proba[baseline])
     if not others:
         return {metric: {} for metric in metrics}
     differences = {}
@@ -239,7 +239,7 @@ def _p_values(
     label, several = data.labelled(), data.patients < len(data)
     *heads, baseline = proba
     if metric == "auroc" and baseline.shape[1] > 2:
-        p = [_p_of_moves(share, shares[-1]) for share in shares[:-1]]
+        p = [_jackknife_p(share, shares[-1]) for share in shares[:-1]]
         return by_patient("paired jackknife", data.group), p
     if metric == "auroc":
         scores = [head[:, 1] for head in heads]
@@ -253,7 +253,7 @@ def _p_values(
     return "McNemar exact", [mcnemar(other, right) for other in others]
 
 
-def _p_of_moves(head: Share, baseline: Share) -> float:
+def _jackknife_p(head: Share, baseline: Share) -> float:
     """P of equal means over classes of one-against-rest AUROCs (Arvesen 1969).
 
     A covariance would need every pair of classes; leaving out patients gives it at once.
@@ -266,7 +266,7 @@ def _p_of_moves(head: Share, baseline: Share) -> float:
     )
 
 
-def _comparable(data: DomainData, proba: Proba) -> list[str]:
+def _compared_metrics(data: DomainData, proba: Proba) -> list[str]:
     """Metrics to compare by; without AUROC if the rarest class has too few patients."""
     label = data.labelled()
     rarest = min(len(np.unique(data.group[label == k])) for k in range(proba.shape[1]))

@@ -157,7 +157,7 @@ class Share:
         whose images are all alike (Kish 1965). c is the participation ratio of the squared
         moves. If no patient moves the estimate, the patients are the trials.
         """
-        alike = len(self.bases) ** 2 / sum(1 / _kish(base) for base in self.bases)
+        alike = len(self.bases) ** 2 / sum(1 / _effective_size(base) for base in self.bases)
         largest, square = self.estimate * (1 - self.estimate) / alike, self.moves**2
         if largest <= _ROUNDING or square.sum() <= _ROUNDING**2:
             return alike
@@ -261,12 +261,12 @@ def difference_bounds(
     """
     # Wilson's bounds, as in Newcombe 1998: shorter than Clopper and Pearson's, and wide enough with
     # the quantile of t, because a difference is not limited to 0 to 1 as a share is.
-    z *= _student(min(first.freedom, second.freedom))
+    z *= _t_factor(min(first.freedom, second.freedom))
     (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials, s.trials, z=z) for s in (first, second))
     r = _correlation(first.moves, second.moves) if paired else 0.0
     gap = first.estimate - second.estimate
-    low = gap - _length(first.estimate - l1, u2 - second.estimate, r)
-    high = gap + _length(u1 - first.estimate, second.estimate - l2, r)
+    low = gap - _spread_of_difference(first.estimate - l1, u2 - second.estimate, r)
+    high = gap + _spread_of_difference(u1 - first.estimate, second.estimate - l2, r)
     # If they differ on no patient, they may still differ on other patients.
     if paired and np.abs(first.moves - second.moves).max() <= _ROUNDING:
         room = wilson(0, first.patients, z=z)[1]
@@ -313,18 +313,18 @@ def critical_value(
     return max(Z, float(np.quantile(np.abs(t).max(axis=0), LEVEL)))
 
 
-def _kish(base: NDArray[Any]) -> float:
+def _effective_size(base: NDArray[Any]) -> float:
     """Effective number of patients with unequal numbers of equal images (Kish 1965)."""
     size = np.unique(base, return_counts=True)[1]
     return float(size.sum() ** 2 / (size**2).sum())
 
 
-def _student(freedom: int) -> float:
+def _t_factor(freedom: int) -> float:
     """Factor by which an interval is longer if its variance comes from few patients."""
     return float(-scipy.special.stdtrit(max(1, freedom), (1 - LEVEL) / 2) / Z)
 
 
-def _length(a: float, b: float, r: float) -> float:
+def _spread_of_difference(a: float, b: float, r: float) -> float:
     return float(np.sqrt(max(0.0, a * a + b * b - 2 * r * a * b)))
 
 

@@ -56,7 +56,7 @@ def weighted_ratio(
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         total = weights @ under
-        return _divided(weights @ over, total, where=total > 0)
+        return _ratio(weights @ over, total, where=total > 0)
 
     return statistic
 
@@ -73,7 +73,7 @@ def weighted_auroc(positive: NDArray[np.bool_], value: NDArray[np.floating]) -> 
         down = np.add.reduceat(w * ~sign, starts, axis=1)
         below = np.cumsum(down, axis=1) - down
         pairs = up.sum(axis=1) * down.sum(axis=1)
-        return _divided((up * (below + down / 2)).sum(axis=1), pairs, where=pairs > 0)
+        return _ratio((up * (below + down / 2)).sum(axis=1), pairs, where=pairs > 0)
 
     return statistic
 
@@ -94,7 +94,7 @@ def _weighted_average_precision(
         precision = np.cumsum(hits, axis=1) / np.where(called > 0, called, 1)
         area = (hits * precision).sum(axis=1)
         positives = hits.sum(axis=1)
-        return _divided(area, positives, where=(positives > 0) & (positives < called[:, -1]))
+        return _ratio(area, positives, where=(positives > 0) & (positives < called[:, -1]))
 
     return statistic
 
@@ -105,7 +105,9 @@ def _weighted_average_precision(
 def _balanced_accuracy(label: Labels, proba: Proba) -> WeightedStatistic:
     """Mean recall of the classes; undefined in a draw that lost a class."""
     right = is_right(label, proba)
-    return _mean_of([weighted_ratio(right & (label == k), label == k) for k in np.unique(label)])
+    return _mean_statistic(
+        [weighted_ratio(right & (label == k), label == k) for k in np.unique(label)]
+    )
 
 
 def _f1(label: Labels, proba: Proba) -> WeightedStatistic:
@@ -144,7 +146,7 @@ def _one_against_rest(
     def build(label: Labels, proba: Proba) -> WeightedStatistic:
         _refuse_unlabelled(label)
         columns = [1] if proba.shape[1] == 2 else range(proba.shape[1])
-        return _mean_of([statistic_of(label == k, proba[:, k]) for k in columns])
+        return _mean_statistic([statistic_of(label == k, proba[:, k]) for k in columns])
 
     return build
 
@@ -188,11 +190,11 @@ def _one_hot(label: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
     return np.asarray(np.eye(classes)[label])
 
 
-def _mean_of(parts: Sequence[WeightedStatistic]) -> WeightedStatistic:
+def _mean_statistic(parts: Sequence[WeightedStatistic]) -> WeightedStatistic:
     return lambda weights: np.asarray(np.mean([part(weights) for part in parts], axis=0))
 
 
-def _divided(
+def _ratio(
     over: NDArray[np.float64], under: NDArray[np.float64], *, where: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     shares: NDArray[np.float64] = np.full(over.shape, np.nan)

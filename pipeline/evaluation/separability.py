@@ -276,7 +276,7 @@ def _interval(null: NDArray[np.float64], resampled: NDArray[np.float64]) -> tupl
     """See :class:`Separability`; ``null`` starts with the observed AUC."""
     auc = null[0]
     chance_low, chance_high = np.quantile(null, [_TAIL, 1 - _TAIL])
-    low, high = _shifted(auc, chance_high), _shifted(auc, chance_low)
+    low, high = _less_chance(auc, chance_high), _less_chance(auc, chance_low)
     if 0 < auc < 1:
         # A draw without one of the classes has no AUC.
         half = norm.isf(_TAIL) * np.nanstd(resampled) / (auc * (1 - auc))
@@ -284,7 +284,7 @@ def _interval(null: NDArray[np.float64], resampled: NDArray[np.float64]) -> tupl
     return float(low), float(high)
 
 
-def _shifted(auc: float, chance: float) -> float:
+def _less_chance(auc: float, chance: float) -> float:
     """An AUC minus what chance adds, in log odds; no bound if chance reaches 0 or 1."""
     return float(expit(logit(auc) - logit(chance))) if 0 < chance < 1 else 1 - chance
 

@@ -25,7 +25,7 @@ _AUROC = (
     "How often an image of an ill patient scores above one of a healthy patient; 1 is always, "
     "0.5 is chance."
 )
-#: Columns of :func:`_scored` rows.
+#: Columns of :func:`_row_of_scores` rows.
 _SCORES = (
     Column("accuracy", "share", interval=True, field="accuracy"),
     Column("AUROC", "share", _AUROC, interval=True, field="auroc"),
@@ -92,19 +92,19 @@ def _of_backbone(record: Record, results: Record) -> Iterator[Part]:
         )
 
 
-def _scored(row: Record, difference: Record) -> Record:
+def _row_of_scores(row: Record, difference: Record) -> Record:
     """A row for :data:`_SCORES`; ``difference`` from the baseline's accuracy may be empty."""
     return {**row, **row["scores"], "points": difference, "p": difference.get("p_adjusted")}
 
 
-def _title(domain: Record) -> str:
+def _domain_title(domain: Record) -> str:
     images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
     return f"{name_of_domain(domain)}: {images} of {patients}"
 
 
 def _scores(best: str | None, domain: Record, legend: Sequence[str]) -> Table:
     rows = [
-        {**_scored(row, row["differences"].get("accuracy", {})), "best": row["head"] == best}
+        {**_row_of_scores(row, row["differences"].get("accuracy", {})), "best": row["head"] == best}
         for row in domain["rows"]
     ]
     others = dict.fromkeys(m for row in domain["rows"] for m in row["scores"] if m not in _NAMES)
@@ -115,8 +115,8 @@ def _scores(best: str | None, domain: Record, legend: Sequence[str]) -> Table:
         Column("fit s", "seconds", field="fit_seconds"),
         *(Column(m, "number", interval=True, field=m, csv_only=True) for m in others),
     )
-    notes = *_too_few(domain["rows"]), *_open(domain["rows"]), *legend
-    return Table(_title(domain), columns, rows, key="heads", notes=notes)
+    notes = *_too_few(domain["rows"]), *_patients_needed(domain["rows"]), *legend
+    return Table(_domain_title(domain), columns, rows, key="heads", notes=notes)
 
 
 def _too_few(rows: Sequence[Record]) -> Iterator[str]:
@@ -134,7 +134,7 @@ def _too_few(rows: Sequence[Record]) -> Iterator[str]:
         )
 
 
-def _open(rows: Sequence[Record]) -> Iterator[str]:
+def _patients_needed(rows: Sequence[Record]) -> Iterator[str]:
     """How many patients would decide the differences in accuracy that are inconclusive."""
     needed = [
         f"{row['head']} {patients:,}"
@@ -258,20 +258,20 @@ def _methods(results: Record) -> Iterator[Part]:
     for domain in results["domains"]:
         rows = [
             {
-                **_scored(row, row["differences"].get("lp", {})),
+                **_row_of_scores(row, row["differences"].get("lp", {})),
                 "train s": seconds[row["method"], row["seed"]],
             }
             for row in domain["rows"]
         ]
         yield Table(
-            _title(domain),
+            _domain_title(domain),
             columns,
             rows,
             key="finetune",
             about={"domain": domain["domain"], "role": domain["role"]},
             notes=(legend,) if domain is results["domains"][0] else (),
         )
-    yield from _against_heads(results["domains"])
+    yield from _compared_with_heads(results["domains"])
     yield _costs(results["models"])
     if not several:
         yield Detail("Only one seed was trained: methods may differ because of the seed alone.")
@@ -288,7 +288,7 @@ def _methods(results: Record) -> Iterator[Part]:
         )
 
 
-def _against_heads(domains: Sequence[Record]) -> Iterator[Table]:
+def _compared_with_heads(domains: Sequence[Record]) -> Iterator[Table]:
     """Methods compared with the best head of stage 2, on the same images."""
     rows = [
         {

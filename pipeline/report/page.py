@@ -118,7 +118,7 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
         study,
         images=images,
         lights=lights(records, head),
-        sections=[*sections, _bookkeeping(sets, missing)],
+        sections=[*sections, _records(sets, missing)],
         sentence=headline(records, head),
         stale=stale,
         summary=figure,
@@ -293,7 +293,7 @@ def _maps(folder: Path, head: PageHead) -> list[_Block]:
     ]
 
 
-def _bookkeeping(sets: Mapping[str, ResultSet], missing: Sequence[str]) -> dict[str, Any]:
+def _records(sets: Mapping[str, ResultSet], missing: Sequence[str]) -> dict[str, Any]:
     rows = []
     for file in (results.file for results in sets.values()):
         written = datetime.fromtimestamp(file.stat().st_mtime, UTC)

@@ -50,31 +50,31 @@ def strips(
     for domain in dict.fromkeys(stored.domain[scored].tolist()):
         rows = np.flatnonzero(scored & (stored.domain == domain))
         name = "validation" if domain == SOURCE else domain
-        for title, chosen in _choices(stored, proba, rows, only_errors=only_errors):
+        for title, chosen in _strip_rows(stored, proba, rows, only_errors=only_errors):
             readable = _pictures(stored, proba, chosen, items)
             if pictures := list(islice(readable, _COUNT)):
                 shown, images = len(pictures), len(chosen)
                 yield name, title if shown == _COUNT else f"{title}, {shown} of {images}", pictures
 
 
-def _choices(
+def _strip_rows(
     stored: Predictions, proba: NDArray[np.float64], rows: _Rows, *, only_errors: bool
 ) -> Iterator[tuple[str, _Rows]]:
     """Title of each strip of one domain, and its rows, the best ones first."""
     p = proba[rows]
     wrong = p.argmax(axis=1) != stored.label[rows]
-    yield "surest errors", _sorted(stored, rows[wrong], -p[wrong].max(axis=1))
+    yield "surest errors", _ordered_rows(stored, rows[wrong], -p[wrong].max(axis=1))
     for k, name in enumerate(() if only_errors else stored.classes):
         of_class = rows[stored.label[rows] == k]
         if len(of_class):
             p_class = proba[of_class, k]
             away = np.abs(p_class - np.median(p_class))
             other = np.delete(proba[of_class], k, axis=1).max(axis=1)
-            yield f"typical of {name}", _sorted(stored, of_class, away)
-            yield f"{name}, uncertain", _sorted(stored, of_class, np.abs(p_class - other))
+            yield f"typical of {name}", _ordered_rows(stored, of_class, away)
+            yield f"{name}, uncertain", _ordered_rows(stored, of_class, np.abs(p_class - other))
 
 
-def _sorted(stored: Predictions, rows: _Rows, value: NDArray[np.float64]) -> _Rows:
+def _ordered_rows(stored: Predictions, rows: _Rows, value: NDArray[np.float64]) -> _Rows:
     """Rows by ascending value; the first row of each patient comes before all second ones."""
     ordered = rows[np.argsort(value, kind="stable")]
     _, first = np.unique(stored.patient[ordered], return_index=True)

@@ -110,7 +110,7 @@ def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> 
     no_loss: list[str] = []
     untested: list[str] = []
     for target, value in targets:
-        loss = _loses(effects[target]) if target in effects else None
+        loss = _loss_is_shown(effects[target]) if target in effects else None
         lower = value[0] < on_source[0] and (loss or _disjoint(value, on_source))
         kind = falls if lower else no_loss if loss is False else untested
         kind.append(f"{_percent(value)} on {target}")
@@ -124,7 +124,7 @@ def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> 
 _PATIENTS = {"validation": "new patients of the source"}
 
 
-def _loses(effects: Mapping[str, Record]) -> bool:
+def _loss_is_shown(effects: Mapping[str, Record]) -> bool:
     return bool(effects["accuracy_loss"]["low"] > 0)
 
 
@@ -203,7 +203,7 @@ def _shift(shift: Record | None, head: PageHead | None) -> tuple[str, str]:
     if not targets:
         return "unknown", "not analysed"
     explained = [target for target in targets if target["effects"]]
-    if any(_loses(_by_name(target)) for target in explained):
+    if any(_loss_is_shown(_by_name(target)) for target in explained):
         return "bad", "accuracy falls"
     tests = [test for target in targets for test in target["detection"]]
     if any(test["p_adjusted"] is not None and test["p_adjusted"] <= 0.05 for test in tests):

@@ -238,7 +238,7 @@ def to_csv(*tables: Table) -> str:
             for column, value in zip(table.columns, row, strict=True):
                 cells = value if isinstance(value, tuple) else (value,)
                 values |= zip(_csv_names(column), cells, strict=False)
-            writer.writerow({name: _inert(value) for name, value in values.items()})
+            writer.writerow({name: _csv_safe(value) for name, value in values.items()})
     return file.getvalue()
 
 
@@ -251,7 +251,7 @@ def _csv_names(column: Column) -> list[str]:
 _FORMULA = ("=", "+", "-", "@")
 
 
-def _inert(value: Any) -> Any:
+def _csv_safe(value: Any) -> Any:
     if isinstance(value, float):
         return zero_noise(value)
     if not isinstance(value, str):

@@ -114,7 +114,7 @@ def _balanced_statistics(
     """
     rows = np.asarray(target, dtype=np.float64)
     squares, weights = rows**2, model.head.coef_.T
-    mean, scale, prior = rows.mean(axis=0), _positive(rows.std(axis=0)), model.prior
+    mean, scale, prior = rows.mean(axis=0), _nonzero(rows.std(axis=0)), model.prior
     for _ in range(_BALANCE_ROUNDS):
         # The head's scores of (rows - mean) / scale, without making those rows.
         scaled = weights / scale[:, None]
@@ -125,7 +125,7 @@ def _balanced_statistics(
         means = responsible.T @ rows / totals
         variances = np.clip(responsible.T @ squares / totals - means**2, 0, None)
         mean = model.prior @ means
-        scale = _positive(np.sqrt(model.prior @ (variances + (means - mean) ** 2)))
+        scale = _nonzero(np.sqrt(model.prior @ (variances + (means - mean) ** 2)))
         before, prior = prior, responsible.mean(axis=0)
         if np.abs(prior - before).max() < _BALANCED:
             break
@@ -134,7 +134,7 @@ def _balanced_statistics(
 
 def coral_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
     """CORAL's map Cs^-1/2 Ct^1/2 (Sun et al. 2016) of two covariances (d, d), from the right."""
-    return _power(source, -0.5) @ _power(target, 0.5)
+    return _matrix_power(source, -0.5) @ _matrix_power(target, 0.5)
 
 
 def transport_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -143,8 +143,8 @@ def transport_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> N
     Of all linear maps that carry one Gaussian to the other it moves rows least (Flamary et
     al. 2020). POT has it too, a compiled package of 33 MB that the tests compare with.
     """
-    root, inverse = _power(source, 0.5), _power(source, -0.5)
-    return inverse @ _power(root @ target @ root, 0.5) @ inverse
+    root, inverse = _matrix_power(source, 0.5), _matrix_power(source, -0.5)
+    return inverse @ _matrix_power(root @ target @ root, 0.5) @ inverse
 
 
 def _covariance_mapping(
@@ -180,7 +180,7 @@ def _covariance(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(ledoit_wolf(rows)[0])
 
 
-def _power(covariance: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
+def _matrix_power(covariance: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
     """A power of a symmetric positive definite matrix, shape (d, d)."""
     values, vectors = np.linalg.eigh(covariance)
     floor = values.max() * np.finfo(np.float64).eps
@@ -246,7 +246,7 @@ def _calibration(model: SourceModel) -> Calibration:
     return fit_calibration(model.data.scored(), model.data.labelled())
 
 
-def _positive(scale: NDArray[np.float64]) -> NDArray[np.float64]:
+def _nonzero(scale: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(scale > 0, scale, 1.0)
 
 

@@ -136,7 +136,9 @@ def choose_threshold(rule: str, source: DomainData) -> float:
     """
     false, true, values = (
         array[::-1]
-        for array in roc_curve(source.labelled() == 1, _score(source), drop_intermediate=False)
+        for array in roc_curve(
+            source.labelled() == 1, _second_class(source), drop_intermediate=False
+        )
     )
     between = (values[:-2] + values[1:-1]) / 2  # the last is infinite
     thresholds = np.r_[0.0, between, np.nextafter(1.0, 2.0)]
@@ -149,25 +151,25 @@ def measure_threshold(data: DomainData, threshold: float, prevalence: float) -> 
 
     Positive is called where the probability is at least the threshold.
     """
-    called, positive = _score(data) >= threshold, data.labelled() == 1
+    called, positive = _second_class(data) >= threshold, data.labelled() == 1
     sensitivity = rate_interval(called[positive], data.group[positive])
     specificity = rate_interval(~called[~positive], data.group[~positive])
     true, false = sensitivity.estimate, 1 - specificity.estimate
     return {
         "sensitivity": sensitivity.ends(),
         "specificity": specificity.ends(),
-        "ppv": _bayes(true, false, prevalence),
-        "npv": _bayes(1 - false, 1 - true, 1 - prevalence),
+        "ppv": _predictive_value(true, false, prevalence),
+        "npv": _predictive_value(1 - false, 1 - true, 1 - prevalence),
     }
 
 
-def _bayes(true_rate: float, false_rate: float, share: float) -> float:
+def _predictive_value(true_rate: float, false_rate: float, share: float) -> float:
     """Predictive value; NaN where nothing is called."""
     called = true_rate * share + false_rate * (1 - share)
     return true_rate * share / called if called > 0 else float("nan")
 
 
-def _score(data: DomainData) -> NDArray[np.float64]:
+def _second_class(data: DomainData) -> NDArray[np.float64]:
     return np.clip(data.scored()[:, 1], 0, 1)
 
 

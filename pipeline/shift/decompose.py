@@ -113,7 +113,7 @@ def decompose(
         **_by_score(*both),
     }
     for first, second in groupings:
-        if _comparable(source, first, second):
+        if _covers_groups(source, first, second):
             name, members = first.attribute, (first.member, second.member)
             terms = (f"{name}_mix", f"within_{name}")
             effects |= _by_group(both, members, f"by {name}", terms)
@@ -140,7 +140,7 @@ def _domain_draws(data: DomainData, seed: int, draws: int = DRAWS) -> PatientDra
     return draw_patients(data.group, stream(data.role, seed), draws=draws)
 
 
-def _divide(
+def _effects_of_division(
     division: str, terms: Mapping[str, NDArray[np.float64]], edges: _Edges
 ) -> dict[str, Effect]:
     """Terms of one division, with how surely each is the largest of them.
@@ -156,26 +156,26 @@ def _divide(
     largest = defined == defined.max(axis=0, initial=-np.inf)
     # Terms that are equal share a draw: of nothing but zeros none is the largest.
     wins = (largest / largest.sum(axis=0)).sum(axis=1) / max(1, defined.shape[1])
-    effects = (_term(division, *term, edges.get(term[0], (None, None))) for term in terms.items())
+    effects = (_effect(division, *term, edges.get(term[0], (None, None))) for term in terms.items())
     return {
         effect.name: replace(effect, largest=share)
         for effect, share in zip(effects, wins.tolist(), strict=True)
     }
 
 
-def _term(
+def _effect(
     division: str,
     name: str,
     values: NDArray[np.float64],
     edges: tuple[_Rate | None, _Rate | None],
 ) -> Effect:
-    """See :func:`_divide`."""
+    """See :func:`_effects_of_division`."""
     estimate, interval = float(values[0]), percentile_interval(values[1:])
-    low, high = _lengthened(estimate, interval, *edges)
+    low, high = _lengthened_interval(estimate, interval, *edges)
     return Effect(name=name, division=division, estimate=estimate, low=low, high=high)
 
 
-def _lengthened(
+def _lengthened_interval(
     estimate: float, interval: tuple[float, float], start: _Rate | None, end: _Rate | None
 ) -> tuple[float, float]:
     """An interval of end - start, where a rate of 0 or 1 may yet be another.
@@ -213,7 +213,7 @@ class _Outcome(NamedTuple):
         return np.append(hit.mean(), self.draws.mean(hit))
 
 
-def _comparable(source: DomainData, of_source: Grouping, of_target: Grouping) -> bool:
+def _covers_groups(source: DomainData, of_source: Grouping, of_target: Grouping) -> bool:
     """Whether the source shows how well the head does in every larger group of the target."""
     share = np.bincount(of_target.member) / len(of_target.member)
     return all(
@@ -246,7 +246,7 @@ def _by_group(
     e_p, e_q = wrong_p / np.maximum(p, _TINY), wrong_q / np.maximum(q, _TINY)
     e_p, e_q = np.where(p > 0, e_p, e_q), np.where(q > 0, e_q, e_p)
     mix, within = ((q - p) * (e_p + e_q) / 2).sum(axis=0), ((e_q - e_p) * (p + q) / 2).sum(axis=0)
-    return _divide(
+    return _effects_of_division(
         division,
         {terms[0]: mix, terms[1]: within},
         # What a group without an error may yet hold is within it; the mix weighs errors seen.
@@ -277,7 +277,7 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
         drawn = zip(source.draws.weights(which), target.draws.weights(which), strict=True)
         expected += [expected_error(*weights) for weights in drawn]
     e_s, e_t = source.means(source.wrong), target.means(target.wrong)
-    return _divide(
+    return _effects_of_division(
         "score",
         {"confidence_shift": np.subtract(expected, e_s), "y_given_score": e_t - expected},
         {"confidence_shift": (source.rate, None), "y_given_score": (None, target.rate)},
@@ -298,7 +298,7 @@ def _by_threshold(source: _Outcome, target: _Outcome, *, seed: int) -> dict[str,
         for outcome in (source, target)
     )
     ends = (e_s[0], source.data.patients), (best[0], target.data.patients)
-    return _divide(
+    return _effects_of_division(
         "threshold",
         {"threshold": e_t - best, "discrimination": best - e_s},
         {"discrimination": ends},
@@ -397,9 +397,9 @@ def error_table(
             estimate=human_error, low=np.nan, high=np.nan, images=0, patients=0, method="given"
         )
         steps.append(
-            _term("error table", "avoidable_bias", level_f - human_error, (None, fitted.rate))
+            _effect("error table", "avoidable_bias", level_f - human_error, (None, fitted.rate))
         )
-    steps.append(_term("error table", "variance", level_u - level_f, (fitted.rate, unseen.rate)))
+    steps.append(_effect("error table", "variance", level_u - level_f, (fitted.rate, unseen.rate)))
     loss = _loss("accuracy", "all", source, target)
     steps.append(replace(loss, name="mismatch", division="error table"))
     of_class = [target.group[target.labelled() == k] for k in range(source.scored().shape[1])]
@@ -416,7 +416,7 @@ def error_table(
         errors |= {"source_few_patients": easy, "target_trained": hard}
         start, middle = ((error.estimate, error.patients) for error in (easy, hard))
         hardness = levels_t - levels_s
-        transfer = _divide(
+        transfer = _effects_of_division(
             "transfer",
             {"target_hardness": hardness, "transfer_gap": level_t - level_u - hardness},
             {"target_hardness": (start, middle), "transfer_gap": (middle, on_target.rate)},

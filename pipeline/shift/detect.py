@@ -96,7 +96,7 @@ def detect(
     fewest = min(source.patients, target.patients)
     if fewest >= _NEEDED_PATIENTS:
         results["ridge_c2st"] = classifier.auc.estimate, classifier.p
-        scores = _standard_scores(mmd_statistics(features, permuted, unit))
+        scores = _largest_standard_score(mmd_statistics(features, permuted, unit))
         results["mmd_aggregated"] = float(scores[0]), permutation_p(scores)
     adjusted = holm([p for _, p in results.values()])
     refused = f"a domain has {counted(fewest, 'patient')}, and {_NEEDED_PATIENTS} are needed"
@@ -108,7 +108,7 @@ def detect(
     return tests, classifier.auc
 
 
-def _standard_scores(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+def _largest_standard_score(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
     """The largest standard score of several statistics (k, B) in each permutation, shape (B,).
 
     It keeps the level without splitting the data (the idea of MMDAgg, Schrab et al. 2023).

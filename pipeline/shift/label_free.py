@@ -86,7 +86,7 @@ def estimate_accuracy(
     # Patients of the target are right together as those of the source are.
     trials = share_of(weighted_mean(~source.wrong()), source.group).trials
     trials *= target.patients / source.patients
-    accuracy = [_with_outcomes(interval, trials) for interval in intervals[: len(FORMULAS)]]
+    accuracy = [_with_sampling_error(interval, trials) for interval in intervals[: len(FORMULAS)]]
     return {
         "low": min(interval.low for interval in accuracy),
         "high": max(interval.high for interval in accuracy),
@@ -107,7 +107,7 @@ def without_accuracy(estimate: Mapping[str, Any]) -> dict[str, Any]:
     return {**estimate, "low": None, "high": None, "estimates": [], "warning": _OVERLAP}
 
 
-def _with_outcomes(expected: Interval, trials: float) -> Interval:
+def _with_sampling_error(expected: Interval, trials: float) -> Interval:
     """Where the accuracy of so many trials may lie that is expected in an interval (MOVER)."""
     a = expected.estimate
     low, high = clopper_pearson(a * trials, trials)
@@ -158,7 +158,7 @@ class Calibration:
 
     def __call__(self, proba: NDArray[np.floating]) -> _Shares:
         """Calibrated probabilities, shape (n, K)."""
-        return np.asarray(softmax(self.slope * _logs(proba) + self.bias, axis=1), np.float64)
+        return np.asarray(softmax(self.slope * _log_proba(proba) + self.bias, axis=1), np.float64)
 
 
 def fit_calibration(
@@ -178,7 +178,7 @@ def fit_calibration(
     """
     weights = np.ones(len(label)) if weights is None else weights
     used = weights > 0
-    logs, label, weights = _logs(proba[used]), label[used], weights[used]
+    logs, label, weights = _log_proba(proba[used]), label[used], weights[used]
     one_hot, nothing = np.eye(proba.shape[1])[label], np.eye(proba.shape[1])[0]
 
     def loss(theta: _Shares) -> tuple[float, _Shares]:
@@ -196,7 +196,7 @@ def fit_calibration(
     return Calibration(slope=float(theta[0]), bias=np.r_[0.0, theta[1:]])
 
 
-def _logs(proba: NDArray[np.floating]) -> _Shares:
+def _log_proba(proba: NDArray[np.floating]) -> _Shares:
     return np.log(np.clip(np.asarray(proba, dtype=np.float64), _TINY, None))
 
 

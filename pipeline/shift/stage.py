@@ -307,7 +307,7 @@ def analyse_target(
         adaptation, best = score(predicted, sealed, head.model, blind, plan)
         # From here on the labels are open: no prediction that is scored comes after.
         opened = blind.with_(label=sealed.unseal(plan.digest()))
-        details = _with_labels(
+        details = _labelled_details(
             head,
             opened,
             groups,
@@ -326,7 +326,7 @@ def analyse_target(
         )
     else:
         shifted = any(test.p_adjusted is not None and test.p_adjusted <= LEVEL for test in tests)
-        details = _without_labels(source, blind.name, accuracy_range, shifted=shifted)
+        details = _unlabelled_details(source, blind.name, accuracy_range, shifted=shifted)
     return {
         "target": target.name,
         "head": head.trained[0],
@@ -344,7 +344,7 @@ def analyse_target(
     }
 
 
-def _without_labels(
+def _unlabelled_details(
     source: DomainData, target: str, accuracy_range: _Record, *, shifted: bool
 ) -> _Record:
     scores = _scores(source, None)
@@ -357,7 +357,7 @@ def _without_labels(
     return {**_NEED_LABELS, **scores, "verdict": sentences, "labels_needed": shifted}
 
 
-def _with_labels(
+def _labelled_details(
     head: AnalysedHead,
     target: DomainData,
     groups: tuple[Sequence[Grouping], Sequence[Grouping]],

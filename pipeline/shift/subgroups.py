@@ -57,7 +57,7 @@ def subgroups(
         large = {name: rows for name, rows in members.items() if not reasons[name]}
         inside = {n: _shares(target, rows, threshold, patients) for n, rows in large.items()}
         others = {n: _shares(target, ~rows, threshold, patients) for n, rows in large.items()}
-        elsewhere = _values(source, on_source.get(grouping.attribute), threshold)
+        elsewhere = _source_values(source, on_source.get(grouping.attribute), threshold)
         metrics: dict[str, dict[str, _Record]] = {name: {} for name in members}
         for metric in _METRICS:
             of_groups = {n: shares[metric] for n, shares in inside.items() if metric in shares}
@@ -117,7 +117,7 @@ def _shares(
     return shares
 
 
-def _values(
+def _source_values(
     data: DomainData, grouping: Grouping | None, threshold: float | None
 ) -> dict[str, dict[str, float]]:
     """By group, where there are enough images, the value of each metric."""

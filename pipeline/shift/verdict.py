@@ -169,14 +169,14 @@ def verdict(
     loss = effects["accuracy_loss"]
     adaptable = best is not None and best.shown
     causes = causes_of(effects, images_differ=images_differ, adaptable=adaptable)
-    sentences = [_loss(target, loss, accuracy)]
+    sentences = [_loss_sentence(target, loss, accuracy)]
     if "auroc_loss" in effects:
         before, after = auroc["source"], auroc["target"]
         sentences.append(f"AUROC is {before:.3f} on the source and {after:.3f} on {target}.")
     for name, effect in list(causes.items())[:_MOST]:
         attribute = effect.division.removeprefix("by ")
         sentence = CAUSES[name].sentence.format(
-            target=target, points=_points(effect), attribute=attribute
+            target=target, points=_points_text(effect), attribute=attribute
         )
         sentences.append(f"{sentence} {CAUSES[name].fits}")
     if measured and any(CAUSES[name].of_images for name in causes):
@@ -184,7 +184,7 @@ def verdict(
     if not causes and loss.low > 0:
         sentences.append("No cause is shown: no part of the loss is surely above zero.")
     if best is not None:
-        sentences.append(_gain(best))
+        sentences.append(_gain_sentence(best))
     # The meaning of a score may have changed for the better or the worse.
     changed = effects["y_given_score"].low > 0 or effects["y_given_score"].high < 0
     if changed:
@@ -195,32 +195,32 @@ def verdict(
     return Verdict(sentences, tuple(causes), changed)
 
 
-def _loss(target: str, loss: Effect, accuracy: Mapping[str, float]) -> str:
+def _loss_sentence(target: str, loss: Effect, accuracy: Mapping[str, float]) -> str:
     before, after = percent(accuracy["source"]), percent(accuracy["target"])
     if not (loss.low > 0 or loss.high < 0):
         return (
             f"No loss of accuracy is shown: {before} on the source, {after} on {target}; the loss "
-            f"is {_points(loss)}."
+            f"is {_points_text(loss)}."
         )
     change, sign = ("falls", 1) if loss.low > 0 else ("rises", -1)
-    points = _points(loss, sign)
+    points = _points_text(loss, sign)
     return f"Accuracy {change} from {before} on the source to {after} on {target}, by {points}."
 
 
-def _gain(best: BestMethod) -> str:
+def _gain_sentence(best: BestMethod) -> str:
     method = best.method.replace("_", " ")
     if best.shown:
         return (
-            f"Adaptation by {method} gives a linear head {_points(best)} without target labels, "
-            "corrected for the choice of the best method."
+            f"Adaptation by {method} gives a linear head {_points_text(best)} without target "
+            "labels, corrected for the choice of the best method."
         )
     return (
         "No adaptation method is shown to help a linear head without target labels: the best, "
-        f"{method}, changes its accuracy by {_points(best)}, corrected for the choice."
+        f"{method}, changes its accuracy by {_points_text(best)}, corrected for the choice."
     )
 
 
-def _points(value: Effect | BestMethod, sign: int = 1) -> str:
+def _points_text(value: Effect | BestMethod, sign: int = 1) -> str:
     low, high = sorted((100 * sign * value.low, 100 * sign * value.high))
     return f"{100 * sign * value.estimate:.1f} points (95 % CI {low:.1f} to {high:.1f})"
 

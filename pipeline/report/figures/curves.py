@@ -41,7 +41,7 @@ _Scored = tuple[NDArray[np.int64], NDArray[np.float64]]
 _Curve = tuple[NDArray[np.float64], NDArray[np.float64], str, Sequence[tuple[float, float]]]
 
 
-def _of_best(results: Results) -> tuple[str, dict[str, _Scored]]:
+def _best_head(results: Results) -> tuple[str, dict[str, _Scored]]:
     """The head that is best on validation, and its probabilities in each domain."""
     best = head_of_entry(results.of_backbone)
     if best == "prior":
@@ -60,7 +60,7 @@ def _of_best(results: Results) -> tuple[str, dict[str, _Scored]]:
 
 def roc(results: Results) -> Figure:
     """ROC curves of the best head by domain (and class, if more than two), and reliability."""
-    best, scored = _of_best(results)
+    best, scored = _best_head(results)
     squares: dict[str, list[_Curve]] = {}
     for domain, (label, proba) in scored.items():
         if len(results.classes) == 2:
@@ -131,7 +131,7 @@ def benefit(results: Results) -> Figure:
     """Net benefit of the best head by threshold in each domain; marks where the table has it."""
     if len(results.classes) > 2:
         raise NothingToDrawError("net benefit is of two classes")
-    best, scored = _of_best(results)
+    best, scored = _best_head(results)
     figure, cells = panels(len(scored), height=3.0)
     for axes, (domain, (label, proba)) in zip(cells, scored.items(), strict=True):
         positive = {best: proba[:, 1], "treat all": np.ones(len(label))}
@@ -157,7 +157,7 @@ def confusion(results: Results) -> Figure:
     K = len(results.classes)
     if K == 2:
         raise NothingToDrawError("for two classes the ROC shows the same")
-    best, scored = _of_best(results)
+    best, scored = _best_head(results)
     figure, cells = panels(len(scored), height=0.9 + 0.22 * K, sharey=True)
     for axes, (domain, (label, proba)) in zip(cells, scored.items(), strict=True):
         counts = np.bincount(label * K + proba.argmax(axis=1), minlength=K * K).reshape(K, K)
@@ -194,7 +194,7 @@ def feature_map(results: Results) -> Figure:
         for is_target, domain, hue in ((False, "source", BLUE), (True, "target", VERMILION)):
             for k, name in enumerate(results.classes):
                 rows = (in_target == is_target) & (label == k)
-                look: dict[str, Any] = {"color": _pale(hue, k, len(results.classes)), "mew": 0}
+                look: dict[str, Any] = {"color": _shade(hue, k, len(results.classes)), "mew": 0}
                 look |= {"markersize": 2.4, "alpha": 0.7, "label": f"{domain}, {name}"}
                 axes.plot(x[rows], y[rows], MARKERS[k % len(MARKERS)], **look)
         axes.set(xlabel="component 1", ylabel="component 2", xticks=[], yticks=[])
@@ -203,7 +203,7 @@ def feature_map(results: Results) -> Figure:
     return figure
 
 
-def _pale(hue: str, k: int, classes: int) -> tuple[float, ...]:
+def _shade(hue: str, k: int, classes: int) -> tuple[float, ...]:
     """A shade of the colour, from pale for the first class to full for the last."""
     strength = 0.45 + 0.55 * k / max(1, classes - 1)
     return tuple(1 - strength * (1 - np.array(to_rgb(hue))))

@@ -33,15 +33,15 @@ _Rows = Mapping[str, tuple[_Interval, Mapping[str, Any]]]
 
 def heads(results: Results) -> Figure:
     """Points of accuracy that each head gains over the baseline, in each domain."""
-    return _against(results, "heads", "head", results.record["baseline"])
+    return _differences(results, "heads", "head", results.record["baseline"])
 
 
 def finetune(results: Results) -> Figure:
     """Points of accuracy that each method gains over the head on frozen features."""
-    return _against(results, "finetune", "method", "lp")
+    return _differences(results, "finetune", "method", "lp")
 
 
-def _against(results: Results, key: str, column: str, baseline: str) -> Figure:
+def _differences(results: Results, key: str, column: str, baseline: str) -> Figure:
     """Differences from the baseline; without ``prior``, whose large one would hide the others."""
     of_panel: dict[str, _Rows] = {}
     for table in results.tables(key):
@@ -101,7 +101,7 @@ def _gains(
         axes.axvline(line, color=GREY, linewidth=0.8)
         heights = _heights(names)
         for name, (value, look) in rows.items():
-            _draw_intervals(axes, [(heights[name], _scaled(value, scale))], **look)
+            _draw_intervals(axes, [(heights[name], _in_percent(value, scale))], **look)
         _name_rows(axes, names)
         axes.set_title(printable(panel))
     figure.suptitle(printable(title), x=0.01, ha="left")
@@ -160,13 +160,13 @@ def subgroups(results: Results) -> Figure:
             heights = _heights(names, number, len(targets))
             at = [heights[name] for name in _groups(table)]
             rows = [row for row in zip(at, table.values(metric), strict=True) if row[1]]
-            _draw_intervals(axes, rows, **_look(number))
+            _draw_intervals(axes, rows, **_line_style(number))
             axes.plot(table.values(f"{metric}, source"), at, "|", color=GREY, markersize=7)
         axes.set_title(metric)
         axes.xaxis.set_major_locator(MaxNLocator(3))
     _name_rows(cells[0], [shortened(name) for name in names])
     for number, target in enumerate(targets):
-        cells[0].plot([], [], label=printable(target), **_look(number))
+        cells[0].plot([], [], label=printable(target), **_line_style(number))
     cells[0].plot([], [], "|", color=GREY, label="source")
     figure.legend(loc="outside upper right", ncols=len(targets) + 1, frameon=False)
     figure.suptitle("Subgroups", x=0.01, ha="left")
@@ -190,9 +190,9 @@ def summary(series: Mapping[str, Mapping[str, _Interval]]) -> Figure:
     axes = figure.subplots()
     for number, (name, values) in enumerate(series.items()):
         heights = _heights(domains, number, len(series))
-        rows = [(heights[domain], _scaled(value)) for domain, value in values.items()]
-        _draw_intervals(axes, rows, **_look(number))
-        axes.plot([], [], label=printable(name), **_look(number))
+        rows = [(heights[domain], _in_percent(value)) for domain, value in values.items()]
+        _draw_intervals(axes, rows, **_line_style(number))
+        axes.plot([], [], label=printable(name), **_line_style(number))
         for height, (value, *_) in rows:
             place = axes.get_yaxis_transform()
             axes.text(1.01, height, f"{value:.1f}", transform=place, va="center")
@@ -205,7 +205,7 @@ def summary(series: Mapping[str, Mapping[str, _Interval]]) -> Figure:
     return figure
 
 
-def _look(number: int) -> dict[str, Any]:
+def _line_style(number: int) -> dict[str, Any]:
     return {"color": colour(number), "marker": MARKERS[number % len(MARKERS)]}
 
 
@@ -215,7 +215,7 @@ def _heights(names: Sequence[str], number: int = 0, series: int = 1) -> dict[str
     return {name: top - k for k, name in enumerate(names)}
 
 
-def _scaled(interval: _Interval, scale: float = 100) -> _Interval:
+def _in_percent(interval: _Interval, scale: float = 100) -> _Interval:
     low, high = (None if bound is None else scale * bound for bound in interval[1:])
     return scale * interval[0], low, high
 
