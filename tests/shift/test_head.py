@@ -94,7 +94,7 @@ def test_a_target_that_is_lost_leaves_the_head_of_the_others(study):
     [
         (lambda results: (results / "heads.json").unlink(), "there is no .*heads.json"),
         (lambda results: (results / "probabilities.h5").unlink(), "probabilities.h5 is not the "),
-        (lambda results: rewrite(results / "heads.json", {"schema": 7}), "was written by another version"),
+        (lambda results: rewrite(results / "heads.json", {"schema": 7}), "by another version"),
     ],
 )
 def test_without_a_comparison_a_linear_head_is_fitted_and_that_is_said(study, damage, said):
