@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -169,7 +170,7 @@ def load_samples(
                 unused += [_name(domain.name, path) for path in unlabelled]
                 if domain is study.source:
                     classes = _class_names(study, [*images])
-                parts.append(_label_and_split(study, domain, images, classes))
+                parts.append(_label_and_split(domain, images, classes, study.seed))
     samples = Samples(
         items=tuple(item for part in parts for item in part.items),
         key=tuple(key for part in parts for key in part.key),
@@ -178,38 +179,11 @@ def load_samples(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS},
     )
     unused += [_name(image.domain, image.path) for image in skipped]
-    samples = _leave_out(study, samples, unused)
+    if study.exclude:
+        samples = _leave_out(study.exclude, samples, unused)
     samples = _without_conflicts(samples, allowed=options.allow_conflicts)
     _check_leaks(samples, allowed=options.allow_leaks)
     return without_empty(study, samples), tuple(skipped)
-
-
-def without_empty(study: Study, samples: Samples) -> Samples:
-    """The same samples; targets that have none left are among their failures.
-
-    Raises:
-        NoImagesError: The source has none left, or none of a class to learn from.
-    """
-    fit = samples.split == FIT
-    _check_any_left(study, samples.domain == SOURCE, f"[source] {study.source.path}")
-    for k, name in enumerate(samples.classes):
-        what = f"class {printable(name)} to learn from"
-        _check_any_left(study, fit & (samples.label == k), what)
-    failures = dict(samples.failures)
-    for target in study.targets:
-        if target.name not in failures:
-            with go_on(target.name, failures):
-                _check_any_left(study, samples.domain == target.name, str(target.path))
-    return replace(samples, failures=failures)
-
-
-def _check_any_left(study: Study, rows: NDArray[np.bool_], what: str) -> None:
-    if not rows.any():
-        excluded = study.exclude and f"; {study.exclude} leaves out others: take lines out of it"
-        raise NoImagesError(
-            f"no image of {what} is left. headrace features lists those that cannot be "
-            f"used{excluded or ''}"
-        )
 
 
 # Scan and key.
@@ -287,7 +261,7 @@ def _class_names(study: Study, items: Sequence[Item]) -> tuple[str, ...]:
 
 
 def _label_and_split(
-    study: Study, domain: Domain, images: Mapping[Item, bytes], classes: tuple[str, ...]
+    domain: Domain, images: Mapping[Item, bytes], classes: tuple[str, ...], seed: int
 ) -> Samples:
     items, key = tuple(images), tuple(images.values())
     label = np.full(len(items), UNLABELLED, np.int64)
@@ -305,7 +279,7 @@ def _label_and_split(
     if isinstance(domain, SourceDomain):
         group = join_duplicates(group, key)
         given = [item.split for item in items]
-        split = split_source(domain, label, group, given, seed=study.seed, names=classes)
+        split = split_source(domain, label, group, given, seed=seed, names=classes)
     return Samples(
         items=items,
         key=key,
@@ -331,23 +305,21 @@ def exclusions_text(names: Iterable[str]) -> str:
     return _EXCLUSIONS_HEAD + "".join(f"{name}\n" for name in sorted(set(names)))
 
 
-def _leave_out(study: Study, samples: Samples, unused: Iterable[str]) -> Samples:
+def _leave_out(exclude: Path, samples: Samples, unused: Iterable[str]) -> Samples:
     """Without what the study excludes; after the split, so that the others stay in theirs."""
-    if study.exclude is None:
-        return samples
     names = [composed(samples.name_of(row)) for row in range(len(samples))]
-    lines = read_lines(study.exclude)
+    lines = read_lines(exclude)
     of_failed = tuple(f"{name}/" for name in samples.failures)
     unknown = set(lines) - {*names, *map(composed, unused)}
     # A line that names no image is a slip, another study's, or gone.
     if slips := sorted(line for line in unknown if not line.startswith(of_failed)):
         raise StudyError(
-            f"exclude: {study.exclude} names {slips[0]!r} ({len(slips)} such lines), which is no "
+            f"exclude: {exclude} names {slips[0]!r} ({len(slips)} such lines), which is no "
             f"image of the study, or no longer there; allowed are lines such as {names[0]}"
         )
     excluded = np.isin(names, lines)
     count = int(excluded.sum())
-    _LOG.warning("%s %s left out, as %s says", counted(count, "image"), are(count), study.exclude)
+    _LOG.warning("%s %s left out, as %s says", counted(count, "image"), are(count), exclude)
     return samples.where(~excluded)
 
 
@@ -398,3 +370,31 @@ def _check_leaks(samples: Samples, *, allowed: bool) -> None:
     if not allowed:
         raise CheckFailedError(message)
     _LOG.warning("%s", message)
+
+
+def without_empty(study: Study, samples: Samples) -> Samples:
+    """The same samples; targets that have none left are among their failures.
+
+    Raises:
+        NoImagesError: The source has none left, or none of a class to learn from.
+    """
+    fit = samples.split == FIT
+    _check_any_left(study.exclude, samples.domain == SOURCE, f"[source] {study.source.path}")
+    for k, name in enumerate(samples.classes):
+        what = f"class {printable(name)} to learn from"
+        _check_any_left(study.exclude, fit & (samples.label == k), what)
+    failures = dict(samples.failures)
+    for target in study.targets:
+        if target.name not in failures:
+            with go_on(target.name, failures):
+                _check_any_left(study.exclude, samples.domain == target.name, str(target.path))
+    return replace(samples, failures=failures)
+
+
+def _check_any_left(exclude: Path | None, rows: NDArray[np.bool_], what: str) -> None:
+    if not rows.any():
+        excluded = exclude and f"; {exclude} leaves out others: take lines out of it"
+        raise NoImagesError(
+            f"no image of {what} is left. headrace features lists those that cannot be "
+            f"used{excluded or ''}"
+        )

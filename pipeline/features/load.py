@@ -124,7 +124,7 @@ def load_features(
     backbone = "+".join(part.name for part in parts)
     stores = tuple(store_for(study, part) for part in parts)
     stored = np.array([all(key in store for store in stores) for key in samples.key])
-    unusable = _reported_unusable(study)
+    unusable = _reported_unusable(study.results)
     lost = sum(samples.key[i].hex() not in unusable for i in np.flatnonzero(~stored))
     if lost:
         raise MissingFeaturesError(
@@ -256,10 +256,10 @@ def check_weights(network: "torch.nn.Module", recipe: Recipe) -> None:
         )
 
 
-def _reported_unusable(study: Study) -> set[str]:
+def _reported_unusable(results: Path) -> set[str]:
     """Content keys, in hex, of the images that no run can use."""
     try:
-        report = read_set(study.results / FEATURES_REPORT, "features").record
+        report = read_set(results / FEATURES_REPORT, "features").record
     except MissingResultsError:
         return set()
     return {skip["key"] for skip in report["skipped"] if skip["key"]}
