@@ -29,6 +29,7 @@ from pipeline.errors import (
 )
 from pipeline.evaluation.compare_heads import eval_sets
 from pipeline.evaluation.heads_record import (
+    HEADS_REPORT,
     HEADS_SCHEMA,
     Record,
     Scoring,
@@ -58,7 +59,6 @@ from pipeline.study import SOURCE, Study
 from pipeline.words import as_file_name, printable, to_jsonable
 
 _LOG = logging.getLogger(__name__)
-HEADS_REPORT = "heads.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +319,7 @@ def _figures(earlier: ResultSet, backbone: str) -> dict[str, str]:
 def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
     """Fit the heads that no earlier run left, and score all."""
     data, split = features.domain(SOURCE, FIT), features.samples.split
+    validation = features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None
     fitting = Fitting(
         data,
         {head: spec for head, spec in run.specs.items() if head not in heads.fits},
@@ -326,7 +327,6 @@ def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
         preprocessing=partial(make_preprocessing, run.options.preprocessing, features.widths),
         views=None if features.views is None else features.views[data.row],
     )
-    validation = features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None
     new = fitting.fit(features.X, np.flatnonzero(split != FIT), validation)
     fits = heads.fits | new
     heads.fits = {head: fits[head] for head in run.specs if head in fits}

@@ -39,6 +39,7 @@ from pipeline.progress import Progress
 from pipeline.randomness import stream
 from pipeline.results import ResultSet, read_set
 
+HEADS_REPORT = "heads.json"
 #: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
 HEADS_SCHEMA = 8
 #: What the printed table shows; all other scores are computed after it.
@@ -281,7 +282,7 @@ def compared_heads(results: Path) -> ResultSet:
         MissingResultsError: There is none, or it is of another version.
         ResultsError: It is damaged.
     """
-    heads = read_set(results / "heads.json", "heads")
+    heads = read_set(results / HEADS_REPORT, "heads")
     if heads.record.get("schema") != HEADS_SCHEMA:
         raise MissingResultsError(
             f"{heads.file} was written by another version: run headrace heads STUDY again"
