@@ -1,9 +1,8 @@
 """Errors that a person can act on.
 
-Each says what was got, what is allowed and what to do next, and derives from the
-builtin that a Python caller would expect. The command line turns them into one
-line and an exit code; before it, :func:`go_on` alone catches them, where one part of
-many must not cost the others.
+Each says what was got, what is allowed and what to do next, and derives from the builtin that a
+Python caller would expect. The command line turns them into one line and an exit code. Before
+that, only :func:`go_on` catches them, so that one part that fails does not stop the others.
 """
 
 import logging
@@ -18,12 +17,12 @@ class PipelineError(Exception):
     """Base of all errors that headrace raises on purpose."""
 
     exit_code = 1
-    #: JSON values that a command has in spite of it.
+    #: Results, as JSON values, that a command has in spite of the error.
     record: Mapping[str, Any] | None = None
 
 
 class StudyError(PipelineError, ValueError):
-    """The study file, or the data it points at, is not what it should be."""
+    """The study file, or the data that it points at, cannot be used."""
 
 
 class NoImagesError(PipelineError, ValueError):
@@ -37,31 +36,31 @@ class ImageError(PipelineError, ValueError):
 
 
 class SkippedImagesError(PipelineError, ValueError):
-    """Images were skipped and the caller asked for strictness."""
+    """Images were skipped, and the caller asked for ``strict``."""
 
 
 class WeightsError(PipelineError, OSError):
-    """Weights cannot be had, or do not fit the network."""
+    """Weights are not available, or do not fit the network."""
 
 
 class EngineError(PipelineError, RuntimeError):
-    """The asked-for engine or device is not there, or failed."""
+    """The requested engine or device is not available, or failed."""
 
 
 class MissingFeaturesError(PipelineError, LookupError):
-    """Features are asked for that no run has computed yet."""
+    """The requested features have not been computed yet."""
 
     exit_code = 5
 
 
 class MissingResultsError(PipelineError, LookupError):
-    """Results of a stage are asked for that has not been run."""
+    """The stage whose results are requested has not been run."""
 
     exit_code = 5
 
 
 class ResultsError(PipelineError, ValueError):
-    """Results of a stage are damaged, or of two runs."""
+    """Results of a stage are damaged, or come from two runs."""
 
     exit_code = 5
 
@@ -73,11 +72,11 @@ class ModelError(PipelineError, ValueError):
 
 
 class ExportError(PipelineError, ValueError):
-    """A model has no layers, or its file would not be the model."""
+    """A model has no layers, or its file would differ from it."""
 
 
 class CheckpointError(PipelineError, ValueError):
-    """A checkpoint belongs to another training, or none is whole."""
+    """A checkpoint belongs to another training, or all checkpoints are damaged."""
 
     exit_code = 5
 
@@ -89,12 +88,12 @@ class CheckFailedError(PipelineError, ValueError):
 
 
 class UnknownNameError(PipelineError, KeyError):
-    """A name is in none of our tables; the message lists the allowed ones."""
+    """A name is not in its table; the message lists the allowed names."""
 
     def __init__(self, kind: str, got: str, allowed: object) -> None:
         """Build the message from the table itself, so that it cannot go stale."""
         names = ", ".join(map(str, allowed))  # type: ignore[call-overload]
-        super().__init__(f"unknown {kind} {got!r}; known: {names}")
+        super().__init__(f"unknown {kind} {got!r}; allowed: {names}")
 
     def __str__(self) -> str:
         """Show the message plainly: KeyError would put it in quotes."""
@@ -103,9 +102,10 @@ class UnknownNameError(PipelineError, KeyError):
 
 @contextmanager
 def go_on(part: str, failures: dict[str, Exception], *, alone: bool = False) -> Iterator[None]:
-    """Take note of a part that fails, a target or a backbone, and say it: the others go on.
+    """Record and log the failure of one part, such as a target or a backbone, and go on.
 
-    A full disk stops everything: it would fail them too. So does a part that is ``alone``.
+    A full disk stops everything, because the other parts would fail too. So does the failure of a
+    part that is ``alone``.
     """
     from cache.errors import CacheError, WriteFailedError  # the store's array libraries come along
 
@@ -123,7 +123,7 @@ def go_on(part: str, failures: dict[str, Exception], *, alone: bool = False) -> 
 
 
 class PartsError(PipelineError, RuntimeError):
-    """A stage failed for some findings, targets or backbones of a study; it was run for all."""
+    """A stage ran for all findings, targets or backbones of a study, and failed for some."""
 
     def __init__(self, failures: Mapping[str, Exception], record: Mapping[str, Any]) -> None:
         """Name each part with its reason; the exit code is the one of the first."""

@@ -1,19 +1,19 @@
-"""What a model looks at: maps of its score over the picture, and where their mass lies.
+"""Where a model looks: maps of its score over the image, and the shares of border and corners.
 
-Pooled features are the mean over places of the last activations ``A``, so a score that is
-linear in them is a sum over places. The map of a place is what it adds to the score of the
-predicted class (less the mean of the other classes'), compared with the mean features ``m`` of
-the fit split:
+Pooled features are the mean over places of the last activations ``A``, so a score that is linear
+in them is a sum over places. The map gives what each place adds to the score of the predicted
+class (minus the mean score of the other classes), relative to the mean features ``m`` of the fit
+split:
 
     map(x, y) = g . (A(x, y) - m),    g = the gradient of that score by the pooled features.
 
-For linear heads this is exact: the mean of the map is the score less a constant (class
-activation maps, Zhou et al. 2016). For others it is the same of their tangent (Grad-CAM,
-Selvaraju et al. 2017). Of several views, the map is of the first, the picture as it is.
+For linear heads this is exact: the mean of the map is the score minus a constant (class activation
+maps, Zhou et al. 2016). For other heads it is a linear approximation (Grad-CAM, Selvaraju et al.
+2017). With several views, the map is that of the first view, the unchanged image.
 
-A map is of places in the last activations, which have seen much around them. The share of its
-positive part that lies in the border says how far a model leans on what lies there; a linear
-head of shuffled labels on the same features says what the network alone would do to that share.
+Each place of the last activations depends on a large area around it. The share of the map's
+positive part in the border says how much the model relies on the border. A linear head that was
+fitted to shuffled labels shows which share the network alone would cause.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -50,10 +50,10 @@ from pipeline.words import as_file_name, printable
 SCHEMA = 4
 #: Pictures on a sheet.
 _PICTURES = 12
-#: Side of the middle, and of each corner, as shares of the picture's: as the audit hides them.
+#: Sides of the middle and of each corner as shares of the image's side, as in the audit.
 _CENTRE, _CORNER = 0.7, 0.2
 _BATCH = 16
-#: Below this a map has no mass whose place could be said.
+#: A map with a smaller sum counts as empty.
 _NOTHING = 1e-9
 
 _Maps = NDArray[np.float32]
@@ -67,14 +67,14 @@ def explain(
     images: int = 100,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Measure where the maps of a model lie, and draw those of its surest errors and of others.
+    """Measure where the maps of a model lie; draw maps of its surest errors and random images.
 
     Args:
-        study: Where it was trained.
-        name: A head, or a method of fine-tuning; None: of the heads that have layers, the best
-            on validation.
-        backbone: Needed where the study has several, and a name is given.
-        images: Of each class of each domain, at most.
+        study: Study on which the model was trained.
+        name: A head, or a method of fine-tuning; None: the head that is best on validation
+            among those with layers.
+        backbone: Needed if the study has several and a name is given.
+        images: Images of each class of each domain, at most.
         device: ``cpu`` or ``cuda``.
 
     Returns:
@@ -82,7 +82,7 @@ def explain(
         with sheets of pictures and their maps beside it.
 
     Raises:
-        ExportError: The model has no layers, or its features are no mean over places.
+        ExportError: The model has no layers, or its features are not a mean over places.
     """
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
@@ -134,9 +134,9 @@ def explain(
 
 
 def _best_with_layers(study: Study, backbone: str | None) -> tuple[str, str, dict[str, str] | None]:
-    """Backbone and name of the head that is best on validation of those that have layers.
+    """Backbone and name of the head that is best on validation among those with layers.
 
-    Where another is better: which ``head``, on which ``backbone``, and the ``reason``.
+    If another head is better: that ``head``, its ``backbone``, and the ``reason`` against it.
     """
     names = [choice.name for choice in study.backbones]
     compared = compared_heads(study.results).record["backbones"]
@@ -160,7 +160,7 @@ def _best_with_layers(study: Study, backbone: str | None) -> tuple[str, str, dic
 
 
 def _sampled(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> Samples:
-    """At most so many of each class among some rows."""
+    """At most ``most`` rows of each class, at random."""
     keep = np.zeros(len(samples), bool)
     for label in range(len(samples.classes)):
         rows = np.flatnonzero(among & (samples.label == label))
@@ -171,7 +171,7 @@ def _sampled(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -
 def _pictured(
     samples: Samples, among: NDArray[np.bool_], model: TrainedModel, seed: int
 ) -> dict[str, Samples]:
-    """Some images at random, and the errors with the highest probability, as it was stored."""
+    """Random images, and the errors with the highest stored probability."""
     proba_of = dict(zip(map(bytes, model.stored.key), model.proba, strict=True))
     rows = np.flatnonzero(among & (samples.label >= 0))
     stored = {row: proba_of[key] for row in rows if (key := samples.key[row]) in proba_of}
@@ -187,14 +187,14 @@ def _pictured(
 
 
 def _shuffled_head(features: Tensor, label: NDArray[np.int64], seed: int) -> nn.Module:
-    """A linear head on features ``(n, d)``, fitted to their labels in another order."""
+    """A linear head on features ``(n, d)``, fitted to shuffled labels."""
     shuffled = stream("shuffled labels", seed).permutation(label)
     head = HEADS["linear"].make(0).fit(features.cpu().numpy(), shuffled)
     return head_layers(head, "linear")
 
 
 def _audited(study: Study, data: DomainData) -> dict[str, Any]:
-    """AUC of each region alone for the class, as the audit has measured it in a domain."""
+    """AUC for the class from each region alone, from the audit's record of a domain."""
     try:
         findings = read_set(study.results / "audit.json", "audit").record["findings"]
     except MissingResultsError:
@@ -212,13 +212,13 @@ class ActivationMaps:
     """Maps of a network's last activations, weighted by the slopes of heads.
 
     Args:
-        network: Uint8 pixels ``(n, size, size, 3)`` to features ``(n, d)`` that are a mean over
-            places of the output of a module within, after ReLU or not.
-        pixels: Of images with whose mean features, ``(m, d)`` in ``features``, a place is compared.
-        device: Where it runs.
+        network: From uint8 pixels ``(n, size, size, 3)`` to features ``(n, d)`` that are a mean
+            over places of the output of one of its modules, after ReLU or not.
+        pixels: Images whose mean features, ``(m, d)`` in ``features``, are the reference.
+        device: Where the network runs.
 
     Raises:
-        ExportError: The features are no such mean.
+        ExportError: The features are not such a mean.
     """
 
     def __init__(self, network: nn.Module, pixels: Tensor, device: str) -> None:
@@ -229,9 +229,9 @@ class ActivationMaps:
         self.features = torch.cat([self.network(part.to(device)) for part in parts])
 
     def of(self, pixels: Tensor, *heads: nn.Module) -> list[tuple[Proba, _Maps]]:
-        """Of each head, probabilities ``(n, K)`` and maps ``(n, h, w)`` of pixels.
+        """Probabilities ``(n, K)`` and maps ``(n, h, w)`` of pixels, for each head.
 
-        The network, which takes nearly all of the time, looks at each picture once.
+        The network, which takes nearly all of the time, runs once for each image.
         """
         centre = self.features.double().mean(0)[:, None, None]
         batches = []
@@ -248,13 +248,13 @@ class ActivationMaps:
 def _outputs(
     network: nn.Module, pixels: Tensor, modules: Iterable[nn.Module]
 ) -> tuple[Tensor, dict[nn.Module, Tensor]]:
-    """Features of pixels, and images that modules put out last, before others change them."""
+    """Features of pixels, and the last image-shaped output of each module, in order of use."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
-            outputs.pop(module, None)  # a module that is used twice stands where it is used last
-            outputs[module] = output.clone()
+            outputs.pop(module, None)  # a module that is used twice counts at its last use
+            outputs[module] = output.clone()  # later modules may change it in place
 
     handles = [module.register_forward_hook(note) for module in modules]
     try:
@@ -272,7 +272,7 @@ def _by_view(activations: Tensor, features: Tensor) -> Tensor:
 def _last_activations(
     network: nn.Module, pixels: Tensor
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """The last module whose output, after this function, has the features as its mean."""
+    """The last module whose output has the features as its mean, and a function to apply first."""
     features, outputs = _outputs(network, pixels, network.modules())
     for module, output in reversed(outputs.items()):
         for after in (torch.clone, torch.relu):
@@ -281,13 +281,13 @@ def _last_activations(
             ):
                 return module, after
     raise ExportError(
-        "the features of this backbone are no mean over places, so a score cannot be divided among "
-        "them: maps are for networks that end in global average pooling"
+        "the features of this backbone are not a mean over places, so its score has no map: maps "
+        "need a network that ends in global average pooling"
     )
 
 
 def _proba_and_maps(head: nn.Module, features: Tensor, away: Tensor) -> tuple[Proba, _Maps]:
-    """Of pooled features ``(n, d)``, and of activations less the centre ``(n, d, h, w)``."""
+    """Probabilities of pooled features ``(n, d)``; maps of centred activations ``(n, d, h, w)``."""
     pooled = features.requires_grad_()
     proba = head.to(features.device).double().eval()(pooled)
     logits = proba.clamp_min(1e-300).log()
@@ -301,7 +301,7 @@ def _proba_and_maps(head: nn.Module, features: Tensor, away: Tensor) -> tuple[Pr
 def _shares(
     samples: Samples, predicted: NDArray[np.intp], maps: _Maps, shuffled: _Maps, seed: int
 ) -> list[dict[str, Any]]:
-    """Where the maps of a model and of a shuffled head lie, by predicted class."""
+    """Shares of the maps of a model and of a shuffled head, by predicted class."""
     shares = mass_shares(maps)
     shares |= {f"shuffled_{region}": v for region, v in mass_shares(shuffled).items()}
     rows = []
@@ -317,10 +317,10 @@ def _shares(
 
 
 def mass_shares(maps: _Maps) -> dict[str, NDArray[np.float64]]:
-    """Share of the positive part of each of ``n`` maps that lies in a region; NaN of an empty one.
+    """Share of the positive part of each of ``n`` maps in a region; NaN for an empty map.
 
-    ``border`` is outside of the middle 70 % of each side, ``corners`` are 20 % of each side; a
-    place of the map counts by the part of it that lies there.
+    ``border`` is outside the middle 70 % of each side, ``corners`` are 20 % of each side. A place
+    of the map counts with the part of it that lies in the region.
     """
     positive = np.maximum(maps, 0).astype(np.float64)
     mass = positive.sum((1, 2))
@@ -334,7 +334,7 @@ def mass_shares(maps: _Maps) -> dict[str, NDArray[np.float64]]:
 
 
 def _overlap(places: int, low: float, high: float) -> NDArray[np.float64]:
-    """Part of each of some equal places on a line from 0 to 1 that lies between two numbers."""
+    """Divide 0 to 1 into equal places; the part of each that lies between two numbers."""
     edges = np.linspace(0, 1, places + 1)
     inside: NDArray[np.float64] = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
     return np.asarray(inside.clip(0) * places)
@@ -343,7 +343,7 @@ def _overlap(places: int, low: float, high: float) -> NDArray[np.float64]:
 def _interval(
     shares: NDArray[np.float64], group: NDArray[Any], rng: np.random.Generator
 ) -> dict[str, float | None] | None:
-    """Mean over images, with percentiles of draws of patients; None where no map has mass."""
+    """Mean over images, with percentiles of draws of patients; None if all maps are empty."""
     defined = np.isfinite(shares)
     if not defined.any():
         return None
@@ -354,7 +354,7 @@ def _interval(
 
 
 def _pairs(samples: Samples, pixels: Tensor, proba: Proba, maps: _Maps) -> Iterator[SheetEntry]:
-    """Each picture beside the same with its map in red, surest first; below it what was said."""
+    """Each image beside the same image with its map in red, surest first, with the prediction."""
     for row in np.argsort(-proba.max(1), kind="stable"):
         picture = Image.fromarray(pixels[row].numpy()).resize((SHEET_SIDE, SHEET_SIDE))
         heat = np.maximum(maps[row], 0) / max(float(maps[row].max()), _NOTHING)

@@ -1,9 +1,9 @@
 """A trained model as one ONNX file: pixels in, probabilities out, its model card inside.
 
-Normalisation, network, preprocessing of features, head and calibration become one graph, for
-any number of images. It takes uint8 pixels of shape ``(n, size, size, 3)`` and gives float32
-``(n, K)``; how a file becomes such pixels is in the card. onnxruntime alone runs it. Before the
-file is written its probabilities are compared with those of the model.
+Normalisation, network, preprocessing of features, head and calibration become one graph, for any
+number of images. It takes uint8 pixels of shape ``(n, size, size, 3)`` and gives float32
+``(n, K)``. The card says how a file becomes such pixels. Only onnxruntime is needed to run it.
+Before the file is written, its probabilities are compared with those of the model.
 """
 
 import json
@@ -48,7 +48,7 @@ from pipeline.words import percent, to_jsonable
 
 #: Largest difference of a probability between the file and the model.
 _TOLERANCE = 1e-4
-#: Images that are compared; images of the fit split that the ranges of int8 are taken from.
+#: Images for the comparison; images of the fit split from which the ranges of int8 are taken.
 _COMPARED, _CALIBRATED = 32, 200
 _LIMITS = (
     "Research software, not a medical device: no diagnosis may rest on this.",
@@ -69,20 +69,20 @@ def export_model(
     """Write the ONNX file of a head of stage 2, or of a network of stage 3.
 
     Args:
-        study: Where it was trained; its images must be there, to compare the file with.
+        study: Study on which it was trained; its images are needed for the comparison.
         name: A head, or a method of fine-tuning.
-        file: To write.
-        backbone: Needed where the study has several.
-        int8: Whether weights and activations are rounded to 8 bits. Their ranges are those on
+        file: The file to write.
+        backbone: Needed if the study has several.
+        int8: Whether weights and activations are rounded to 8 bits. Their ranges are taken from
             images of the fit split.
-        margin: What int8 may lose of accuracy and of AUROC on validation.
+        margin: Accuracy and AUROC on validation that int8 may lose.
 
     Returns:
         The model card, JSON types; also in the file's metadata.
 
     Raises:
-        ExportError: What cannot be exported, and why; a file that differs from the model; int8
-            that loses too much; onnx is not installed.
+        ExportError: The model cannot be exported; the file would differ from the model; int8
+            loses too much; onnx is not installed.
         ModelError: The head cannot be read.
     """
     for module in ("onnx", "onnxruntime", "onnxscript"):
@@ -116,13 +116,13 @@ class TrainedModel:
     """A head on its frozen network, or a fine-tuned network, as layers.
 
     Attributes:
-        network: Uint8 pixels ``(n, size, size, 3)`` to pooled features ``(n, d)``.
+        network: From uint8 pixels ``(n, size, size, 3)`` to pooled features ``(n, d)``.
         head: From features to probabilities ``(n, K)``.
         policy: From files to pixels.
-        saved: The saved head, where it is one.
+        saved: The saved head; None for a fine-tuned network.
         stored: The study's images with the probabilities by all models of its stage.
-        proba: This model's of them.
-        card: What is known of it; JSON types.
+        proba: The probabilities by this model.
+        card: The model card so far; JSON types.
     """
 
     network: nn.Module
@@ -135,7 +135,7 @@ class TrainedModel:
 
 
 def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> TrainedModel:
-    """A head of stage 2 or a network of stage 3, as layers; by name of head or method.
+    """Load a head of stage 2 or a network of stage 3 as layers; ``name`` is a head or a method.
 
     Raises:
         ExportError: It has no layers, or was trained on other pixels or classes.
@@ -192,7 +192,7 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
 def _frozen(
     study: Study, choice: BackboneChoice, saved: SavedHead
 ) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
-    """Network and head of a saved head, and what the card says of it."""
+    """Network and head of a saved head, and its part of the card."""
     recipe = store_for(study, choice).recipe
     if [network.recipe for network in saved.networks] != [recipe]:
         raise ExportError(
@@ -249,7 +249,7 @@ def _licence(choice: BackboneChoice) -> str:
 def _tested(
     study: Study, stage: str, backbone: str, column: str, name: str
 ) -> list[dict[str, Any]]:
-    """Scores with intervals in each domain, from the record of a stage."""
+    """Scores with intervals in each domain, from a stage's record."""
     return [
         {key: domain[key] for key in ("domain", "role", "images", "patients")}
         | {"scores": row["scores"]}
@@ -262,7 +262,7 @@ def _tested(
 
 
 def _on_validation(stored: Predictions, proba: Proba) -> dict[str, Any]:
-    """Calibration, and thresholds of two classes."""
+    """Calibration on validation; with two classes also thresholds."""
     rows = stored.split == VALIDATION
     if not rows.any():
         return {"calibration": None, "thresholds": []}
@@ -286,7 +286,7 @@ def _on_validation(stored: Predictions, proba: Proba) -> dict[str, Any]:
 def _images(
     study: Study, samples: Samples, policy: PixelPolicy, splits: Sequence[str], most: int
 ) -> tuple[Pixels, NDArray[np.int64]]:
-    """Pixels and labels of at most so many images of the first split that has any, spread out."""
+    """Pixels and labels of at most ``most`` images, evenly from the first split with images."""
     of_source = samples.domain == SOURCE
     rows = next(r for s in splits if len(r := np.flatnonzero(of_source & (samples.split == s))))
     spread = np.linspace(0, len(rows) - 1, most).astype(int)
@@ -301,14 +301,14 @@ class _MeanOfViews(nn.Module):
 
 
 class _Mean(nn.ModuleList):
-    """The mean probability of heads, one for each seed, on the same features."""
+    """Mean probability of the heads of all seeds, on the same features."""
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.stack([head(features) for head in self]).mean(0)
 
 
 def _proba(model: TrainedModel, pixels: Pixels) -> Proba:
-    """What the file must give: a saved head is asked itself, not its layers."""
+    """The probabilities that the file must give; a saved head computes them, not its layers."""
     with torch.no_grad():
         features = model.network(torch.from_numpy(pixels))
         if model.saved:
@@ -344,7 +344,7 @@ def _graph(module: nn.Module, policy: PixelPolicy) -> bytes:
 def _rounded(
     study: Study, samples: Samples, policy: PixelPolicy, data: bytes, margin: float
 ) -> tuple[bytes, dict[str, Any]]:
-    """The graph in int8, and what that costs on validation."""
+    """The graph in int8, and its loss on validation."""
     if not (samples.split == VALIDATION).any():
         raise ExportError("int8 needs a validation split, on which its loss can be measured")
     fit, _ = _images(study, samples, policy, (FIT,), _CALIBRATED)
@@ -367,11 +367,11 @@ def _rounded(
 
 
 def _quantise(data: bytes, pixels: Pixels) -> bytes:
-    """Convolutions in 8 bits; the head, which magnifies, stays as it is.
+    """Convolutions in 8 bits; the head, which would amplify rounding errors, stays in float.
 
-    What follows a convolution and cuts its range goes with it: before a ReLU6 the range is many
-    times as wide as after, and on that scale little would be left of what passes. Weights take 7
-    bits: on processors without VNNI sums of products of 8 would overflow.
+    An activation that limits a convolution's range is quantised with it: before a ReLU6 the range
+    is many times as wide as after, so 8 bits would be too coarse for the values that pass. Weights
+    take 7 bits: on processors without VNNI, sums of products of 8 bits would overflow.
     """
     import onnx
     from onnxruntime import quantization as q

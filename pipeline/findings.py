@@ -1,7 +1,7 @@
-"""One table over the findings of a study, from the results that a stage has of each.
+"""One table over all findings of a study, from the results of a stage for each finding.
 
-A study with several findings an image is one study for each. Where many are looked at, some
-p values are small by chance: they are adjusted over all rows of the table (Holm).
+A study with several findings is run as one study for each finding. Among many p values some are
+small by chance, so they are adjusted over all rows of the table (Holm).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +25,9 @@ Record = dict[str, Any]
 
 
 def compare_findings(stage: str, study: Study, records: Mapping[str, Record]) -> Record:
-    """The table over the findings of one run of a stage, of its records by finding.
+    """The table over the findings, from the records of one run of a stage by finding.
 
-    It has ``rows``, each with ``p`` and ``p_adjusted``, None where it cannot be tested.
+    It has ``rows``, each with ``p`` and ``p_adjusted``; None if there can be no test.
     """
     rows = [
         {"finding": finding, **row}
@@ -42,7 +42,7 @@ def compare_findings(stage: str, study: Study, records: Mapping[str, Record]) ->
 
 
 def _of_heads(study: Study, record: Record) -> Iterator[Record]:
-    """Of each domain the best head by validation; its AUROC is tested against 0.5."""
+    """The best head on validation, in each domain; its AUROC is tested against 0.5."""
     predictions = read_predictions(study.results / PROBABILITIES)
     for entry in record["backbones"]:
         kept = predictions[entry["backbone"]]
@@ -64,7 +64,7 @@ def _of_heads(study: Study, record: Record) -> Iterator[Record]:
 
 
 def _of_shift(study: Study, record: Record) -> Iterator[Record]:
-    """The AUROC that is lost from the source to each labelled target, tested against 0."""
+    """The loss of AUROC from the source to each labelled target, tested against 0."""
     predictions = read_predictions(study.results / SHIFT_PROBABILITIES)
     for entry in record["targets"]:
         if entry["labelled"]:
@@ -78,7 +78,7 @@ def _of_shift(study: Study, record: Record) -> Iterator[Record]:
 
 
 def _of_audit(_: Study, record: Record) -> Iterator[Record]:
-    """Each test for a shortcut."""
+    """One row for each shortcut test."""
     for finding in record["findings"]:
         values = finding["values"]
         if "p_adjusted" in values:
@@ -86,14 +86,14 @@ def _of_audit(_: Study, record: Record) -> Iterator[Record]:
             yield {"where": finding["where"], "check": finding["check"], **tested}
 
 
-#: By stage, what makes the rows of one finding of its record.
+#: By stage, the function that makes the rows of one finding from its record.
 _ROWS: Mapping[str, Callable[[Study, Record], Iterator[Record]]] = MappingProxyType(
     {"heads": _of_heads, "shift": _of_shift, "audit": _of_audit}
 )
 
 
 def _p_of_loss(kept: Predictions, target: str) -> float | None:
-    """Two-sided p of "source and target have one AUROC"; their patients are not the same."""
+    """Two-sided p of "source and target have the same AUROC"; their patients differ."""
     shares = []
     ((_, proba),) = kept.proba.items()  # of the analysed head
     for name in (SOURCE, target):
@@ -107,5 +107,5 @@ def _p_of_loss(kept: Predictions, target: str) -> float | None:
 
 
 def _is_tested(label: NDArray[np.int64], patient: NDArray[np.int64]) -> bool:
-    """Whether both classes have patients enough for a test of an AUROC."""
+    """Whether both classes have enough patients for a test of an AUROC."""
     return min(np.unique(patient[label == k]).size for k in (0, 1)) >= AUROC_PATIENTS

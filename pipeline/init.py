@@ -1,4 +1,4 @@
-"""Write a study file for given folders, with guesses that the user can correct."""
+"""Write a study file for folders of images, with guesses that the user can correct."""
 
 import json
 import os
@@ -29,16 +29,16 @@ from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weight
 from pipeline.study import GIVEN, HEADER, Domain, ImageTable
 from pipeline.words import counted, printable
 
-#: Names of common public chest X-ray sets and of the demo; a guess must fit most names.
+#: Patterns for common public chest X-ray sets and the demo; a guess must fit most names.
 _PATIENT_PATTERNS = (
     r"^(patient\d+)",
     r"^(person\d+|(?:NORMAL2-)?IM-\d+)",
     r"^(\d{8})_\d{3}",
 )
 _MOST = 0.95
-#: Names of files that are shown of each class.
+#: File names that are shown for each class.
 _SHOWN = 3
-#: Rows of a table in which the names of images are looked for.
+#: Rows of a table in which names of images are searched.
 _ROWS = 100
 _PREFERRED = "densenet121"
 
@@ -49,11 +49,11 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     """Write a study file whose source is the first folder or file, and whose targets are the rest.
 
     Returns:
-        What the user should look at: guesses, and what could not be guessed.
+        Lines for the user to check: guesses, and what could not be guessed.
 
     Raises:
-        StudyError: A folder holds no images, or the file is already there.
-        UnknownNameError: No such backbone.
+        StudyError: A folder holds no images, or the file already exists.
+        UnknownNameError: There is no such backbone.
     """
     if output.exists():
         raise StudyError(f"{output} is already there: remove it, or choose --output FILE")
@@ -82,7 +82,7 @@ def _header_and_rows(file: Path) -> tuple[Row, list[Row]]:
 
 
 def _table_of_images(path: Path, read: _Read, notes: list[str]) -> Path | None:
-    """The table in a folder whose images have no class folders; None elsewhere."""
+    """The table in a folder without class folders; None if there is none."""
     tables = [f for f in path.glob("*") if f.suffix.lower() in SUFFIXES] if path.is_dir() else []
     tables = sorted(table for table in tables if _names_classes(table, read))
     images = images_below(path).items if tables else ()
@@ -105,7 +105,7 @@ def _table_of_images(path: Path, read: _Read, notes: list[str]) -> Path | None:
 
 
 def _names_classes(file: Path, read: _Read) -> bool:
-    """Whether a table has images and their classes, or findings: others may lie beside images."""
+    """Whether a table names images and their classes or findings; other tables do not count."""
     with suppress(StudyError):
         header, rows = read(file)
         find_columns(ImageTable(file=file), header, labelled=not several_findings(header, rows))
@@ -114,10 +114,10 @@ def _names_classes(file: Path, read: _Read) -> bool:
 
 
 def default_backbone() -> tuple[str, str]:
-    """DenseNet121 where its weights can be had, else the one that needs no download.
+    """DenseNet121 if its weights are available, else the backbone that needs no download.
 
     Returns:
-        Name, and the reason for a person.
+        Name, and the reason as text for the user.
     """
     try:
         weights_file(_PREFERRED, "imagenet")
@@ -130,13 +130,13 @@ def default_backbone() -> tuple[str, str]:
 
 
 def _study_name(output: Path) -> str:
-    """``chest.toml`` is called chest; ``study.toml`` is called as its folder."""
+    """The study in ``chest.toml`` is called chest; that in ``study.toml`` as its folder."""
     file = output.resolve()
     return _folder_name(file.parent.name if file.stem == "study" else file.stem)
 
 
 def _folder_name(text: str) -> str:
-    """A name that a study allows; letters lose their accents."""
+    """A folder's name in a form that a study allows; letters lose their accents."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-") or "study"
 
@@ -150,9 +150,9 @@ def _findings(path: Path, read: _Read) -> list[str]:
 def _domains(
     data: Sequence[Path], finding: str | None, read: _Read, notes: list[str]
 ) -> Iterator[tuple[str, Domain, Listing | None]]:
-    """``source``, its ``test.test`` where it has one, ``target.NAME``; equal names get a number.
+    """The tables of the study file: ``source``, perhaps ``test.test``, and ``target.NAME``.
 
-    With what it holds, where that was looked at.
+    Equal names get a number. Each comes with its listing, if there is one.
     """
     names: list[str] = []
     for wanted, whole in chain.from_iterable(_domains_of(path, finding, read) for path in data):
@@ -172,7 +172,7 @@ def _domains(
 
 
 def _domains_of(path: Path, finding: str | None, read: _Read) -> Iterator[tuple[str, Domain]]:
-    """A folder, arrays, or the hospitals of a table."""
+    """The domains of one argument: a folder, arrays, or the hospitals of a table."""
     if is_archive(path):
         table = ImageTable(file=path, finding=finding)
         yield _folder_name(path.stem), Domain(path=path, table=table)
@@ -192,7 +192,7 @@ def _domains_of(path: Path, finding: str | None, read: _Read) -> Iterator[tuple[
 
 
 def _path_column(file: Path, header: Row, rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
-    """The column in whose cells the names of images stand, where none is called like that."""
+    """The column whose cells are names of images, if no header says so."""
     with suppress(StudyError):
         find_columns(ImageTable(file=file), header, labelled=False)
         return {}
@@ -208,8 +208,8 @@ def _path_column(file: Path, header: Row, rows: Sequence[Row]) -> dict[str, tupl
 def _domain_lines(
     table: str, domain: Domain, listing: Listing, output: Path, notes: list[str]
 ) -> list[str]:
-    # As seen from the study file, so that both can move together.
-    def seen(path: Path) -> str:
+    # Relative to the study file, so that both can move together.
+    def relative(path: Path) -> str:
         return _quoted(Path(os.path.relpath(path.resolve(), output.resolve().parent)).as_posix())
 
     notes += _tree(table, listing)
@@ -218,11 +218,11 @@ def _domain_lines(
             f"{domain.path} has one class only ({listing.items[0].label}); a head needs two. Give "
             "the folder that has the class folders in it, or the table that names the classes"
         )
-    lines = [f"[{table}]", f"path = {seen(domain.path)}"]
+    lines = [f"[{table}]", f"path = {relative(domain.path)}"]
     if domain.table and not is_archive(domain.path):
         columns = domain.table.columns.items()
         uses = ", ".join(f"{use} = {_quoted(names[0])}" for use, names in columns)
-        lines = [f"[{table}]", f"table = {seen(domain.table.file)}", f"columns = {{{uses}}}"]
+        lines = [f"[{table}]", f"table = {relative(domain.table.file)}", f"columns = {{{uses}}}"]
         lines += [f"domain = {_quoted(domain.table.domain)}"] if domain.table.domain else []
     if domain.split:
         lines.append(f"split = {_quoted(domain.split)}")
@@ -239,10 +239,9 @@ def _domain_lines(
 def _corrected(
     table: str, domain: Domain, notes: list[str]
 ) -> tuple[Domain, dict[str, str], Listing | None]:
-    """The domain with the path and patterns that its layout needs; its parts, as they are called.
+    """The domain with the path and patterns that its layout needs, and the names of its parts.
 
-    Parts are known of folders that hold their classes, and of arrays; what a domain holds is known
-    of class folders without parts.
+    Only folders of splits and arrays have parts; only class folders without parts are listed.
     """
     if is_archive(domain.path) or (domain.path.is_dir() and any(domain.path.glob("*.npy"))):
         list_arrays = scan_archive if is_archive(domain.path) else scan_stacks
@@ -271,12 +270,12 @@ def _corrected(
 
 
 def _parts(names: Iterable[str]) -> dict[str, str]:
-    """By the split of ours, what a data set calls it."""
+    """The data set's names of its parts, by our name of the split."""
     return {SPLIT_OF[name.casefold()]: name for name in names if name.casefold() in SPLIT_OF}
 
 
 def _tree(table: str, listing: Listing) -> Iterator[str]:
-    """The classes with their numbers of images and first names of files."""
+    """The classes with their numbers of images and first file names."""
     names: dict[str, list[str]] = {}
     for item in sorted(listing.items, key=lambda item: item.label):
         names.setdefault(printable(item.label), []).append(PurePosixPath(item.path).name)

@@ -1,8 +1,8 @@
 """Classify new images: with a saved head through the feature store, or with an ONNX file.
 
-Images are known by their content: one whose features the store has, from whatever study, is
-not computed again, and new features are committed. Of images in folders of classes, right
-ones are counted.
+Images are identified by their content: if the store has the features of an image, from any study,
+they are not computed again. New features are added to the store. If images lie in folders of
+classes, correct predictions are counted.
 """
 
 import json
@@ -38,9 +38,9 @@ from pipeline.study import BackboneChoice, Domain, ImageTable
 from pipeline.words import counted, printable
 
 _LOG = logging.getLogger(__name__)
-#: Of an ONNX file: key of the model card in its metadata, names of input and output.
+#: In an ONNX file: key of the model card in its metadata, names of input and output.
 CARD, INPUT, OUTPUT = "headrace", "pixels", "probabilities"
-#: Images that an ONNX file is given at once.
+#: Images in one batch for an ONNX file.
 _BATCH = 32
 _Keyed = tuple[Item, bytes]
 
@@ -57,26 +57,26 @@ def predict(
     """Classify images.
 
     Args:
-        model: Folder of a saved head, or a file of ``headrace export``. The latter needs
-            onnxruntime and no torch, and neither store, engine nor weights.
-        images: Files, ``.npz`` files too, and folders that are searched at any depth.
+        model: Folder of a saved head, or a file of ``headrace export``. The file needs
+            onnxruntime, but no torch, store, engine or weights.
+        images: Files, also ``.npz`` files, and folders that are searched at any depth.
         store: Folder of the feature stores.
-        engine: What the user asks for.
-        weights: File of the backbone's weights, instead of where they were when the head
-            was fitted; must have the same digest.
-        strict: Whether an image that cannot be used is an error once all others are safe.
+        engine: The user's choice of an engine.
+        weights: File of the backbone's weights, if it is not where it was when the head was
+            fitted; it must have the same digest.
+        strict: Whether an image that cannot be used is an error, once the others are stored.
 
     Returns:
         The record, JSON values: the head with its study and classes; ``rows`` in the order of
         the images, each with path, content key, predicted class and the probability of each
-        class; ``class_folders``, images and right predictions of each class, empty unless all
+        class; ``class_folders``, images and correct predictions of each class, empty unless all
         images lie in folders of classes; ``skipped`` images with their reasons; ``computed``,
-        how many went through a network, since the store did not hold them.
+        the number of images that went through a network.
 
     Raises:
-        ModelError: The head cannot be used, or its features would be others.
-        WeightsError: The network's weights cannot be had, or are others.
-        NoImagesError: No image is left that can be used.
+        ModelError: The head cannot be used, or needs other features.
+        WeightsError: The network's weights are not available, or have changed.
+        NoImagesError: No image can be used.
         SkippedImagesError: ``strict`` and an image cannot be used.
     """
     if model.suffix == ".onnx":
@@ -146,7 +146,7 @@ def run_onnx(data: bytes, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Probabilities ``(n, K)`` of pixels ``(n, size, size, 3)`` by a graph of ``headrace export``.
 
     Raises:
-        ModelError: It is no such graph, or onnxruntime is not installed.
+        ModelError: It is not such a graph, or onnxruntime is not installed.
     """
     session = _session(data, "the model")
     parts = [pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)]
@@ -171,7 +171,7 @@ def _usable(
     *,
     strict: bool,
 ) -> list[_Keyed]:
-    """Images that can be used; the others go to the skipped ones."""
+    """The images that can be used; the others are added to ``skipped``."""
     skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
     good = [(item, key) for item, key in pairs if key not in unusable]
     first = f"first: {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
@@ -189,7 +189,7 @@ def _usable(
 def _answers(
     classes: Sequence[str], good: Sequence[_Keyed], proba: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """What is said of each image, and how much of it is right."""
+    """A row for each image, and the number of correct predictions by class folder."""
     rows = [
         {
             "path": printable(item.path),
@@ -212,7 +212,7 @@ def _answers(
 def _find_images(
     images: Sequence[Path], reading: Reading
 ) -> tuple[list[_Keyed], list[dict[str, str]]]:
-    """Images with their content keys, each file once, and those that cannot be read."""
+    """Images with their content keys, each file once; and the images that cannot be read."""
     pairs, skipped = [], []
     seen: set[tuple[str, str, int | None]] = set()
     damaged: dict[tuple[str, str], StudyError] = {}
@@ -236,7 +236,7 @@ def _find_images(
 
 
 def _items(given: Path) -> tuple[list[Item], list[dict[str, str]]]:
-    """What a path stands for, and what it does not; a FIFO is never opened."""
+    """The images of a path, and reasons for what is not an image; a FIFO is never opened."""
     try:
         stat = given.stat()
         if given.is_dir():
@@ -274,8 +274,8 @@ def _rows_of(
 ) -> tuple[dict[bytes, NDArray[np.float32]], set[bytes]]:
     """Features of images by content key, and the keys of those that were computed.
 
-    The reasons of images that cannot be used go to ``unusable``; ``scratch`` takes the features
-    that a store which may only be read does not.
+    Reasons why images cannot be used are added to ``unusable``. If the store can only be read,
+    new features go to the folder ``scratch``.
     """
     missing = {key: item for item, key in images if key not in store and key not in unusable}
     stored = [key for _, key in images if key in store]
@@ -296,11 +296,11 @@ def _rows_of(
 
 
 def _writable(store: FeatureStore, scratch: Path) -> FeatureStore:
-    """The store, or one that lasts as long as this run and has the store's canaries."""
+    """The store; if it can only be read, a temporary one with the same canaries."""
     try:
         store.prepare()
     except WriteFailedError as cause:
-        _LOG.warning("the new features are not kept: %s", cause)
+        _LOG.warning("the new features are not stored: %s", cause)
     else:
         return store
     aside = FeatureStore(scratch, store.recipe)
@@ -310,11 +310,11 @@ def _writable(store: FeatureStore, scratch: Path) -> FeatureStore:
 
 
 def _choice(network: Network, weights: Path | None) -> BackboneChoice:
-    """The backbone that a model names, as this headrace has it.
+    """The backbone that a model names, in this version of headrace.
 
     Raises:
         UnknownNameError: There is no such backbone.
-        ModelError: This headrace would make other features of the same image.
+        ModelError: This version would compute other features of the same image.
     """
     recipe = network.recipe
     choice = BackboneChoice(

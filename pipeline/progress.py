@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar with rate and remaining time on a terminal, else plain lines."""
 
 import sys
 import threading
@@ -14,12 +14,12 @@ class Progress:
     """Context manager; writes to stderr, so that stdout stays clean for results.
 
     Args:
-        title: What is being worked on.
-        total: Number of images, as far as it is known; see :meth:`expect`.
-        unit: What is counted, where it is not images.
+        title: Name of the work.
+        total: Number of images so far; see :meth:`expect`.
+        unit: What is counted, if not images.
 
-    Nothing is shown as long as nothing is expected. Plain lines come every 10 s, also where
-    nothing gets done in that time, and at the end of what took 2 s or more.
+    Nothing is shown while nothing is expected. Plain lines are printed every 10 s, even without
+    progress, and at the end of work that took 2 s or more.
     """
 
     def __init__(self, title: str, total: int = 0, *, unit: str = "images") -> None:
@@ -51,14 +51,14 @@ class Progress:
             self._line()
 
     def expect(self, images: int) -> None:
-        """Take note of more work to come."""
+        """Add to the total."""
         self._total += images
         if self._bar and self._total:
             self._bar.update(self._task, total=self._total)
             self._bar.start()
 
     def advance(self, images: int = 1) -> None:
-        """Take note of images that are done."""
+        """Add to the images that are done."""
         self._done += images
         if self._bar:
             self._bar.update(self._task, advance=images, rate=f"{self._rate():.1f} {self._unit}/s")

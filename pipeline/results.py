@@ -1,9 +1,9 @@
-"""The files of one run of a stage: whole and of that run, or refused.
+"""The result files of a stage: readers accept only a complete set from one run.
 
-A stage writes its files first and its record last. The record names every file that belongs
-to it by its SHA-256, under ``files``, and ends with the SHA-256 of all text before it. So one
-altered byte in any of them is found, and files of two runs are never taken for those of one.
-A run that dies in between leaves a set that no reader takes, and the command that mends it.
+A stage writes its files first and its record last. The record lists the SHA-256 of every file
+that belongs to it, under ``files``, and ends with the SHA-256 of its own text. So one altered byte
+is found, and files of two runs are never mixed. A run that dies in between leaves a set that
+readers refuse; their message names the command that makes it again.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ _SEALED = re.compile(rb'(.*),\n "sha256": "([0-9a-f]{64})"\n}', re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class ResultSet:
-    """A record that is as it was written, and the files that belong to it.
+    """An undamaged record and the files that belong to it.
 
     Attributes:
-        file: Of the record.
+        file: Path of the record.
         record: Its values.
         digests: SHA-256 of each file, hex; by name, relative to the record's folder.
-        sha256: Of the record's own file.
-        stage: The command that makes the set.
+        sha256: SHA-256 of the record's own file.
+        stage: The command that writes the set.
     """
 
     file: Path
@@ -42,7 +42,7 @@ class ResultSet:
     stage: str
 
     def read(self, name: str) -> bytes:
-        """A file of the set; a ResultsError where it is not the one that the record names."""
+        """Read a file of the set; a ResultsError if it is not the one that the record names."""
         path = self.file.parent / name
         try:
             data = disk.read_all(path)
@@ -56,13 +56,13 @@ class ResultSet:
         return data
 
     def check(self) -> None:
-        """Read every file of the set, as :meth:`read`."""
+        """Read and check every file of the set, see :meth:`read`."""
         for name in self.digests:
             self.read(name)
 
 
 def read_set(file: Path, stage: str) -> ResultSet:
-    """The record of a stage, if no byte of it has changed; its files are checked as they are read.
+    """Read the record of a stage; its files are checked when they are read.
 
     Raises:
         MissingResultsError: There is none.
@@ -94,20 +94,20 @@ def write_set(
     kept: Mapping[str, str] = _NOTHING,
     owned: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Put the files of a run in place, the record last, and clear what it does not name.
+    """Put the files of a run in place, the record last, and remove older files.
 
-    All are on the disk before the first gets its name: a disk that refuses, which is a
-    WriteFailedError, changes nothing.
+    All files are on the disk before the first gets its name: if the disk refuses a write, which
+    is a WriteFailedError, nothing changes.
 
     Args:
-        file: Of the record.
+        file: Path of the record.
         record: JSON values.
-        files: By name, relative to the record's folder, their contents.
-        kept: Files that are there already and belong to the run, with their SHA-256.
+        files: Contents by name, relative to the record's folder.
+        kept: Existing files that belong to the run, with their SHA-256.
         owned: Patterns of files that only this stage writes.
 
     Returns:
-        SHA-256 by name, also of the record itself.
+        SHA-256 by name, including the record.
     """
     digests = {**kept, **{name: _sha256(data) for name, data in files.items()}}
     sealed = _seal(json.dumps({**record, "files": digests}, indent=1, allow_nan=False))
@@ -120,18 +120,18 @@ def write_set(
 def add_files(
     file: Path, record: Mapping[str, Any], files: Mapping[str, bytes], stage: str
 ) -> None:
-    """Add files to the set of a record; a ResultsError where another run has replaced it since."""
+    """Add files to the set of a record; a ResultsError if another run has replaced it since."""
     before = read_set(file, stage)
     if before.record != json.loads(json.dumps(record)):
-        raise ResultsError(f"{file} is of another run by now: run headrace {stage} STUDY again")
+        raise ResultsError(f"another run has replaced {file}: run headrace {stage} STUDY again")
     write_set(file, record, files, kept=before.digests)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put a file in place that is a result by itself, then its SHA-256 beside it.
+    """Put a file in place that is a result by itself, and then its SHA-256 beside it.
 
-    ``sha256sum -c NAME.sha256`` checks it wherever the two are copied to. What a dead process
-    left of such a file beside it is removed.
+    ``sha256sum -c NAME.sha256`` checks it wherever the two are copied. Temporary files of dead
+    processes beside it are removed.
     """
     with suppress(OSError):  # in a sticky folder another user's file has to stay
         disk.remove_abandoned(path.parent)
@@ -140,13 +140,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _seal(text: str) -> bytes:
-    """JSON of one value a line, with the digest of its text as the last value."""
+    """JSON with one value per line and the digest of this text as the last value."""
     body = text.removesuffix("\n}").encode()
     return body + f',\n "sha256": "{_sha256(body)}"\n}}'.encode()
 
 
 def _unseal(data: bytes) -> dict[str, Any]:
-    """The values; nothing is parsed whose digest differs."""
+    """Parse such a text; a ValueError if its digest differs."""
     sealed = _SEALED.fullmatch(data)
     if sealed is None or _sha256(sealed[1]) != sealed[2].decode():
         raise ValueError("its SHA-256 differs")
@@ -160,7 +160,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _clear(folder: Path, owned: Sequence[str], named: set[Path]) -> None:
-    """Remove files that an older run left: they would be taken for those of this one."""
+    """Remove files of an older run, so that nobody takes them for files of this one."""
     files = {path for pattern in owned for path in folder.glob(pattern) if path.is_file()}
     stale = [path for path in files - named if not path.name.startswith(disk.TEMPORARY)]
     for parent in {path.parent for path in stale}:

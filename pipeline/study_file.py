@@ -62,7 +62,7 @@ def load_study(file: Path) -> Study:
     """Read and check a study file; relative paths start at the file's own folder.
 
     Raises:
-        StudyError: It cannot be read, or a key or a path in it is not as it must be.
+        StudyError: It cannot be read, or a key or a path in it is wrong.
     """
     table = _Table(file, "the study", _parse(file))
     table.check_keys(_KEYS)
@@ -92,7 +92,9 @@ def load_study(file: Path) -> Study:
         )
     for target in study.targets:
         if unknown := sorted(set(target.findings or ()) - set(study.findings)):
-            table.fail(f"[target.{target.name}] findings: {unknown[0]!r} is none of them")
+            table.fail(
+                f"[target.{target.name}] findings: {unknown[0]!r} is no finding of the study"
+            )
     if not study.findings:
         return study
     if without := [d.name for d in study.domains if d.labelled and d.table is None]:
@@ -119,7 +121,7 @@ def _parse(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Table:
-    """One table of a study file, called ``where`` in messages; it refuses what is not allowed."""
+    """One table of a study file, called ``where`` in messages, with checks of its values."""
 
     file: Path
     where: str
@@ -136,7 +138,7 @@ class _Table:
             self.fail(f"has an unknown key {unknown[0]!r}; allowed: {', '.join(sorted(allowed))}")
 
     def get(self, key: str, kind: Any = str, allowed: tuple[str, ...] = ()) -> Any:
-        """The value of a key; None where it is missing, here and below."""
+        """The value of a key; None if it is missing. The same holds for the methods below."""
         value = self.values.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             self.refuse(key, f"is {_KINDS.get(kind, 'a number')}")
@@ -166,7 +168,7 @@ class _Table:
         return None if given is None else tuple(map(composed, given))
 
     def path(self, key: str, hint: str, *, later: bool = False) -> Path | None:
-        """The file that a key names; it must be there, or is looked for ``later``, when read."""
+        """The file that a key names; it must exist, unless it is looked for ``later``."""
         name = self.get(key)
         if name is None:
             return None
@@ -427,7 +429,7 @@ def _concatenations(study: _Table, backbones: Sequence[BackboneChoice]) -> tuple
             if part not in views or parts.count(part) > 1:
                 table.fail(
                     f"has {part!r}, which must stand once in it and have a table "
-                    f"[backbone.{part}] of its own; known: {', '.join(views)}"
+                    f"[backbone.{part}] of its own; allowed: {', '.join(views)}"
                 )
         if len({views[part] for part in parts}) > 1:
             table.fail("has parts with different numbers of views")

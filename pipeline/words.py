@@ -1,4 +1,4 @@
-"""Names, counts and numbers as people read them, and values as JSON holds them."""
+"""Names, counts and numbers as text for people, and values for JSON."""
 
 import math
 import unicodedata
@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-#: Below this a number is what sums and iterations leave of 0: shares, points and statistics
-#: are larger, or are nothing.
+#: A smaller number counts as 0: it is the rounding error of a sum or an iteration.
 _NOTHING = 1e-9
 
 
 def composed(text: str) -> str:
-    """A text in composed Unicode form (NFC), in which names are compared.
+    """A text in composed Unicode form (NFC), the form in which names are compared.
 
     Files that were copied from macOS have decomposed names, in which "ü" is two characters.
     """
@@ -20,13 +19,13 @@ def composed(text: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A name with what is not UTF-8, or would drive a terminal, as backslash escapes."""
+    """A name with backslash escapes for bytes that are not UTF-8 and for control characters."""
     text = name.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def as_file_name(text: str) -> str:
-    """A name of ours, such as a backbone's, as a part of a file's name."""
+    """A name, such as a backbone's, in a form that fits into a file name."""
     return "".join(c if c.isalnum() or c in "._+-" else "_" for c in text)
 
 
@@ -35,8 +34,8 @@ def counted(n: int, noun: str, plural: str = "") -> str:
 
     Args:
         n: How many.
-        noun: Of one.
-        plural: Of several; the noun with an s where left out.
+        noun: The singular.
+        plural: The plural; empty: the noun with an s.
     """
     return f"{n} {noun if n == 1 else plural or f'{noun}s'}"
 
@@ -52,22 +51,22 @@ def have(n: int) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error of a library says."""
+    """The first line of an error of a library, at most 200 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def percent(share: float) -> str:
-    """A share in per cent, to a tenth."""
+    """A share as text in per cent, with one decimal."""
     return f"{100 * share:.1f} %"
 
 
 def zero_noise(value: float) -> float:
-    """The value, or 0 for what rounding has left of it: -4e-18 is neither below 0 nor -0.0."""
+    """The value, or 0 if it is only a rounding error: -4e-18 should print as 0, not as -0.0."""
     return 0.0 if abs(value) < _NOTHING else value
 
 
 def to_jsonable(value: Any) -> Any:
-    """Nested dataclasses, mappings and arrays as JSON values; what is not finite is null."""
+    """Nested dataclasses, mappings and arrays as JSON values; NaN and infinity become null."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_jsonable(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

@@ -130,12 +130,12 @@ REFUSED = [
     (["shift", "STUDY", "--quick", "--thorough"], 2, "--quick and --thorough exclude each"),
     (["features", "STUDY", "--device", "tpu"], 2, "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
     (["features", "STUDY", "--device", "cpu", "--precision", "tf32"], 1, "tf32 is a precision of"),
-    (["heads", "STUDY", "--only", "lienar"], 1, "unknown head 'lienar'; known: mlp, linear"),
-    (["heads", "STUDY", "--baseline", "x"], 1, "unknown head 'x'; known: "),
+    (["heads", "STUDY", "--only", "lienar"], 1, "unknown head 'lienar'; allowed: mlp, linear"),
+    (["heads", "STUDY", "--baseline", "x"], 1, "unknown head 'x'; allowed: "),
     (["heads", "STUDY", "--only", "prior"], 5, "or go to the folder in which it was run"),
     (["cache", "verify", "--sample", "3"], 2, "--sample needs a STUDY"),
-    (["cache", "export", "STUDY", "x", "--backbone", "x"], 1, "known: tiny"),
-    (["init", "here", "--output", "o", "--backbone", "x"], 1, "known: densenet121"),
+    (["cache", "export", "STUDY", "x", "--backbone", "x"], 1, "allowed: tiny"),
+    (["init", "here", "--output", "o", "--backbone", "x"], 1, "allowed: densenet121"),
 ]
 
 

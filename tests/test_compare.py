@@ -232,9 +232,9 @@ def test_backbones_side_by_side_are_a_variant_like_any_other(study):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (only("linear", "lienar"), "unknown head 'lienar'; known: mlp, linear"),
+        (only("linear", "lienar"), "unknown head 'lienar'; allowed: mlp, linear"),
         (replace(SMALL, baseline="x"), "unknown head 'x'"),
-        (replace(SMALL, preprocessing="l3"), "unknown preprocessing 'l3'; known: standardise"),
+        (replace(SMALL, preprocessing="l3"), "unknown preprocessing 'l3'; allowed: standardise"),
     ],
 )
 def test_an_unknown_name_shows_before_any_work(study, monkeypatch, options, sentence):

@@ -161,7 +161,7 @@ def test_networks_of_every_method_have_maps(name, tmp_path, monkeypatch):
     whole = assemble(name, "tiny", file, policy=policy, classes=2, seed=0).whole.eval()
     network = nn.Sequential(whole.entry, whole.backbone)
     if name == "scratch_mlp":
-        with pytest.raises(ExportError, match="networks that end in global average pooling"):
+        with pytest.raises(ExportError, match="network that ends in global average pooling"):
             adds_up(network, 32, 8)
     else:
         adds_up(network, 32, whole.head[0].in_features)

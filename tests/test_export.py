@@ -240,7 +240,7 @@ def test_int8_is_measured_and_refused_above_the_margin(study, graph_of_mlp):
         ("knn", {}, "features of its training images, which are data about patients"),
         ("last_block", {}, "run headrace finetune STUDY --method last_block"),
         ("boosting", {}, "there is no model.json"),
-        ("linear", {"backbone": "other"}, "unknown backbone of the study 'other'; known: tiny"),
+        ("linear", {"backbone": "other"}, "unknown backbone of the study 'other'; allowed: tiny"),
     ],
 )
 def test_what_cannot_be_exported_says_why(study, name, options, message):

@@ -311,7 +311,7 @@ def test_files_are_only_added_to_the_record_of_the_same_run(tmp_path):
     """Another process may have replaced it in between."""
     write_set(tmp_path / "heads.json", {"run": 1})
     write_set(tmp_path / "heads.json", {"run": 2})
-    with pytest.raises(ResultsError, match="of another run by now"):
+    with pytest.raises(ResultsError, match="another run has replaced"):
         add_files(tmp_path / "heads.json", {"run": 1}, {"heads.csv": b"1"}, "heads")
     assert left(tmp_path) == {"heads.json"}
 

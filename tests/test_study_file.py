@@ -171,7 +171,7 @@ INSTEAD = [
     ("far", "source", r"the name 'source' is taken"),
     ("[target.far]", "[test.far]\npath='a'\n[target.far]", r"\[test.far\] and \[target.f"),
     ("[target.far]", "[target.far]\nsplit = 'given'", r"write the split that it is"),
-    ('"b"', '"b"\nfindings = ["x"]', r"\[target.far\] findings: 'x' is none of them"),
+    ('"b"', '"b"\nfindings = ["x"]', r"\[target.far\] findings: 'x' is no finding"),
     ('"b"', '"b"\nlabels = "secret"', r"\[target.far\] labels = 'secret': allowed are sealed"),
     ('"b"', '"b"\nlabels = false', r"\[target.far\] labels = False: allowed is text"),
     ('path = "b"', "path = 'x.npz'\ncolumns = {}", r"columns: this goes with table = FILE"),

@@ -1,4 +1,4 @@
-"""Names, counts and numbers as people read them, and values as JSON holds them."""
+"""Names, counts and numbers as text for people, and values for JSON."""
 
 import json
 from dataclasses import dataclass

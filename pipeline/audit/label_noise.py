@@ -148,11 +148,11 @@ def _finding(domain: str, n: int, images: list[Image], false: float) -> Finding:
         severity=NOTE,
         where=domain,
         text=f"{len(images)} of {counted(n, 'image')} {are(len(images))} {likely} labelled "
-        "wrongly, as heads of the other patients see them; expected share of false alarms "
-        f"{false / len(images):.0%}",
+        "wrongly, according to heads fitted to the other patients; expected share of false "
+        f"alarms {100 * false / len(images):.0f} %",
         examples=f"{first}{more}",
-        advice="Have them read again. Do not drop them unread: that would drop what the head "
-        "gets wrong, and flatter it",
+        advice="Have these images read again. Do not drop them unread: that would remove errors "
+        "of the head and make it look better",
         share=(len(images) - false) / n,
         values={"expected_false": false, "counts": dict(changes), "images": images},
     )

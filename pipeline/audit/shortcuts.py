@@ -38,7 +38,7 @@ FACTS = "file properties"
 _HIGH_DOMAIN_AUC = 0.9
 #: AUC above which something that should not show the label is a shortcut.
 _HIGH_LABEL_AUC = 0.6
-_FACTS = "size, greys, file size and quality"
+_FACTS = "image size, grey values, file size and JPEG quality"
 #: Permutations of a test, at least, and for each test of an audit: with fewer no p could be
 #: below 5 % once it is adjusted. Inside a class an interval is made of them, but no p.
 _DRAWS, _DRAWS_A_TEST, _CLASS_DRAWS = 499, 40, 199
@@ -67,7 +67,7 @@ _WHOLE_PICTURE = frozenset(
 #: By mask: name of the check, and what is left of the image.
 MASKED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "centre": ("border", "the border alone (the middle 70 % of each side black)"),
+        "centre": ("border", "the border alone (the middle 70 % of each side is hidden)"),
         "corners": ("corners", "the four corners alone (20 % of each side)"),
     }
 )
@@ -113,12 +113,12 @@ def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> 
     if shown:
         sentence = f"{test.claim}: {text}{test.expected and f'; {test.expected}'}"
     elif unsure:
-        sentence = f"it is open whether {test.claim}: {text}; too few patients to say"
+        sentence = f"there are too few patients to say whether {test.claim}: {text}"
     elif auc.low > 1 / 2:
         sentence = f"it is not shown that {test.claim}: {text}; p {p:.2f}, adjusted for "
         sentence += counted(tests, "test")
     else:
-        sentence = f"no sign that {test.claim}: {text}"
+        sentence = f"there is no sign that {test.claim}: {text}"
     return Finding(
         check=test.check,
         severity=WARNING if strong else NOTE if shown or unsure else OK,
@@ -149,7 +149,7 @@ def _domain_test(table: FeatureTable, name: str, *, draws: int = _DRAWS) -> Shor
     common: dict[str, Any] = {
         "check": "domain",
         "where": f"{SOURCE} and {name}",
-        "claim": f"a classifier separates them by the features of {table.backbone}",
+        "claim": f"a classifier separates the two domains by the features of {table.backbone}",
     }
     target = table.domain(name)
     try:

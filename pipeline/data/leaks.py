@@ -237,10 +237,10 @@ _EXCLUDE = (
     "study leaves them out"
 )
 _ADVICE = {
-    LEAK: f"Heads know these images before they are scored on them. {_EXCLUDE}",
+    LEAK: f"Heads learn from these images before they are scored on them. {_EXCLUDE}",
     WARNING: f"Look at near_copies.png. If it shows the same patients, {_EXCLUDE}",
-    NOTE: "Two data sets may number alike, and no picture is in both. If these are the same "
-    "people, remove them from one",
+    NOTE: "Two data sets may use the same numbers, and no picture is in both. If these are the "
+    "same patients, remove them from one of the two",
 }
 
 
@@ -250,16 +250,18 @@ def _without_patient(domain: Domain, samples: Samples) -> Iterator[Finding]:
     if not count:
         return
     if domain.group is None and count == rows.size:
-        text = "an image-level split: without a group pattern every image is its own patient"
+        text = "there is no group pattern, so every image counts as its own patient (an "
+        text += "image-level split)"
     else:
-        text = f"{count} of {rows.size} names match no patient, each is its own"
+        text = f"the group pattern finds no patient in {count} of {rows.size} names, and each of "
+        text += "these images counts as its own patient"
     yield Finding(
         check=_PATIENTS,
         severity=WARNING,
         where=domain.name,
         text=text,
-        advice="Write `group` in the study so that it finds the patient in every name; until "
-        "then images of one patient may be in two roles, and intervals are too short",
+        advice="Write `group` in the study so that it finds the patient in every name. Until "
+        "then, images of one patient may be in two roles, and intervals may be too short",
         share=count / rows.size,
     )
 
@@ -283,7 +285,7 @@ def _check_copies(
             where=role,
             text=f"{counted(extra, 'image')} {are(extra)} a copy of another, to the pixel",
             examples=_first_of([" = ".join(names) for names in pictures]),
-            advice="Each counts on its own; remove copies if that is not meant",
+            advice="Each copy counts as an image of its own. Remove copies if you do not want that",
             share=extra / rows.size,
         )
 
@@ -300,7 +302,7 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
         where=_ALL_ROLES,
         text=f"{counted(len(pictures), 'picture')} with several labels",
         examples=_first_of([" and ".join(names) for names in pictures]),
-        advice=f"Remove what is labelled wrongly, or all of them: {_EXCLUDE}",
+        advice=f"Remove the images with the wrong label, or all of them: {_EXCLUDE}",
         share=sum(map(len, conflicts)) / len(samples),
     )
 

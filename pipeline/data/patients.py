@@ -86,29 +86,29 @@ def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
         raise StudyError(
             f"{domain.name}: group = {domain.group or 'the column'!r} finds no patient in "
             f"{len(unknown)} of {counted(len(items), 'image')}; first: {printable(unknown[0])}. "
-            f"{_place_of_id(domain)}. Correct it, or take it out if nobody knows the patients"
+            f"{_meaning_of_group(domain)}. Correct it, or remove it if the patients are unknown"
         )
     if len(unknown) == len(items):
         _LOG.warning(
-            "%s: no `group` pattern, so every image counts as its own patient; two images of one "
-            "patient may stand on both sides of the split",
+            "%s: there is no `group` pattern, so every image counts as its own patient; images of "
+            "one patient may be on both sides of the split",
             domain.name,
         )
     elif unknown:
         _LOG.warning(
-            "%s: `group` finds no patient in %d of %d images, each counts as its own patient; "
-            "first: %s",
+            "%s: `group` finds no patient in %d of %d images; each of these counts as its own "
+            "patient; first: %s",
             *(domain.name, len(unknown), len(items), unknown[0]),
         )
     return [patient or item.path for patient, item in zip(patients, items, strict=True)]
 
 
-def _place_of_id(domain: Domain) -> str:
+def _meaning_of_group(domain: Domain) -> str:
     if domain.group is None:
-        return "It is a column of the table"
+        return "The patient is a column of the table"
     if domain.group == HEADER:
-        return "It is the patient id in the header of DICOM files"
-    return "It is searched in the file's name, and with a / in it in the path below the folder"
+        return "The patient is in the header of DICOM files"
+    return "The pattern is searched in the file's name; if it has a /, in the path below the folder"
 
 
 def single_patient_hint(table: str) -> str:

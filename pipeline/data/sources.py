@@ -244,9 +244,7 @@ def _masks(folders: Mapping[str, Sequence[str]], paths: Sequence[str]) -> WrongL
             return None
         ignore = {f"*{ending}*": ending for ending in sorted(endings)}
         what = f"{endings.total()} files called as another with {_listed([*endings])}"
-    return WrongLayout(
-        text=f"{what} would be taken as if they were pictures of their own", ignore=tuple(ignore)
-    )
+    return WrongLayout(text=f"{what} would be taken as images of their own", ignore=tuple(ignore))
 
 
 def _patients(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:

@@ -1,1 +1,1 @@
-"""From images to rows in the store, once: engines, the extraction, and rows joined to samples."""
+"""From images to features in the store: backbones, engines, extraction, and loading."""

@@ -1,4 +1,4 @@
-"""The table of backbones: which frozen networks there are, and where their weights come from.
+"""The table of backbones: the frozen networks, and where their weights come from.
 
 To add one: write its ``Spec`` into ``BACKBONES``; the contract tests run over the table.
 Nothing here imports torch before a network is built.
@@ -37,18 +37,18 @@ _SECONDS_TO_ANSWER = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What headrace knows of a network before it is built.
+    """What is known of a network before it is built.
 
     Attributes:
-        dim: Width of the pooled feature.
+        dim: Number of pooled features.
         policy: From pixels to network input.
-        network: State dict to the network, which maps float32 images ``(n, 3, size, size)`` to
-            pooled features ``(n, dim)``.
-        pretrained: File of the ImageNet weights, or None when it is not here; called with
-            ``download``, and then raises what the transport raises.
+        network: From a state dict to the network, which maps float32 images
+            ``(n, 3, size, size)`` to pooled features ``(n, dim)``.
+        pretrained: File of the ImageNet weights, or None if it is not on this machine; with
+            ``download`` it is fetched, and errors of the transport are raised.
         cut: Where the network ends.
         pooling: How the features are pooled.
-        layers: Width of each layer whose features may be taken instead, by its name.
+        layers: Width of each layer whose features may be used instead, by its name.
     """
 
     dim: int
@@ -76,7 +76,7 @@ def spec_of(name: str) -> Spec:
 
 
 def check_backbone_name(name: str) -> None:
-    """Refuse a name that is in no table, without building anything; see :func:`spec_of`."""
+    """Refuse an unknown backbone, without building anything; see :func:`spec_of`."""
     if name.startswith(TIMM) and name != TIMM:
         return
     network, at, layer = name.partition(AT)
@@ -87,16 +87,16 @@ def check_backbone_name(name: str) -> None:
 
 
 def policy_of(choice: BackboneChoice) -> PixelPolicy:
-    """Pixel policy of a backbone, as a study chooses it."""
+    """Pixel policy of a backbone, with the study's settings."""
     chosen = {name: getattr(choice, name) for name in ("resize", "decode", "mask", "views")}
     return replace(spec_of(choice.name).policy, **chosen)
 
 
 def weights_file(name: str, weights: str) -> Path:
-    """Path of the weights: a given file, or the ImageNet ones, fetched when not here.
+    """Path of the weights: a given file, or the ImageNet weights, which are fetched if missing.
 
     Raises:
-        WeightsError: They are not here and cannot be fetched.
+        WeightsError: They are not on this machine and cannot be fetched.
     """
     if weights != "imagenet":
         return Path(weights)
@@ -123,7 +123,7 @@ def weights_file(name: str, weights: str) -> Path:
 def file_digest(file: Path) -> str:
     """Hex SHA-256 of a weights file; checked against the 8 digits in a hub file's name.
 
-    torch's hub compares them only when it downloads; a cached file is trusted there.
+    torch's hub checks these digits only when it downloads, not in a cached file.
 
     Raises:
         WeightsError: The file cannot be read, or is not what its name says.
@@ -167,19 +167,19 @@ def read_state(file: Path) -> _State:
 
 
 def _refuse_strange(file: Path) -> None:
-    """A FIFO would be waited for."""
+    """Refuse a FIFO, which would block for ever, and other special files."""
     if file.exists() and not file.is_file():
         raise WeightsError(f"cannot read the weights {file}: no regular file")
 
 
-#: Under these names files keep the state dict beside other things; DINO's best is the teacher.
+#: Keys under which files hold the state dict beside other things; DINO's best is the teacher.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "network", "net")
-#: What stands before the names of a network that was part of another one while it was trained.
+#: Prefixes of the names of a network that was part of another one during its training.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "encoder_q.", "backbone.", "network.", "net.")
 
 
 def _unwrapped(content: Any, file: Path) -> _State:
-    """The state dict in what a file holds, by the names that the network itself has."""
+    """The state dict in a file's content, without the prefixes of an outer network."""
     places, state = [], content
     while isinstance(state, dict) and (inner := [k for k in _WRAPPERS if k in state]):
         if not isinstance(state[inner[0]], dict):
@@ -204,7 +204,7 @@ def _unwrapped(content: Any, file: Path) -> _State:
 
 
 def _hub_file(network: str, name: str, *, download: bool) -> Path | None:
-    """Torchvision's file in torch's hub cache; torch is imported only to fetch it."""
+    """A torchvision file in torch's hub cache; torch is imported only to fetch it."""
     # As torch.hub.get_dir has it.
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
@@ -213,7 +213,7 @@ def _hub_file(network: str, name: str, *, download: bool) -> Path | None:
         from torchvision.models import get_weight
 
         weights, before = get_weight(f"{network}_Weights.IMAGENET1K_V1"), socket.getdefaulttimeout()
-        # A host that never answers must not hold a run for ever, and stdout is for results.
+        # A host that never answers must not block a run for ever, and stdout is for results.
         socket.setdefaulttimeout(_SECONDS_TO_ANSWER)
         try:
             with redirect_stdout(sys.stderr):
@@ -234,7 +234,7 @@ def _wheel_file(package: str, name: str, *, download: bool) -> Path | None:
 
 
 def _unpublished_file(advice: str, *, download: bool) -> None:
-    """Of a network that nobody publishes with ImageNet weights: the user brings a file."""
+    """For a network without published ImageNet weights: the user has to give a file."""
     if download:
         raise WeightsError(f"this backbone has no ImageNet weights: {advice}")
 
@@ -255,7 +255,7 @@ def _timm_file(name: str, hub_id: str | None, *, download: bool) -> Path | None:
 
 
 def _load(network: "torch.nn.Module", state: _State, classifier: str) -> "torch.nn.Module":
-    """Load all but the classifier, whatever its width; anything else must fit exactly."""
+    """Load a state dict; the classifier is left out, all other tensors must fit exactly."""
     from torch import nn
 
     setattr(network, classifier, nn.Identity())
@@ -263,7 +263,7 @@ def _load(network: "torch.nn.Module", state: _State, classifier: str) -> "torch.
 
 
 def _fill(network: "torch.nn.Module", state: _State) -> "torch.nn.Module":
-    """Load a state dict that must fit exactly; the error says in a line how far it does not."""
+    """Load a state dict that must fit exactly; the error says in one line what does not fit."""
     wanted = network.state_dict()
     both = [name for name in wanted if name in state]
     for name in both:
@@ -273,7 +273,7 @@ def _fill(network: "torch.nn.Module", state: _State) -> "torch.nn.Module":
             if len(shape) == 4 and (given[1], shape[1]) == (1, 3):
                 hint = f"; for pictures of one channel there is {_ONE_CHANNEL}"
             raise WeightsError(f"{name} has shape {given}, the network's has {shape}{hint}")
-    # Assigned, not copied: to copy, torch wakes all its threads for each of hundreds of tensors.
+    # Assigned, not copied: for a copy torch wakes all its threads for each of hundreds of tensors.
     values = {k: t.to(wanted[k].dtype) if k in wanted else t for k, t in state.items()}
     missing, unexpected = network.load_state_dict(values, strict=False, assign=True)
     if missing or unexpected:
@@ -331,7 +331,7 @@ def _resnet50(state: _State) -> "torch.nn.Module":
 
 
 def _efficientnet_lite0(state: _State) -> "torch.nn.Module":
-    """Timm's network; the wheel's file names its 296 tensors otherwise, in the same order."""
+    """Timm's network; the wheel's file has other names for its 296 tensors, in the same order."""
     network = _require_timm().create_model("tf_efficientnet_lite0", pretrained=False)
     names = list(network.state_dict())
     if not state.keys() & set(names) and len(state) == len(names):
@@ -363,7 +363,7 @@ def _timm_spec(name: str) -> Spec:
 
 @lru_cache
 def _timm_width(name: str) -> int:
-    """Asked of a model without weights: some pool into more features than they convolve."""
+    """The number of features, from a model without weights: some pool into more features."""
     import torch
 
     with torch.device("meta"):
@@ -383,9 +383,9 @@ def _timm_network(name: str, state: _State) -> "torch.nn.Module":
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Import what asks for torch's compiler, which takes longer to import than torch, without it.
+    """Import a module without torch's compiler, which takes longer to import than torch itself.
 
-    torchvision and timm only mark functions with it that no backbone here has.
+    torchvision and timm only use it to mark functions that no backbone here has.
     """
     names = ("torch._dynamo", "torch._dynamo.utils")
     if names[0] in sys.modules:
@@ -431,7 +431,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
         ),
         _ONE_CHANNEL: Spec(
             dim=1024,
-            # Their pixels go from -1024 to 1024; with resize = "crop", the centre as they take it.
+            # Their pixels go from -1024 to 1024; resize = "crop" takes the centre as they do.
             policy=PixelPolicy(crop_ratio=1.0, mean=_HALVES, std=(0.5 / 1024,) * 3),
             network=_densenet121_xray,
             pretrained=partial(

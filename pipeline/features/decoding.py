@@ -1,7 +1,7 @@
-"""Images decoded ahead of the engine, straight into its batches: in threads, or in processes.
+"""Decode images ahead of the engine, directly into its batches: in threads, or in processes.
 
-Threads share one Python lock, which lets through about a thousand small pictures a second, so a
-fast device is fed by processes, which decode into memory that they share with this one.
+Threads share one Python lock, which limits them to about a thousand small images per second. So
+for a fast device, processes decode into memory that they share with this process.
 """
 
 import os
@@ -21,9 +21,9 @@ from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
 from pipeline.parallel import Processes, can_share_memory, shared_memory
 
-#: The pixels of a batch, and for each of its rows the key; None where there is no image.
+#: The pixels of a batch, and the key of each row; None for a row without an image.
 Batch = tuple[list[bytes | None], Any]
-#: Decoded images that may wait: 40 MB at 224 x 224; of large batches at least a few.
+#: Decoded images that may wait: 40 MB at 224 x 224; with large batches at least a few.
 _WINDOW, _BATCHES = 256, 3
 #: Rows that a process decodes for one request.
 _ROWS_PER_REQUEST = 16
@@ -32,7 +32,7 @@ _IMAGES_FOR_PROCESSES = 1000
 _LARGE_FILE = 1 << 28
 CONSTANT = "all pixels have one colour"
 Request = Sequence[tuple[bytes, Item]]
-#: Why each image cannot be used, or None; and the pixels of the batch.
+#: The reason why each image cannot be used, or None; and the pixels of the batch.
 Decoded = tuple[list[str | None], Any]
 
 
@@ -49,14 +49,14 @@ def decode_batches(
     """Decode ahead, in order; the row of an image that cannot be used is black.
 
     Args:
-        items: By content key; what is read must still have that key.
+        items: Images by content key; the content must still have that key.
         policy: From bytes to pixels.
         unusable: Gets the reason of each image that is left out, by key.
-        size: Images in a batch; the last one is filled up with black rows.
-        device: What takes the batches: for a GPU they lie in memory that it can copy from.
-        processes: Decode in so many processes, or in threads where that is 0; None: as it is
-            faster for the device and the images.
-        threads: How many of those; None: one for each core.
+        size: Images in a batch; the last batch is filled up with black rows.
+        device: Device of the engine: for a GPU, batches lie in memory that it can copy from.
+        processes: Number of processes that decode; 0: threads; None: whichever is faster for
+            the device and the images.
+        threads: Number of threads; None: one for each core.
 
     Yields:
         Batches of uint8 pixels, shape ``(size, policy.size, policy.size, 3)``.
@@ -92,7 +92,7 @@ def decode_batches(
 
 
 def empty_batch(shape: tuple[int, ...], device: str) -> Pixels:
-    """The uint8 array of a batch; where a GPU reads it, it copies without help of the CPU."""
+    """The uint8 array of a batch; a GPU can copy it without help of the CPU."""
     if device == "cpu":
         return np.empty(shape, np.uint8)
     import torch
@@ -102,7 +102,7 @@ def empty_batch(shape: tuple[int, ...], device: str) -> Pixels:
 
 
 def _processes_for(device: str, items: Collection[Item]) -> int:
-    """How many processes should decode these images; 0 where threads do."""
+    """How many processes should decode these images; 0 means threads."""
     cores = os.cpu_count() or 1
     many = device == "cuda" and len(items) >= _IMAGES_FOR_PROCESSES and cores > 2
     if not many or not can_share_memory():
@@ -118,10 +118,10 @@ def started_ahead(
     start: Callable[[Request], Callable[[], Decoded]],
     unusable: dict[bytes, str],
 ) -> Iterator[Batch]:
-    """Batches in order, some of them started before the first is asked for.
+    """Batches in order; some are started before the first is requested.
 
     Args:
-        items: By content key.
+        items: Images by content key.
         size: Images in a batch.
         start: Starts one batch; returns what waits for it.
         unusable: See :func:`decode_batches`.
@@ -142,20 +142,20 @@ def started_ahead(
 def decode_images(
     items: Mapping[bytes, Item], policy: PixelPolicy, unusable: dict[bytes, str]
 ) -> Iterator[tuple[bytes, Pixels]]:
-    """As :func:`decode_batches`, one by one: key, and pixels of shape ``(size, size, 3)``."""
+    """As :func:`decode_batches`, image by image: key, and pixels ``(size, size, 3)``."""
     for keys, pixels in decode_batches(items, policy, unusable, size=1):
         if keys[0] is not None:
             yield keys[0], pixels[0]
 
 
 def _decode_shared(request: Request, policy: PixelPolicy) -> list[str | None]:
-    """Decode images into the memory that this process shares with the one that asks."""
+    """Decode images into the memory that this process shares with its parent."""
     rows = shared_memory()[: len(request) * policy.size**2 * 3]
     return _decode_rows(rows.reshape(-1, policy.size, policy.size, 3), request, policy)
 
 
 def _decode_rows(rows: Pixels, request: Request, policy: PixelPolicy) -> list[str | None]:
-    """Decode images into rows; returns for each why it cannot be used, or None."""
+    """Decode images into rows; returns the reason why each cannot be used, or None."""
     return [
         _decode_row(row, key, item, policy) for row, (key, item) in zip(rows, request, strict=True)
     ]
@@ -170,6 +170,6 @@ def _decode_row(row: Pixels, key: bytes, item: Item, policy: PixelPolicy) -> str
         return str(reason)
     if policy.mask != "none":
         return None
-    # A few pixels tell it of nearly every picture.
+    # A few pixels are enough for nearly every image.
     constant = (row[::16, ::16] == row[0, 0]).all() and (row == row[0, 0]).all()
     return CONSTANT if constant else None

@@ -1,8 +1,8 @@
 """JPEG files decoded and resized on a CUDA device, many at once. Imports torch.
 
-nvJPEG's pixels and torch's antialiased resize are not bit for bit those of the CPU, so what is
-made of them has a recipe of its own. A picture that cannot be decoded there, or is out of the
-ordinary, is decoded on the CPU, and counted.
+nvJPEG's pixels and torch's antialiased resize differ slightly from those of the CPU, so their
+features have their own recipe. Images that the device cannot decode, or that are not ordinary
+JPEG files, are decoded on the CPU and counted.
 """
 
 import logging
@@ -25,17 +25,17 @@ from pipeline.words import are, counted
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
-#: Pixels that are decoded, and resized, at once, so that full-size pictures fit into the memory.
+#: Pixels that are decoded and resized at once, so that full-size images fit into the memory.
 _DECODED_AT_ONCE, _RESIZED_AT_ONCE = 500_000_000, 100_000_000
-#: Threads that read and check files; that decode. While one of these waits for nvJPEG, the
-#: other resizes.
+#: Threads that read and check files; threads that decode. While one of the latter waits for
+#: nvJPEG, the other resizes.
 _READERS, _DECODERS = 16, 2
-#: By the orientation of EXIF, 1 to 8: quarters of a turn to the left, after mirroring or not.
+#: By EXIF orientation, 1 to 8: quarter turns to the left, and whether to mirror first.
 _QUARTERS, _MIRRORED = (0, 0, 2, 2, 1, -1, -1, 1), (2, 4, 5, 7)
 
 
 class _Picture(NamedTuple):
-    """A JPEG file as it goes to the device; ``content`` decodes it on the CPU if need be."""
+    """A JPEG file for the device; ``content`` can decode it on the CPU instead."""
 
     content: Content
     jpeg: Tensor
@@ -54,12 +54,12 @@ def device_batches(
     """As :func:`pipeline.features.decoding.decode_batches`; the pixels are on the device.
 
     Raises:
-        EngineError: This torchvision decodes no JPEG.
+        EngineError: This torchvision cannot decode JPEG.
     """
     decoder = _DeviceDecoder(policy, size, device)
     with (
         ThreadPoolExecutor(_READERS, "read") as pool,
-        # On a stream of its own, or decoding would wait for the network and the network for it.
+        # On its own stream; otherwise decoding and the network would wait for each other.
         ThreadPoolExecutor(_DECODERS, "decode", _cuda_stream, (device,)) as decoders,
     ):
 
@@ -85,13 +85,13 @@ def _cuda_stream(device: str) -> None:
 
 
 def _read(key: bytes, item: Item, policy: PixelPolicy) -> _Picture | Pixels | str:
-    """A JPEG file, or the pixels of what is none, or why it cannot be used."""
+    """A JPEG file, or the pixels of another image, or the reason why it cannot be used."""
     try:
         content = read_image(item, key)
         # Rows of stacks are pixels already.
         if isinstance(content.data, bytes) and (plain := plain_jpeg(content.data, item.reading)):
             jpeg, *rest = plain
-            # numpy copies without Python's lock, under which a large file would hold up all.
+            # numpy copies without Python's lock; with it a large file would block all threads.
             return _Picture(content, torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy()), *rest)
         return content.pixels(policy)
     except ImageError as reason:
@@ -104,7 +104,7 @@ class _DeviceDecoder:
     Args:
         policy: From bytes to pixels.
         size: Images in a batch.
-        device: ``cuda``; ``cpu`` does the same with other decoders.
+        device: ``cuda``; with ``cpu`` the same is done by other decoders.
     """
 
     def __init__(self, policy: PixelPolicy, size: int, device: str) -> None:
@@ -120,7 +120,7 @@ class _DeviceDecoder:
         self.on_cpu = 0
 
     def __call__(self, pictures: Sequence[_Picture | Pixels | str]) -> Decoded:
-        """Why each picture cannot be used, and uint8 pixels ``(size, side, side, 3)``."""
+        """The reason why each image cannot be used; uint8 pixels ``(size, side, side, 3)``."""
         side = self._policy.size
         pixels = torch.zeros((self._size, side, side, 3), dtype=torch.uint8, device=self._device)
         reasons: list[str | None] = [p if isinstance(p, str) else None for p in pictures]
@@ -147,7 +147,7 @@ class _DeviceDecoder:
     def _fill(
         self, pixels: Tensor, pictures: list[tuple[int, _Picture]]
     ) -> list[tuple[int, _Picture]]:
-        """Decode pictures into their rows; returns those that could not be decoded here."""
+        """Decode images into their rows; returns those that the device could not decode."""
         images = self._decoded([picture.jpeg for _, picture in pictures])
         by_shape: defaultdict[tuple[int, ...], list[tuple[int, Tensor]]] = defaultdict(list)
         left = []
@@ -167,7 +167,7 @@ class _DeviceDecoder:
         return left
 
     def _decoded(self, encoded: list[Tensor]) -> list[Tensor | None]:
-        """Uint8 images ``(channels, height, width)``; None for what is not decoded here."""
+        """Uint8 images ``(channels, height, width)``; None for those the device cannot decode."""
         try:
             if self._device == "cpu":
                 return [self._decode_jpeg(jpeg, self._mode) for jpeg in encoded]
@@ -179,7 +179,7 @@ class _DeviceDecoder:
 
 
 def _divided(values: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[list[_T]]:
-    """Runs of values whose sizes add up to a limit; one that is larger is alone."""
+    """Divide values into runs whose sizes add up to a limit; a larger one is a run alone."""
     run: list[_T] = []
     total = 0
     for value, size in zip(values, sizes, strict=True):
@@ -193,7 +193,7 @@ def _divided(values: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator
 
 
 def _fitted(images: Tensor, policy: PixelPolicy) -> Tensor:
-    """Images ``(n, c, height, width)`` as the network takes them, by the same rules as Pillow's."""
+    """Images ``(n, c, height, width)`` at the network's size, by the same rules as on the CPU."""
     height, width = images.shape[2:]
     to = (policy.size, policy.size)
     if policy.resize == "crop":

@@ -40,27 +40,27 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 Features = NDArray[np.float32]
 Wait = Callable[[], Features]
-#: Builds the network; an engine calls it only if it has to, for it imports torch.
+#: Builds the network; an engine calls it only if necessary, because it imports torch.
 Build = Callable[[], "Frozen"]
 #: The two files of an OpenVINO network: graph and constants.
 _Converted = tuple[bytes, bytes]
 _FORMAT = 4
 ENGINES = ("openvino", "torch")
-#: Large enough for full speed, small enough that 2 GB of memory hold all batches under way.
+#: Large enough for full speed, small enough that 2 GB of memory hold all running batches.
 CPU_BATCH = 8
 _LARGEST_CUDA_BATCH = 256
-#: Of the free memory of a GPU; what DenseNet121 takes for a pixel of a picture in fp32, and more.
+#: Share of a GPU's free memory; bytes per pixel, more than DenseNet121 takes in fp32.
 _SHARE_OF_MEMORY, _BYTES_PER_PIXEL = 0.5, 640
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """What the user wants a network to run on.
+    """The user's choice of what a network runs on.
 
     Attributes:
         engine: ``auto``, or one of ``ENGINES``.
         device: ``auto``, ``cpu`` or ``cuda``.
-        batch_size: Images per batch; None: as the device and its memory allow.
+        batch_size: Images per batch; None: chosen for the device and its memory.
         compile: ``auto``, ``never`` or ``always``: whether torch compiles the network.
         threads: Cores that decoding and OpenVINO use; None: all.
     """
@@ -77,8 +77,8 @@ class Engine:
 
     Attributes:
         batch_size: Every batch has exactly this many images; the caller pads.
-        depth: Batches that may be under way at once.
-        description: For people: engine, device, batch size.
+        depth: Batches that may run at once.
+        description: Engine, device and batch size as text.
         device_seconds: How long a GPU was busy so far, by kind of work; empty on a CPU.
     """
 
@@ -96,7 +96,7 @@ class Engine:
             self._device_name = f"cuda ({torch.cuda.get_device_name()})"
 
     def submit(self, batch: Any) -> Wait:
-        """Start on uint8 pixels ``(batch_size, size, size, 3)``, which must stay as they are."""
+        """Start on uint8 pixels ``(batch_size, size, size, 3)``, which must not change."""
         raise NotImplementedError
 
     def provenance(self) -> dict[str, str]:
@@ -110,7 +110,7 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Let go of threads and device memory."""
+        """Release threads and device memory."""
         raise NotImplementedError
 
 
@@ -153,11 +153,11 @@ class _OpenVINOEngine(Engine):
 
 
 def check_engine(choice: EngineChoice) -> None:
-    """Refuse an engine or device that is not there, before any work.
+    """Refuse an engine or device that is not available, before any work.
 
     Raises:
-        UnknownNameError: The engine, the device or the way to compile is in no table.
-        EngineError: It is not installed, or the device is not here.
+        UnknownNameError: The engine, the device or the value of ``compile`` is unknown.
+        EngineError: The engine is not installed, or this machine lacks the device.
     """
     for kind, name, allowed in (
         ("engine", choice.engine, ("auto", *ENGINES)),
@@ -175,9 +175,10 @@ def check_engine(choice: EngineChoice) -> None:
 
 
 def load_early(choice: EngineChoice) -> bool:
-    """Begin to load torch and the libraries of a GPU, where one will be used, in a thread.
+    """Start loading torch and the GPU libraries in a thread, if a GPU will be used.
 
-    It takes seconds, in which other processes can read the files; returns whether it is done.
+    Loading takes seconds, in which other processes can read the files. Returns whether it was
+    started.
     """
     loads = choice.device != "cpu" and choice.engine != "openvino" and _has_driver()
     if loads:
@@ -186,7 +187,7 @@ def load_early(choice: EngineChoice) -> bool:
 
 
 def load_cuda() -> None:
-    """Load what every network needs on a GPU: its context, and cuDNN by one convolution."""
+    """Load what every network needs on a GPU: the context, and cuDNN through one convolution."""
     import torch
 
     if torch.cuda.is_available():
@@ -198,7 +199,7 @@ def choose_device(name: str) -> str:
     """``cpu`` or ``cuda``, from ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        EngineError: CUDA is asked for, and there is none.
+        EngineError: CUDA is requested, and there is no CUDA device.
     """
     if name not in ("auto", "cuda"):
         return name
@@ -220,14 +221,14 @@ def resolve_engine(
     size: int = 224,
     views: int = 1,
 ) -> EngineChoice:
-    """What a choice comes to on this machine: no ``auto``, and a batch size.
+    """The choice for this machine, with ``auto`` and the batch size resolved.
 
     Args:
-        choice: Of the user.
-        precision: Of the recipe.
-        images: How many are to come; the batch is not much larger.
-        size: Their side as the network takes them, pixels.
-        views: Of each image.
+        choice: The user's choice.
+        precision: The recipe's precision.
+        images: Number of images; the batch is not much larger.
+        size: Side of the network's input, pixels.
+        views: Views of each image.
 
     Raises:
         PipelineError: See :func:`check_engine`; or the engine cannot do this precision.
@@ -264,14 +265,14 @@ def start_engine(
     kept: Path | None = None,
     images: int = _LARGEST_CUDA_BATCH,
 ) -> Engine:
-    """The engine that the choice comes to on this machine, ready to run.
+    """Start the chosen engine on this machine.
 
     Args:
-        build: Builds the network; not called where its converted form is kept.
+        build: Builds the network; not called if its converted form is stored.
         choice: See :class:`EngineChoice`.
-        precision: Of the recipe.
-        kept: File of the converted form of this very network; None: it is not kept.
-        images: How many are to come.
+        precision: The recipe's precision.
+        kept: File for the converted form of this network; None: it is not stored.
+        images: Number of images.
 
     Raises:
         PipelineError: See :func:`resolve_engine`.
@@ -345,7 +346,7 @@ def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
 
 
 def _cuda_batch(images: int, size: int) -> int:
-    """A power of two that half of the free memory takes, and not far above the images."""
+    """A power of two that fits into half of the free memory, not far above the images."""
     import torch
 
     free, _ = torch.cuda.mem_get_info()
@@ -355,7 +356,7 @@ def _cuda_batch(images: int, size: int) -> int:
 
 
 def _converted(build: Build, batch_size: int, kept: Path | None) -> _Converted:
-    """The network in OpenVINO's form: as it is kept in a file, or new, and kept from now on."""
+    """The network in OpenVINO's form: read from a file, or converted and then stored."""
     if kept is None:
         return _convert(build(), batch_size)
     # A batch has one size, and so has the graph. Torch decides how it is exported.
@@ -372,7 +373,7 @@ def _converted(build: Build, batch_size: int, kept: Path | None) -> _Converted:
 
 
 def _load(file: Path, key: Mapping[str, Any]) -> _Converted | None:
-    """The converted network, if these versions kept it and no byte of it has changed."""
+    """The stored converted network, if the same versions wrote it and no byte has changed."""
     try:
         data = disk.read_all(file)
         head, _, body = data[32:].partition(b"\n")
@@ -385,23 +386,23 @@ def _load(file: Path, key: Mapping[str, Any]) -> _Converted | None:
 
 
 def _convert(network: "Frozen", batch_size: int) -> _Converted:
-    """The network in OpenVINO's form, as files: read back, they always round alike."""
+    """The network in OpenVINO's form, as files: reading them gives the same rounding each time."""
     import torch
 
     openvino = _openvino()
     shape = [batch_size, network.size, network.size, 3]
     threads = torch.get_num_threads()
-    # The network is run to be traced: on one picture several threads only get in each other's way.
+    # The network runs once to be traced; for a single image several threads only slow it down.
     torch.set_num_threads(1)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # torch would rather have it exported, which takes 4 times as long.
+            # torch recommends its exporter instead, which takes 4 times as long.
             warnings.simplefilter("ignore")
             example = torch.zeros(1, *shape[1:], dtype=torch.uint8)
             traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))  # type: ignore[no-untyped-call]
         model = openvino.convert_model(traced, input=[(shape, openvino.Type.u8)])
     except RuntimeError as cause:
-        # A Ctrl-C inside the converter comes out as its own error.
+        # The converter turns a Ctrl-C into an error of its own.
         if "KeyboardInterrupt" in str(cause):
             raise KeyboardInterrupt from cause
         raise EngineError(
@@ -416,8 +417,8 @@ def _convert(network: "Frozen", batch_size: int) -> _Converted:
 
 
 def _openvino() -> Any:
-    """OpenVINO without its telemetry, which would report each conversion by the network."""
-    # Where that package is marked as absent, it takes a stub of its own.
+    """OpenVINO without its telemetry, which would report each conversion over the internet."""
+    # If that package is marked as absent, OpenVINO uses its own stub.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -429,7 +430,7 @@ def _has_openvino() -> bool:
 
 
 def _has_driver() -> bool:
-    """Whether a GPU may be here; torch is not imported to know it."""
+    """Whether there may be a GPU, without importing torch."""
     if "rocm" in version("torch"):
         return True
     try:

@@ -1,7 +1,7 @@
 """A frozen network: built from a file of weights, and run by torch on uint8 pixels. Imports torch.
 
-On CUDA the copy of one batch, the network on the one before and the copy back of the one
-before that overlap: they are queued on two streams, and nothing waits but for its result.
+On CUDA three steps overlap: the copy of a batch to the device, the network on the previous batch,
+and the copy back of the batch before. They are queued on two streams.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from pipeline.features.engines import Build, Engine, EngineChoice, Features, Wai
 from pipeline.words import first_line
 
 _LOG = logging.getLogger(__name__)
-#: What compiling costs, and the share of the network's time that it saves: DenseNet121 on an
-#: H100 took 45 s, and ran at twice the rate.
+#: Seconds that compiling costs, and the share of the network's time that it saves: for
+#: DenseNet121 on an H100 it took 45 s and doubled the rate.
 _COMPILE_SECONDS, _COMPILE_SAVES = 60.0, 0.4
 
 
@@ -34,14 +34,14 @@ def build(name: str, file: Path) -> nn.Module:
     """The frozen network: eval mode, no gradients, classifier cut off.
 
     Raises:
-        WeightsError: The file is no state dict, or does not fit the network.
+        WeightsError: The file is not a state dict, or does not fit the network.
     """
     state = read_state(file)
     try:
         network = spec_of(name).network(state)
     except (WeightsError, RuntimeError, KeyError, ValueError) as cause:
         raise WeightsError(f"{file} does not fit {name}: {first_line(cause)}") from cause
-    # In numpy: torch would wake all its threads for each of hundreds of small tensors.
+    # With numpy: torch would wake all its threads for each of hundreds of small tensors.
     values = {name: t.float().numpy() for name, t in network.state_dict().items()}
     if bad := [name for name, value in values.items() if not np.isfinite(value).all()]:
         raise WeightsError(f"{file}: {bad[0]} is not finite: these weights are broken")
@@ -58,7 +58,7 @@ def state_digest(network: nn.Module) -> str:
 
 
 class Normalise(nn.Module):
-    """Uint8 pixels ``(n, size, size, 3)`` to the backbone's images ``(n, 3, size, size)``."""
+    """From uint8 pixels ``(n, size, size, 3)`` to normalised images ``(n, 3, size, size)``."""
 
     mean: Tensor
     std: Tensor
@@ -71,15 +71,15 @@ class Normalise(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised images, channels last in memory."""
-        # The same operations in the same order as ToTensor and Normalize.
+        # The same operations, in the same order, as ToTensor and Normalize.
         images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype).div(255)
         return (images - self.mean) / self.std
 
 
 class Views(nn.Module):
-    """Pixels ``(n, size, size, 3)`` to their views ``(n * k, size, size, 3)``, in floats.
+    """From pixels ``(n, size, size, 3)`` to their views ``(n * k, size, size, 3)``, as floats.
 
-    What a rotation brings in from outside repeats the edge.
+    Pixels from outside the image repeat its edge.
     """
 
     grids: Tensor
@@ -96,7 +96,7 @@ class Views(nn.Module):
         self.register_buffer("brightness", brightness, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The views of the first picture, of the second, and so on."""
+        """All views of the first image, then of the second, and so on."""
         images = pixels.permute(0, 3, 1, 2).to(self.brightness.dtype)
         views = [
             factor
@@ -115,11 +115,10 @@ class Frozen(nn.Module):
     """Makes views and normalises inside the graph, so that only bytes travel to the device.
 
     Args:
-        network: Float32 images ``(n, 3, size, size)`` to features ``(n, ...)``.
-        policy: Size, views, mean and standard deviation are taken from it.
-        layers: Names of modules within the network whose outputs ``(n, d, h, w)``, averaged
-            over places, are the features, side by side; an empty name stands for what the
-            network itself gives.
+        network: From float32 images ``(n, 3, size, size)`` to features ``(n, ...)``.
+        policy: Gives size, views, mean and standard deviation.
+        layers: Names of modules whose outputs ``(n, d, h, w)``, averaged over places and
+            concatenated, are the features; an empty name stands for the network's output.
     """
 
     size: int
@@ -144,7 +143,7 @@ class Frozen(nn.Module):
     def place(
         self, device: torch.device, layout: torch.memory_format, dtype: torch.dtype = torch.float32
     ) -> None:
-        """Move the network to a device, to run in a precision on images that lie so in memory.
+        """Move the network to a device; set precision and memory layout of the images.
 
         Batch normalisation stays in float32: its statistics are small differences of large
         numbers, and cost no time.
@@ -173,7 +172,7 @@ class Frozen(nn.Module):
 
 
 class TorchEngine(Engine):
-    """torch, with images in memory as the device is fastest; see :func:`engines.start_engine`."""
+    """torch, with the fastest memory layout of the device; see :func:`engines.start_engine`."""
 
     name = "torch"
 
@@ -184,7 +183,7 @@ class TorchEngine(Engine):
         self._on_cuda = self._device.type == "cuda"
         self.depth = 4 if self._on_cuda else 2
         self._copies = torch.cuda.Stream() if self._on_cuda else None  # type: ignore[no-untyped-call]
-        # One thread keeps the order; the caller's thread stays free to commit.
+        # One thread keeps the order, and the caller's thread is free to commit.
         self._thread = ThreadPoolExecutor(1, "forward")
         how = self._thread.submit(self._start, build, choice.compile, precision, images).result()
         self.description = (
@@ -192,10 +191,10 @@ class TorchEngine(Engine):
         )
 
     def _start(self, build: Build, compiling: str, precision: str, images: int) -> str:
-        """Bring the network to the device, in the form that is fastest for so many images."""
+        """Move the network to the device, in the form that is fastest for this many images."""
         _set_precision(precision)
         network = build()
-        # On an H200 fp32 is 13 % faster so; bf16 and CPUs want the opposite.
+        # On an H200 this makes fp32 13 % faster; bf16 and CPUs need the opposite.
         plain = self._on_cuda and precision == "fp32"
         layout = torch.contiguous_format if plain else torch.channels_last
         network.place(
@@ -226,7 +225,7 @@ class TorchEngine(Engine):
             text = first_line(cause)
             if compiling == "always":
                 raise EngineError(f"torch cannot compile this network here: {text}") from cause
-            _LOG.warning("the network runs as it is, since torch cannot compile it: %s", text)
+            _LOG.warning("torch cannot compile the network, so it runs uncompiled: %s", text)
             return ""
         self._network = compiled
         return ", compiled"
@@ -250,7 +249,7 @@ class TorchEngine(Engine):
         return wait
 
     def _run(self, batch: Any) -> Wait:
-        """On a CPU."""
+        """Run a batch on a CPU."""
         pixels = torch.from_numpy(batch) if not isinstance(batch, Tensor) else batch
         with torch.inference_mode():
             features = self._network(pixels).float().numpy()
@@ -288,7 +287,7 @@ class TorchEngine(Engine):
 
 
 class _CudaGraph:
-    """A network on batches of one shape, recorded once: one launch a batch, and no Python.
+    """A network on batches of one shape, recorded once: one launch per batch, without Python.
 
     Raises:
         RuntimeError: The network does something that cannot be recorded.
@@ -322,7 +321,7 @@ def _on_device(batch: Any, device: torch.device) -> Tensor:
 
 
 def _set_precision(precision: str) -> None:
-    """Set what torch leaves to defaults: cuDNN would use TF32 by itself."""
+    """Set the precision of products and convolutions: cuDNN uses TF32 by default."""
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = False
     torch.backends.cudnn.allow_tf32 = precision == "tf32"

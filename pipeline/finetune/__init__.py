@@ -1,1 +1,1 @@
-"""Stage 3: networks trained end to end or in part, by one loop, to compare with frozen ones."""
+"""Stage 3: train networks end to end or in part, and compare them with frozen networks."""

@@ -1,8 +1,8 @@
-"""Where a training stands, on disk: a training that is cut off goes on, bit for bit.
+"""Checkpoints: a training that was interrupted goes on from one, bit for bit.
 
-A checkpoint is one safetensors file, named by the SHA-256 of its content, so damage is seen.
-What is no tensor is JSON in its header. A new one is put in place first, and only then older
-ones but the last are removed: at any moment the newest whole one is there.
+A checkpoint is one safetensors file. Its name is the SHA-256 of its content, so damage is
+detected. All that is not a tensor is JSON in its header. Old checkpoints, except the last, are
+removed only when the new one is in place: at any moment there is a whole one.
 """
 
 import hashlib
@@ -37,13 +37,13 @@ class EpochRow:
 
     Attributes:
         epoch: From 0.
-        fit_loss: Mean loss of the epoch's images as they were trained on: weights still
-            moving, with dropout and augmentation; nats. So is the accuracy.
-        fit_accuracy: 0 to 1.
-        validation_loss: Mean cross-entropy after the epoch, nothing dropped; nats.
+        fit_loss: Mean loss of the epoch's images during training, while weights change, with
+            dropout and augmentation; nats.
+        fit_accuracy: Measured in the same way; 0 to 1.
+        validation_loss: Mean cross-entropy after the epoch, without dropout; nats.
         validation_accuracy: 0 to 1.
         seconds: Wall time of the training steps.
-        images_per_second: Of that time.
+        images_per_second: Images per second of that time.
     """
 
     epoch: int
@@ -57,15 +57,15 @@ class EpochRow:
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where a training stands; all of it is in every checkpoint, JSON types only.
+    """The progress of a training; every checkpoint holds all of it, as JSON types.
 
     Attributes:
-        epoch: Under way, from 0.
-        step: The next one within the epoch.
+        epoch: The current epoch, from 0.
+        step: The next step within the epoch.
         totals: Loss, right answers and images so far in the epoch.
-        seconds: Trained so far in the epoch.
-        rows: The epochs that are over.
-        finished: Whether all of the training is over.
+        seconds: Training time so far in the epoch.
+        rows: The finished epochs.
+        finished: Whether the whole training is finished.
     """
 
     epoch: int = 0
@@ -81,14 +81,14 @@ _Checkpoint = tuple[Mapping[str, Any], Mapping[str, Tensor]]
 
 
 class Checkpoints:
-    """The checkpoints of one training, in a folder for them alone.
+    """The checkpoints of one training, in a folder of their own.
 
     Args:
-        folder: Is created when needed.
-        identity: What makes this training the one it is: study, method, weights, data.
+        folder: Created when needed.
+        identity: What identifies the training: study, method, weights, data.
         seconds: Time between checkpoints within an epoch.
 
-    ``newest`` is the name of the last that was seen to be whole; empty before the first.
+    ``newest`` is the name of the newest whole checkpoint; empty before the first.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, seconds: float = 60.0) -> None:
@@ -103,14 +103,14 @@ class Checkpoints:
         return time.monotonic() - self._last >= self._seconds
 
     def load(self, run: Mapping[str, Any] | None = None) -> _Checkpoint | None:
-        """The newest whole checkpoint; a damaged one is passed over with a warning.
+        """Load the newest whole checkpoint; damaged ones are skipped with a warning.
 
         Args:
-            run: Settings and data, which are part of the identity from now on.
+            run: Settings and data, which become part of the identity.
 
         Raises:
             CheckpointError: It belongs to another training (the message names the field),
-                or there are checkpoints and none of them is whole.
+                or all checkpoints are damaged.
         """
         self._identity = {**self._identity, **(run or {})}
         names = [name for name in disk.listdir(self.folder) if _NAME.fullmatch(name)]
@@ -135,14 +135,14 @@ class Checkpoints:
         return None
 
     def save(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Put a checkpoint in place and keep the one before it.
+        """Write a checkpoint and keep the previous one.
 
         Args:
             state: JSON types; floats keep every bit.
-            tensors: On any device, by name.
+            tensors: Tensors by name, on any device.
 
         Raises:
-            CacheError: The disk refused; the checkpoints that were there still are.
+            CacheError: The disk refused the write; older checkpoints are unchanged.
         """
         content = {"format": _FORMAT, "identity": self._identity, "state": state}
         # As safetensors takes them: on the CPU, dense, row by row, each with its storage.
@@ -180,7 +180,7 @@ class Checkpoints:
                 )
 
     def _remove_all_but(self, *names: str) -> None:
-        """What is neither the new checkpoint nor the whole one before it, nor being written."""
+        """Remove all files except the new checkpoint, the previous one, and temporary files."""
         stale = [
             name
             for name in disk.listdir(self.folder)
@@ -191,16 +191,16 @@ class Checkpoints:
             disk.remove(self.folder, stale)
 
 
-# From a training under way to what a checkpoint keeps of it, and back, bit for bit.
+# From a running training to the content of a checkpoint, and back, bit for bit.
 
 
 def describe_training(
     model: nn.Module, labels: Mapping[str, NDArray[np.int64]], settings: TrainingSettings
 ) -> dict[str, Any]:
-    """What a checkpoint must agree with beside the caller's identity.
+    """What a checkpoint must agree with, in addition to the caller's identity.
 
-    The number of processes is not in it: with another one a training goes on, as near as
-    two such trainings are to each other.
+    The number of processes is not part of it: a training may go on with another number, up to
+    the small differences between such trainings.
     """
     shapes = [[name, list(t.shape), str(t.dtype)] for name, t in model.state_dict().items()]
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
@@ -224,7 +224,7 @@ def _digest(data: bytes) -> str:
 def pack_tensors(
     model: nn.Module, best: Mapping[str, Tensor], optimiser: Optimizer | None
 ) -> dict[str, Tensor]:
-    """All that a training goes on from, by name; of a finished one there is no optimiser."""
+    """All tensors that a training needs to go on; a finished one needs no optimiser."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     if optimiser:
@@ -236,7 +236,7 @@ def pack_tensors(
 def restore(
     checkpoint: _Checkpoint | None, model: nn.Module, optimiser: Optimizer
 ) -> tuple[TrainingState, dict[str, Tensor]]:
-    """Bring model and optimiser to a checkpoint: where it stands, and the best weights so far."""
+    """Load a checkpoint into model and optimiser; returns the state and the best weights."""
     if checkpoint is None:
         return TrainingState(), {}
     state, tensors = checkpoint

@@ -1,7 +1,7 @@
-"""What the training loop reads: pixels and stored rows, held in memory, a file or the device.
+"""The data of the training loop: pixels and stored rows, in memory, a file or on the device.
 
-Each image is held once, by its content key; splits and domains are views. Batches are made
-ready while the last step runs, and are augmented on the device that trains.
+Each image is held once, by its content key; splits and domains are views. Batches are prepared
+while the previous step runs, and augmented on the training device.
 """
 
 import hashlib
@@ -38,23 +38,23 @@ Rows = NDArray[np.intp]
 Labels = NDArray[np.int64]
 T = TypeVar("T")
 
-#: Pixels up to this size are kept in memory: 28,000 images of 224 x 224. More lie in a file,
-#: of which the system keeps in memory what it can.
+#: Pixels up to this size are kept in memory: 28,000 images of 224 x 224. More are put into a
+#: file, which the system caches in memory as far as it can.
 PIXEL_BYTES = 4 << 30
 #: Stored rows up to this size are read into memory: 80,000 images of 512 x 7 x 7.
 ROW_BYTES = 8 << 30
-#: Share of CUDA's free memory that held rows may take; the rest is for the network.
+#: Share of CUDA's free memory for the data; the rest is for the network.
 _DEVICE_SHARE = 0.5
-#: Batches made ready ahead of the step.
+#: Batches prepared ahead of the step.
 _AHEAD = 2
 
 
 class Held:
-    """Inputs of a network with their labels: rows of one tensor, which all views share.
+    """Examples for a network, with labels: rows of one tensor that all views share.
 
     Args:
         values: Shape ``(N, ...)``, uint8 pixels or float32 features or activations.
-        at: Shape ``(n,)``: in which row of ``values`` each example lies.
+        at: Row of ``values`` that holds each example, shape ``(n,)``.
         label: 0 to K - 1, shape ``(n,)``, int64.
     """
 
@@ -67,16 +67,16 @@ class Held:
         return len(self._at)
 
     def batch(self, rows: Rows) -> Tensor:
-        """A copy of some examples, shape ``(m, ...)``, where the values are."""
+        """A copy of some examples, shape ``(m, ...)``, on the device of the values."""
         return self.values[_on_device(torch.from_numpy(self._at[rows]), self.values.device)]
 
     def take(self, rows: Rows) -> "Held":
-        """The examples of these rows, shape ``(m,)``, over the same values."""
+        """The examples in these rows, shape ``(m,)``, sharing the same values."""
         return Held(self.values, self._at[rows], self.label[rows])
 
 
 def hold(values: NDArray[Any], at: Rows, label: Labels, device: str = "cpu") -> Held:
-    """Rows held on the device where half of its free memory takes them, else in memory."""
+    """The rows on the device if half of its free memory is enough, else in memory."""
     tensor = torch.from_numpy(values)
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
@@ -86,7 +86,7 @@ def hold(values: NDArray[Any], at: Rows, label: Labels, device: str = "cpu") -> 
 
 
 def _number_keys(samples: Samples) -> tuple[dict[bytes, int], Rows]:
-    """A number for each content key, and that of each sample, shape ``(n,)``."""
+    """A number for each content key, and the number of each sample, shape ``(n,)``."""
     number: dict[bytes, int] = {}
     at = [number.setdefault(key, len(number)) for key in samples.key]
     return number, np.array(at, np.intp)
@@ -95,11 +95,11 @@ def _number_keys(samples: Samples) -> tuple[dict[bytes, int], Rows]:
 def load_pixels(
     samples: Samples, policy: PixelPolicy, *, folder: Path, device: str = "cpu"
 ) -> Held:
-    """The pixels of all samples, decoded once; more than ``PIXEL_BYTES`` in a file in the folder.
+    """The pixels of all samples, decoded once; above ``PIXEL_BYTES`` in a file in ``folder``.
 
     Raises:
         ImageError: An image cannot be used any more.
-        OSError: No space for the file.
+        OSError: There is no space for the file.
     """
     number, at = _number_keys(samples)
     items = dict(zip(samples.key, samples.items, strict=True))
@@ -114,7 +114,7 @@ def load_pixels(
 
 
 def _pixel_array(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
-    """In memory, or in a file without a name, which goes when it is not used any more."""
+    """An array in memory, or in a nameless file that vanishes when it is no longer used."""
     size = math.prod(shape)
     if size <= PIXEL_BYTES:
         return np.empty(shape, np.uint8)
@@ -125,7 +125,7 @@ def _pixel_array(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
 
 
 def _refuse_unusable(unusable: Mapping[bytes, str], items: Mapping[bytes, Item]) -> None:
-    """Stop where an image went bad: a method must not train on fewer images than it says."""
+    """Stop if an image has become unusable: no method may silently train on fewer images."""
     for key, reason in unusable.items():
         raise ImageError(
             f"{printable(items[key].path)} cannot be used ({reason}); run headrace features STUDY "
@@ -142,10 +142,10 @@ def stored_rows(
     engine: EngineChoice,
     device: str,
 ) -> Held:
-    """Rows of all samples from a store; what it lacks a frozen network computes now, once.
+    """Rows of all samples from a store; a frozen network computes missing rows first.
 
     Raises:
-        NoImagesError: They need more memory than ``ROW_BYTES``.
+        NoImagesError: The rows need more memory than ``ROW_BYTES``.
         PipelineError: The network's weights or an image cannot be used.
     """
     pairs = zip(samples.key, samples.items, strict=True)
@@ -166,10 +166,10 @@ def stored_rows(
 
 
 def limit_images(samples: Samples, limit: int | None, seed: int) -> Samples:
-    """At most ``limit`` images of each split of each domain, by class in their proportion.
+    """At most ``limit`` images of each split of each domain, with the same shares of classes.
 
-    At least one image of each class of a split is kept. Which they are depends on the seed and
-    on each image's key alone, so a smaller limit takes a part of what a larger one takes.
+    At least one image of each class of a split is kept. The choice depends only on the seed and
+    on each image's key, so a smaller limit takes a subset of what a larger one takes.
     """
     if limit is None:
         return samples
@@ -191,7 +191,7 @@ def limit_images(samples: Samples, limit: int | None, seed: int) -> Samples:
 
 
 def order(seed: int, epoch: int, n: int) -> Rows:
-    """Rows 0 to n - 1 as one epoch sees them; a batch is the next ``batch_size`` of them."""
+    """Rows 0 to n - 1 in the order of one epoch; batches take ``batch_size`` rows in turn."""
     return np.random.default_rng([seed, *b"order", epoch]).permutation(n)
 
 
@@ -206,7 +206,7 @@ def fit_batches(
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
     """This process's share of the steps of an epoch, from step ``first`` on.
 
-    Inputs and labels ``(m,)`` are on the device, images of floats as channels_last; with the
+    Yields inputs and labels ``(m,)`` on the device (float images as channels_last), and the
     factor of their mean loss, see :meth:`pipeline.finetune.distributed.Group.share`.
     """
     rows, size = order(settings.seed, epoch, len(fit)), settings.batch_size
@@ -224,7 +224,7 @@ def fit_batches(
 def plain_batches(
     examples: Held, settings: TrainingSettings, group: Group | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and labels in their order; of a group, each process gets every size-th batch."""
+    """Inputs and labels in order; in a group, each process gets every ``size``-th batch."""
     group, size = group or Group(), settings.batch_size
 
     def load(start: int) -> tuple[Tensor, Tensor]:
@@ -242,16 +242,16 @@ def _examples(examples: Held, rows: Rows, device: str) -> tuple[Tensor, Tensor]:
 
 
 def augment_lightly(pixels: Tensor, seed: int, epoch: int, rows: Rows) -> Tensor:
-    """Mirror left and right, rotate and crop in one bilinear resampling, where the pixels are.
+    """Mirror left and right, rotate and crop in one bilinear resampling, on the pixels' device.
 
-    What a rotation brings in from outside repeats the edge. No ``light`` for a label that means
-    a side: a mirrored chest has its heart on the right.
+    Pixels from outside the image repeat its edge. Do not use ``light`` for a label that means a
+    side: a mirrored chest has its heart on the right.
 
     Args:
         pixels: Uint8 of shape ``(m, s, s, 3)``.
-        seed: With the epoch and the example's row, what its draw depends on.
+        seed: The draw depends on the seed, the epoch and the example's row.
         epoch: From 0.
-        rows: Which examples they are, shape ``(m,)``.
+        rows: Numbers of these examples, shape ``(m,)``.
     """
     maps = torch.from_numpy(np.stack([_light_map(seed, epoch, int(row)) for row in rows]))
     images = pixels.permute(0, 3, 1, 2).float()
@@ -261,7 +261,7 @@ def augment_lightly(pixels: Tensor, seed: int, epoch: int, rows: Rows) -> Tensor
 
 
 def _light_map(seed: int, epoch: int, row: int) -> NDArray[np.float32]:
-    """From places in the result to places in the image, both -1 to 1; shape ``(2, 3)``."""
+    """Affine map from the result to the image, both -1 to 1; shape ``(2, 3)``."""
     draw = np.random.default_rng([seed, *b"augmentation", epoch, row])
     mirror, degrees = draw.random() < 0.5, draw.uniform(-DEGREES, DEGREES)
     side = draw.uniform(SIDE, 1.0)
@@ -270,7 +270,7 @@ def _light_map(seed: int, epoch: int, row: int) -> NDArray[np.float32]:
 
 
 def _on_device(tensor: Tensor, device: str | torch.device) -> Tensor:
-    """Without waiting for the copy; images of floats as channels_last."""
+    """Copy to the device without waiting; float images become channels_last."""
     if torch.device(device).type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory().to(device, non_blocking=True)
     if tensor.dim() == 4 and tensor.is_floating_point():
@@ -279,7 +279,7 @@ def _on_device(tensor: Tensor, device: str | torch.device) -> Tensor:
 
 
 def _ahead(load: Callable[[int], T], starts: Iterable[int], device: str) -> Iterator[T]:
-    """Load in another thread, a few batches ahead of the one that is used; in order."""
+    """Load batches in another thread, a few batches ahead, in order."""
     waiting: deque[Future[T]] = deque()
 
     def on_this_gpu() -> None:  # a new thread would be on the first one

@@ -1,4 +1,4 @@
-"""Where and how a training computes: device, precision, randomness, memory, processes."""
+"""How a training uses the machine: device, precision, randomness, memory, processes."""
 
 import hashlib
 import os
@@ -19,9 +19,9 @@ from pipeline.words import counted
 
 @contextmanager
 def torch_settings(settings: TrainingSettings) -> Iterator[None]:
-    """Everything process-wide that a training needs, put back at the end.
+    """Set everything process-wide that a training needs, and restore it at the end.
 
-    TF32 is used only where it was asked for: cuDNN would use it unasked.
+    TF32 is used only if requested; by default cuDNN would use it.
 
     Raises:
         EngineError: A precision that the device does not have; see also :func:`named_errors`.
@@ -53,10 +53,10 @@ def torch_settings(settings: TrainingSettings) -> Iterator[None]:
 
 @contextmanager
 def named_errors(device: str, batch_size: int) -> Iterator[None]:
-    """Turn what torch says of a batch that does not fit into what can be done about it.
+    """Turn torch's errors about a batch into errors that say what to do.
 
     Raises:
-        EngineError: Out of memory, or one image alone for a BatchNorm.
+        EngineError: Out of memory, or a single image for a BatchNorm.
     """
     try:
         yield
@@ -68,7 +68,7 @@ def named_errors(device: str, batch_size: int) -> Iterator[None]:
             f"than {batch_size}, or fewer processes, the last step of an epoch has more"
         ) from cause
     except RuntimeError as cause:
-        # As torch says it of a CPU, and of CUDA.
+        # torch's texts for a CPU, and for CUDA.
         if not any(text in str(cause) for text in ("allocate memory", "out of memory")):
             raise
         size = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller --image-size"
@@ -89,7 +89,7 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 def autocast(settings: TrainingSettings) -> torch.autocast:
-    """Matrix products and convolutions in bf16 where it was asked for, on any device."""
+    """Matrix products and convolutions in bf16 if requested, on any device."""
     kind = torch.device(settings.device).type
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
 
@@ -99,7 +99,7 @@ def autocast(settings: TrainingSettings) -> torch.autocast:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The processes that train together: which this is, from 0, and how many there are."""
+    """The processes that train together: the rank of this one, from 0, and their number."""
 
     rank: int = 0
     size: int = 1
@@ -107,11 +107,11 @@ class Group:
     def share(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], float]:
         """This process's rows of a global batch, and the factor for their mean loss.
 
-        DistributedDataParallel takes the plain mean of the gradients, which is that of
-        the global batch only where shares are equal: with n_r of n rows on rank r of W,
+        DistributedDataParallel averages the gradients, which gives the gradient of the global
+        batch only if all shares are equal. With n_r of n rows on rank r of W,
             gradient = (1/W) sum_r (W n_r / n) gradient(mean loss of the n_r rows).
-        A process without a row must still take part in the step, so it repeats the first
-        row with factor 0.
+        A process without rows must still take part in the step, so it repeats the first row
+        with factor 0.
         """
         share = np.array_split(rows, self.size)[self.rank]
         factor = self.size * len(share) / len(rows)
@@ -119,7 +119,7 @@ class Group:
 
 
 def group() -> Group:
-    """The group this process is in; of one, where nothing was started."""
+    """The group of this process; a group of one if none was started."""
     if not distributed.is_initialized():
         return Group()
     return Group(rank=distributed.get_rank(), size=distributed.get_world_size())
@@ -133,7 +133,7 @@ def joined(device: str) -> Iterator[str]:
         The device of this process: ``cuda:<local rank>`` on CUDA, else ``cpu``.
 
     Raises:
-        EngineError: More processes on this machine than it has GPUs.
+        EngineError: This machine has fewer GPUs than processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield device
@@ -159,7 +159,7 @@ def _local_gpu() -> int:
 
 
 def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as the steps call it; all processes begin with the weights of rank 0."""
+    """The model that the steps call; all processes begin with the weights of rank 0."""
     if group().size == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
@@ -167,29 +167,29 @@ def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def summed(values: Tensor) -> Tensor:
-    """Sum over all processes, in place, the same on each."""
+    """Sum over all processes, in place; each process gets the same."""
     if group().size > 1:
         distributed.all_reduce(values)
     return values
 
 
 def take_buffers_of_first(model: nn.Module) -> None:
-    """Give all processes the running statistics of rank 0: one model is evaluated and kept."""
+    """Give all processes the running statistics of rank 0, so that all have the same model."""
     if group().size > 1:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
 
 
 def wait_for_all(device: str) -> None:
-    """Of a group of processes, none goes on before all are here."""
+    """Wait until all processes of the group have reached this point."""
     summed(torch.zeros(1, device=device)).item()  # NCCL alone would not stop the host
 
 
 def check_same(text: str, device: torch.device, what: str) -> None:
-    """Stop when processes see different things, before they wait for each other forever.
+    """Stop if the processes see different data, before they wait for each other forever.
 
     Raises:
-        EngineError: Their texts differ; the message says of what.
+        EngineError: Their texts differ; the message names what they describe.
     """
     if group().size == 1:
         return

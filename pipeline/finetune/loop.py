@@ -29,11 +29,11 @@ from pipeline.finetune.networks import BATCH_NORMS, main_logits, training_loss
 from pipeline.progress import Progress
 
 _LOG = logging.getLogger(__name__)
-#: Of weights; biases and the parameters of norms have none.
+#: Weight decay of weights; biases and parameters of norms have none.
 WEIGHT_DECAY = 1e-4
-#: Share of all steps in which the rate rises from 0; a cosine takes it back to 0 afterwards.
+#: Share of all steps in which the learning rate rises from 0; then a cosine lowers it to 0.
 WARMUP = 0.1
-#: Largest norm of the gradient of all parameters together.
+#: Largest norm of the gradient of all parameters; larger ones are clipped.
 CLIP = 1.0
 
 
@@ -47,23 +47,24 @@ def train(  # noqa: C901, PLR0915
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
 ) -> list[EpochRow]:
-    """Train what is trainable of a model, in place; go on where a checkpoint stands.
+    """Train the trainable parameters of a model, in place; continue from a checkpoint.
 
-    In a group of processes all of them call this with the same arguments, and end with the same
-    weights and numbers.
+    In a group, all processes call this with the same arguments, and end with the same weights
+    and numbers.
 
     Args:
         model: Takes a batch of the examples and is moved to the device; parameters without
-            ``requires_grad`` and the running statistics beside them stay as they are.
-        fit: To learn from.
-        validation: Scored after each epoch, for the history and for early stopping.
-        settings: Of the training.
-        checkpoints: Where to keep and find them; a finished training is not run again.
-        progress: Gets every image that was trained on.
+            ``requires_grad`` and their running statistics do not change.
+        fit: Examples for training.
+        validation: Examples that are scored after each epoch, for the history and for early
+            stopping.
+        settings: Settings of the training.
+        checkpoints: Where checkpoints are kept; a finished training is not run again.
+        progress: Is advanced by every trained image.
 
     Returns:
-        A row for each epoch, over all runs of a training that was cut off. The weights are
-        those of the best epoch with ``patience``, else of the last.
+        A row for each epoch, including those before an interruption. The weights are those of
+        the best epoch with ``patience``, else of the last.
 
     Raises:
         EngineError: A precision that the device does not have; out of memory; a loss that is
@@ -150,10 +151,10 @@ def train(  # noqa: C901, PLR0915
 def predict(
     model: nn.Module, examples: Held, *, batch_size: int, device: str
 ) -> NDArray[np.float64]:
-    """Class probabilities ``(n, K)``, nothing dropped, in float32 whatever it was trained in.
+    """Class probabilities ``(n, K)``, without dropout, in float32 for every training precision.
 
-    The model is moved to the device and left in eval mode. Every process of a group that
-    calls this computes all rows.
+    The model is moved to the device and left in eval mode. In a group, each process that calls
+    this computes all rows.
 
     Raises:
         EngineError: Out of memory.
@@ -170,16 +171,15 @@ def predict(
 
 
 def share_of_rate(step: int, steps: int) -> float:
-    """Share of the highest learning rate at a step: a straight rise, then a half cosine.
+    """Share of the highest learning rate at a step: a linear rise, then a half cosine.
 
     Args:
         step: From 0.
-        steps: Of the whole training; ``WARMUP`` of them, rounded up, rise.
+        steps: Steps of the whole training; the rise takes ``WARMUP`` of them, rounded up.
 
     Returns:
-        More than 0 and at most 1; 1 at the last step of the rise. The cosine would reach 0
-        at step ``steps``, the first that is not taken (Loshchilov and Hutter 2017, without
-        restarts).
+        More than 0 and at most 1; 1 at the last step of the rise. The cosine would reach 0 at
+        step ``steps``, just after the last one (Loshchilov and Hutter 2017, without restarts).
     """
     rise = math.ceil(WARMUP * steps)
     if step < rise:
@@ -188,11 +188,11 @@ def share_of_rate(step: int, steps: int) -> float:
 
 
 def _set_train_mode(model: nn.Module, *, keep_statistics: bool = False) -> None:
-    """Training mode, but for what is frozen.
+    """Set training mode, except for frozen modules.
 
-    A module none of whose parameters is trained is in eval mode with all that it contains: its
-    BatchNorm keeps its running statistics, and its dropout drops nothing. A module without any
-    parameter (ReLU, dropout, a norm without weights) is as the module around it.
+    A module without trained parameters is in eval mode, with all that it contains: BatchNorm
+    keeps its running statistics, and dropout drops nothing. A module without any parameter (ReLU,
+    dropout, a norm without weights) has the mode of the module around it.
     """
     model.train()
     for module in model.modules():
@@ -203,7 +203,7 @@ def _set_train_mode(model: nn.Module, *, keep_statistics: bool = False) -> None:
 
 
 def _optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Of what is trainable; what has one axis is a bias or a norm's, and has no weight decay."""
+    """The optimiser; parameters with one axis (biases and norms) have no weight decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
@@ -225,7 +225,7 @@ def _best_epoch(rows: Sequence[EpochRow]) -> int:
 def _epoch_row(
     model: nn.Module, now: TrainingState, validation: Held, settings: TrainingSettings
 ) -> EpochRow:
-    """The epoch that has just been trained, and its validation, which are logged."""
+    """The row of the epoch that was just trained, with its validation; it is logged."""
     validation_loss, validation_accuracy = _score(model, validation, settings)
     loss, hits, images = now.totals
     row = EpochRow(
@@ -246,7 +246,7 @@ def _epoch_row(
 
 
 def _score(model: nn.Module, examples: Held, settings: TrainingSettings) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy; processes share the batches, all get the same sums."""
+    """Mean cross-entropy and accuracy; processes share the batches and get the same sums."""
     totals = torch.zeros(2, dtype=torch.float64, device=settings.device)
     model.eval()
     torch.backends.cudnn.benchmark = False
@@ -262,7 +262,7 @@ def _score(model: nn.Module, examples: Held, settings: TrainingSettings) -> tupl
 
 
 def _finite(totals: Tensor, epoch: int) -> list[float]:
-    """The sums as numbers; a training that diverged stops before it is kept."""
+    """The sums as numbers; stops a training that diverged."""
     values: list[float] = totals.tolist()
     if not all(map(math.isfinite, values)):
         raise EngineError(

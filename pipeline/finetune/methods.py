@@ -1,7 +1,7 @@
 """The ways to train a network, and every setting of a training.
 
-A setting has its default in ``TrainingSettings``. A method may have another value, and
-what the user gives stands above both: :func:`resolve_settings` puts the three together.
+Each setting has its default in ``TrainingSettings``. A method may override it, and the user may
+override both: :func:`resolve_settings` combines the three.
 Nothing here imports torch, so the command line can list everything at once.
 """
 
@@ -18,10 +18,10 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 OPTIMISERS = ("adamw", "sgd")
 #: Random changes of training images; see :func:`pipeline.finetune.data.augment_lightly`.
 AUGMENTATIONS = ("none", "light")
-#: Images a step that the learning rates below are for.
+#: Images per step for which the learning rates below are set.
 _REFERENCE_BATCH = 32
-#: On CUDA the largest of these with which an epoch has ``FEWEST_STEPS`` steps: few images
-#: learn from more steps, many are trained faster in large batches.
+#: On CUDA the largest of these with which an epoch has ``FEWEST_STEPS`` steps: few images need
+#: more steps; many images train faster in large batches.
 _CUDA_BATCHES, FEWEST_STEPS = (128, 64), 20
 
 
@@ -31,19 +31,19 @@ class TrainingSettings:
 
     Attributes:
         epochs: Passes over the images, at most.
-        batch_size: Images a step, over all processes together.
-        learning_rate: The highest, reached at the end of the warm-up.
+        batch_size: Images per step, over all processes together.
+        learning_rate: The highest rate, reached at the end of the warm-up.
         optimiser: Entry of ``OPTIMISERS``; SGD has Nesterov momentum of 0.9.
-        patience: Epochs without a better validation loss before it stops, and the model
-            goes back to the best; 0: never, and it keeps the last weights.
+        patience: Epochs without a better validation loss before training stops and the best
+            weights are restored; 0: never stop early, keep the last weights.
         augmentation: Entry of ``AUGMENTATIONS``.
-        keep_statistics: BatchNorm uses its running statistics and leaves them as they are,
-            while its scale and shift are trained.
-        seed: Of order, augmentation and dropout; the model brings its initial weights along.
+        keep_statistics: BatchNorm uses its running statistics without updating them; its scale
+            and shift are trained.
+        seed: Seed of order, augmentation and dropout; initial weights are part of the model.
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
         precision: Entry of ``PRECISIONS``.
-        deterministic: On CUDA: the same bits from the same seed, as the CPU gives in any case.
-        compile: Steps of full batches go through ``torch.compile``.
+        deterministic: On CUDA: the same seed gives the same bits, as it always does on a CPU.
+        compile: Whether steps of full batches use ``torch.compile``.
 
     Raises:
         UnknownNameError: A name is in no table.
@@ -84,10 +84,10 @@ class TrainingSettings:
 
 #: What a method reads in every epoch.
 FEATURES, ACTIVATIONS, PIXELS = "features", "activations", "pixels"
-#: What moves, as tables say it: the head always does.
+#: The trained part, as it is called in tables; the head is always trained.
 HEAD, ALL, TAIL = "head", "all", "last stage, head"
 BATCH_NORM, FIRST_BLOCK = "BatchNorm, head", "first stage, head"
-#: Pretrained weights are moved a little; new ones learn at the default rate.
+#: Pretrained weights need a lower rate than new ones, which have the default rate.
 _PRETRAINED = MappingProxyType({"learning_rate": 1e-4})
 
 
@@ -96,14 +96,14 @@ class Method:
     """One way to train.
 
     Attributes:
-        about: A line for people, with the paper.
-        moves: Which weights move.
-        reads: ``features`` and ``activations`` come from the store, ``pixels`` do not.
+        about: One line for users, with the paper.
+        moves: Which weights are trained.
+        reads: Its inputs: ``pixels``, or ``features`` or ``activations`` from the store.
         settings: Values of :class:`TrainingSettings` that are not the defaults.
-        starts_from: Methods whose trained models this one is made of; with none, the
-            backbone's pretrained weights and a new head.
-        pretrained: False for a network of its own, trained from nothing.
-        trains: False where models of others are only interpolated.
+        starts_from: Methods whose trained models this one starts from; empty: the backbone's
+            pretrained weights and a new head.
+        pretrained: False for a network that is trained from scratch.
+        trains: False if models of other methods are only interpolated.
     """
 
     about: str
@@ -115,32 +115,32 @@ class Method:
     trains: bool = True
 
 
-#: In the order in which they run. To add one: a line here; if it moves something new, a
-#: line in ``pipeline.finetune.networks``.
+#: In the order in which they run. To add a method: a line here; if it trains another part of the
+#: network, also a line in ``pipeline.finetune.networks``.
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "lp": Method(
-            about="linear probe: the head alone, from the stored features",
+            about="linear probe: only the head, on the stored features",
             moves=HEAD,
             reads=FEATURES,
             settings={"epochs": 30},
         ),
         "frozen_online": Method(
-            about="the same head, the frozen backbone run in every epoch; exists to be timed",
+            about="the same head, but the frozen backbone runs in every epoch; for timing only",
             moves=HEAD,
             settings={"epochs": 1},
         ),
         "last_block": Method(
-            about="the last stage, from stored activations of the frozen prefix",
+            about="the last stage, on stored activations of the frozen layers before it",
             moves=TAIL,
             reads=ACTIVATIONS,
             settings=_PRETRAINED,
         ),
         "bn_only": Method(
-            about="BatchNorm alone, surgical fine-tuning (Lee et al. 2023)", moves=BATCH_NORM
+            about="only BatchNorm: surgical fine-tuning (Lee et al. 2023)", moves=BATCH_NORM
         ),
         "first_block": Method(
-            about="stem and first stage alone, surgical fine-tuning (Lee et al. 2023)",
+            about="only stem and first stage: surgical fine-tuning (Lee et al. 2023)",
             moves=FIRST_BLOCK,
             settings=_PRETRAINED,
         ),
@@ -149,35 +149,35 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             moves=ALL,
             settings=_PRETRAINED,
         ),
-        # The head of lp was fitted to features under the running statistics. Under those of a
-        # batch of radiographs the features are others: the start would be lost at once.
+        # The head of lp was fitted to features with the running statistics. With the statistics
+        # of a batch of radiographs the features differ, and the good start would be lost.
         "lp_ft": Method(
-            about="all weights, beginning with the head of lp (Kumar et al. 2022)",
+            about="all weights, starting with the head of lp (Kumar et al. 2022)",
             moves=ALL,
             settings={**_PRETRAINED, "keep_statistics": True},
             starts_from=("lp",),
         ),
         "wise_ft": Method(
-            about="the straight line from lp to lp_ft (Wortsman et al. 2022)",
+            about="weights interpolated between lp and lp_ft (Wortsman et al. 2022)",
             moves=ALL,
             starts_from=("lp", "lp_ft"),
             trains=False,
         ),
         "scratch_cnn": Method(
-            about="a small convolutional network, from nothing",
+            about="a small convolutional network, trained from scratch",
             moves=ALL,
             settings={"epochs": 30},
             pretrained=False,
         ),
         "scratch_mlp": Method(
-            about="a fully connected network on small pixels, from nothing",
+            about="a fully connected network on small images, trained from scratch",
             moves=ALL,
             settings={"epochs": 30},
             pretrained=False,
         ),
     }
 )
-#: What runs when no method is named: minutes, also without a GPU.
+#: Default methods: they take minutes without a GPU.
 QUICK = ("lp", "last_block", "scratch_cnn")
 _EVERY = "all"
 #: Method that the others are compared with.
@@ -185,13 +185,13 @@ BASELINE = "lp"
 
 
 def select_methods(names: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The methods to run in the table's order, and those of them that the user named.
+    """The methods to run, in the table's order, and those of them that the user named.
 
     Args:
-        names: Entries of ``METHODS``, or ``all``; none means ``QUICK``.
+        names: Entries of ``METHODS``, or ``all``; empty means ``QUICK``.
 
     Returns:
-        The methods with those that they start from; the methods without these.
+        All methods, including those that others start from; and only the named methods.
 
     Raises:
         UnknownNameError: A name is in no table.
@@ -217,22 +217,22 @@ def resolve_settings(
     precision: str = "fp32",
     images: int = 0,
 ) -> TrainingSettings:
-    """The settings of one training: the user's before the method's before the defaults.
+    """The settings of one training: the user's, else the method's, else the defaults.
 
-    Learning rates are for AdamW and 32 images a step. Where the user gives none, another batch
-    size changes the rate: with its square root, as suits Adam (Malladi et al. 2022, "On the SDEs
-    and scaling rules for adaptive gradient algorithms"), or in proportion, as suits SGD (Goyal
-    et al. 2017, "Accurate, large minibatch SGD").
+    Learning rates are for AdamW and 32 images per step. Unless the user gives a rate, it is scaled
+    with the batch size: with its square root for Adam (Malladi et al. 2022, "On the SDEs and
+    scaling rules for adaptive gradient algorithms"), in proportion for SGD (Goyal et al. 2017,
+    "Accurate, large minibatch SGD").
 
     Args:
         name: Entry of ``METHODS``.
-        given: What the user gives, by name of the setting; None is not given.
-        named: Whether the user named this method; one that others start from keeps its own
-            epochs and learning rate.
-        seed: The study's.
+        given: The user's settings, by name; None means not given.
+        named: Whether the user named this method; a method that only others start from keeps
+            its epochs and learning rate.
+        seed: The study's seed.
         device: Where it runs.
-        precision: The study's, for CUDA; elsewhere it is fp32 unless the user says otherwise.
-        images: To train on; the batch size on CUDA depends on it.
+        precision: The study's, used on CUDA; otherwise fp32 unless the user chooses another.
+        images: Number of training images; the batch size on CUDA depends on it.
 
     Raises:
         UnknownNameError: A name is in no table.

@@ -1,8 +1,8 @@
 """Networks that can be trained, whole or in part: normalisation, backbone and head.
 
-Weights come through ``pipeline.features.backbones``, by the same reading of the same files, so a
-network that is about to be trained gives the features that the store holds. Initial
-weights of what is new are drawn from the seed and the purpose.
+Weights come from ``pipeline.features.backbones``, which reads the same files in the same way, so
+before training a network gives the features that the store holds. Initial weights of new layers
+depend on the seed and the purpose.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _HIDDEN = 256
 _DROPOUT = 0.5
 #: Share of each auxiliary classifier in GoogLeNet's loss (Szegedy et al. 2015).
 _AUXILIARY_WEIGHT = 0.3
-#: Side to which the fully connected network averages its pixels: 64 x 64 x 3 inputs.
+#: Side to which the fully connected network averages images: 64 x 64 x 3 inputs.
 _MLP_SIDE = 64
 #: Channels of the small CNN's four stages; each halves the side.
 _CNN_WIDTHS = (16, 32, 64, 128)
@@ -42,10 +42,10 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Classifier(nn.Module):
-    """From a batch by ``entry`` to images, by ``backbone`` to features, by ``head`` to logits.
+    """Batch to images by ``entry``, to features by ``backbone``, to logits by ``head``.
 
-    In train mode a backbone with auxiliary classifiers gives their outputs too; the
-    result is then a tuple of logits, the head's first.
+    In train mode a backbone with auxiliary classifiers also gives their outputs; the result is
+    then a tuple of logits, the head's first.
     """
 
     def __init__(self, entry: nn.Module, backbone: nn.Module, head: nn.Module) -> None:
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
 
 
 def _new_head(dim: int, classes: int, seed: int) -> nn.Module:
-    """The exercise's head: Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K)."""
+    """A new head: Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K)."""
     with _drawn_from(seed, "head"):
         return nn.Sequential(
             nn.Linear(dim, _HIDDEN), nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(_HIDDEN, classes)
@@ -73,7 +73,7 @@ def _new_head(dim: int, classes: int, seed: int) -> nn.Module:
 
 
 def _add_auxiliary(backbone: Any, file: Path, classes: int, seed: int) -> None:
-    """Give GoogLeNet the auxiliary classifiers of its weights file, with new last layers."""
+    """Add GoogLeNet's auxiliary classifiers from its weights file, with new last layers."""
     from torchvision.models.googlenet import InceptionAux
 
     state = read_state(file)
@@ -91,7 +91,7 @@ def _add_auxiliary(backbone: Any, file: Path, classes: int, seed: int) -> None:
 
 
 def _from_nothing(name: str, size: int, seed: int) -> tuple[nn.Module, int]:
-    """The body of a network of its own, and how many features it gives.
+    """The body of a network that is trained from scratch, and its number of features.
 
     ``scratch_mlp`` averages pixels to 64 x 64 at most; ``scratch_cnn`` has four stages of 3 x 3
     convolution, BatchNorm, ReLU and pooling.
@@ -112,13 +112,13 @@ def _from_nothing(name: str, size: int, seed: int) -> tuple[nn.Module, int]:
 
 
 def main_logits(output: Any) -> Tensor:
-    """Logits ``(n, K)`` of a network's output: the first of a tuple, else all; float32 or 64."""
+    """The logits ``(n, K)`` in a network's output, the first of a tuple; float32 or 64."""
     logits: Tensor = output[0] if isinstance(output, tuple) else output
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def training_loss(output: Any, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of a network's output, nats; auxiliary logits count 0.3 each."""
+    """Mean cross-entropy of a network's output, nats; auxiliary logits have a weight of 0.3."""
     loss = nn.functional.cross_entropy(main_logits(output), labels)
     for logits in output[1:] if isinstance(output, tuple) else ():
         share = nn.functional.cross_entropy(main_logits(logits), labels)
@@ -127,11 +127,10 @@ def training_loss(output: Any, labels: Tensor) -> Tensor:
 
 
 def check_image_size(network: nn.Module, size: int, default: int) -> None:
-    """Refuse an image size, in pixels, that a network was not made for, before any work.
+    """Refuse an image size, in pixels, that a network cannot take, before any work.
 
     Raises:
-        EngineError: It cannot take them: a transformer takes one size alone, and of tiny
-            images the pooling leaves nothing.
+        EngineError: A transformer takes only one size; pooling leaves nothing of tiny images.
     """
     network.eval()
     try:
@@ -147,24 +146,24 @@ def check_image_size(network: nn.Module, size: int, default: int) -> None:
 
 @contextmanager
 def _drawn_from(seed: int, purpose: str) -> Iterator[None]:
-    """Initial weights made inside depend on seed and purpose alone."""
+    """Initial weights that are made inside depend only on the seed and the purpose."""
     digest = hashlib.sha256(f"{seed}|{purpose}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(digest[:7]))
         yield
 
 
-# Where a backbone is cut for partial fine-tuning: a frozen prefix, and the tail that moves.
-# Both hold the backbone's modules: what is trained in the tail is trained in the backbone.
+# Where a backbone is cut for partial fine-tuning: a frozen prefix, and a trained tail. Both share
+# the backbone's modules, so training the tail trains the backbone.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How one backbone is taken apart.
+    """How a backbone is divided.
 
     Attributes:
-        where: The cut in words, as the recipe of the stored activations names it.
-        split: The network to prefix and tail; ``tail(prefix(images))`` are its features.
+        where: The cut in words, as in the recipe of the stored activations.
+        split: From the network to prefix and tail; ``tail(prefix(images))`` are its features.
         first_block: Names of the modules of the stem and the first stage.
     """
 
@@ -177,7 +176,7 @@ def cut_of(backbone: str) -> Cut:
     """The cut of a backbone.
 
     Raises:
-        StudyError: It has none; the message lists those that have one.
+        StudyError: It has none; the message lists the backbones that have one.
     """
     if backbone not in CUTS:
         raise StudyError(
@@ -188,7 +187,7 @@ def cut_of(backbone: str) -> Cut:
 
 
 def _densenet121(network: Any) -> tuple[nn.Module, nn.Module]:
-    """512 x 7 x 7 of 224 x 224 pixels; the final ReLU and pooling as in its ``forward``."""
+    """512 x 7 x 7 for 224 x 224 pixels; the final ReLU and pooling as in its ``forward``."""
     features = dict(network.features.named_children())
     at = list(features).index("transition3") + 1
     closing = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(1)]
@@ -197,7 +196,7 @@ def _densenet121(network: Any) -> tuple[nn.Module, nn.Module]:
 
 
 def _googlenet(network: Any) -> tuple[nn.Module, nn.Module]:
-    """832 x 7 x 7; its own change of the input's normalisation belongs to the prefix."""
+    """832 x 7 x 7; the network's own normalisation of the input belongs to the prefix."""
     modules = dict(network.named_children())
     at = list(modules).index("maxpool4") + 1
     prefix = list(modules.values())[:at]
@@ -257,7 +256,7 @@ CUTS: Mapping[str, Cut] = MappingProxyType(
 )
 
 
-# For each method the network that is trained, and the whole network that it is part of.
+# For each method: the network that is trained, and the whole network that contains it.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +265,7 @@ class Assembly:
 
     Attributes:
         whole: From pixels to logits.
-        trained: From what the method reads to logits; only what moves in it requires
+        trained: From what the method reads to logits; only trained parameters require
             gradients.
     """
 
@@ -274,7 +273,7 @@ class Assembly:
     trained: Classifier
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors of the whole network; auxiliary classifiers, which never predict, go."""
+        """All tensors of the whole network, except auxiliary classifiers, which never predict."""
         backbone: Any = self.whole.backbone
         if getattr(backbone, "aux_logits", False):
             backbone.aux1 = backbone.aux2 = None
@@ -282,10 +281,10 @@ class Assembly:
         return dict(self.whole.state_dict())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state` gave; auxiliary classifiers stay as they are.
+        """Load what :meth:`state` gave; auxiliary classifiers do not change.
 
         Raises:
-            RuntimeError: It is of another network.
+            RuntimeError: The tensors are of another network.
         """
         present = self.whole.state_dict()
         auxiliary = {name: t for name, t in present.items() if name.startswith("backbone.aux")}
@@ -295,19 +294,19 @@ class Assembly:
 def assemble(
     name: str, backbone: str, file: Path, *, policy: PixelPolicy, classes: int, seed: int
 ) -> Assembly:
-    """Build the network of a method; nothing has been trained in it yet.
+    """Build the untrained network of a method.
 
     Args:
         name: Entry of ``METHODS``.
-        backbone: Unused, with its weights, by networks that start from nothing.
+        backbone: Name of the backbone; networks from scratch use neither it nor its weights.
         file: The weights.
         policy: Size, mean and standard deviation of its images.
-        classes: How many logits it has.
-        seed: Of what is new in it.
+        classes: Number of logits.
+        seed: Seed of its new layers.
 
     Raises:
         StudyError: The backbone has no cut, and the method trains a part of it.
-        EngineError: The method moves BatchNorm and the backbone has none.
+        EngineError: The method trains BatchNorm and the backbone has none.
         WeightsError: See :func:`pipeline.features.frozen.build`.
     """
     method = METHODS[name]
@@ -331,7 +330,7 @@ def assemble(
 
 
 def _moving(network: nn.Module, moves: str, backbone: str) -> list[nn.Module]:
-    """Modules of the backbone that move with the head."""
+    """Modules of the backbone that are trained with the head."""
     if moves == ALL:
         return [network]
     if moves == TAIL:

@@ -1,8 +1,8 @@
-"""One run: a method on a backbone, from the images of a study to a model that is kept.
+"""One run: a method on a backbone, from the images of a study to a saved model.
 
-A kept model is a folder of three files: weights, what was measured, and the probabilities of
-every image. They are a set (see ``pipeline.results``), and one that was being replaced when
-the process died counts as not there. Nothing is pickled.
+A saved model is a folder of three files: weights, measurements, and the probabilities of every
+image. They are a set (see ``pipeline.results``); a set that was incomplete when the process died
+counts as missing. Nothing is pickled.
 """
 
 import hashlib
@@ -53,10 +53,10 @@ _FORMAT = 5
 _STAGE = "finetune"
 _RECORD, _WEIGHTS, _PROBABILITIES = "model.json", "model.safetensors", "probabilities.safetensors"
 _CHECKPOINTS = "checkpoints"  # folder in that of a model, while it is trained
-#: In the place of a backbone's name for networks that have none.
+#: Name instead of a backbone's for networks without one.
 FROM_PIXELS = "pixels"
 
-#: Share of the way from the first model to the second.
+#: Tried values of alpha, the position between the first model and the second.
 ALPHAS = tuple(step / 10 for step in range(11))
 
 
@@ -66,14 +66,14 @@ class Record:
 
     Attributes:
         method: Entry of ``METHODS``.
-        backbone: Its name; ``pixels`` for a network of its own.
-        seed: Of all that is drawn.
-        identity: All that determines the model, beside the libraries.
-        samples: Digest of the images, labels and splits that the probabilities are of.
-        trainable_parameters: Numbers that could move, the head's among them.
+        backbone: Its name; ``pixels`` for a network without one.
+        seed: Seed of everything random.
+        identity: Everything that determines the model, except the libraries.
+        samples: Digest of the images, labels and splits that the probabilities belong to.
+        trainable_parameters: Number of trained values, including the head.
         curves: A row for each epoch; see :class:`pipeline.finetune.checkpoint.EpochRow`.
-        interpolated: Of a model between two others, ``from``, ``to`` and ``alpha``; all else
-            is then of the second.
+        interpolated: For a model between two others: ``from``, ``to`` and ``alpha``; the other
+            fields are then those of the second model.
     """
 
     method: str
@@ -87,18 +87,18 @@ class Record:
 
 
 class ModelFolder:
-    """Where one trained model lies: ``results/<study>/finetune/<method>-<backbone>-<seed>``."""
+    """The folder of one trained model: ``results/<study>/finetune/<method>-<backbone>-<seed>``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def record(self) -> Record | None:
-        """What was measured; None where there is no whole model."""
+        """The record of the model; None if there is no complete model."""
         results = self._read()
         return None if results is None else Record(**results.record["record"])
 
     def weights_sha256(self) -> str:
-        """Stands for the weights in the identity of models that start from them."""
+        """Digest of the weights, for the identity of models that start from them."""
         results = self._read()
         return str(results and results.digests[_WEIGHTS])
 
@@ -112,10 +112,10 @@ class ModelFolder:
         return load(data)["probabilities"].numpy()
 
     def save(self, record: Record, state: Mapping[str, Tensor], proba: Proba) -> None:
-        """Put a model in place, whole, and remove its checkpoints.
+        """Save a complete model and remove its checkpoints.
 
         Raises:
-            CacheError: The disk refused.
+            CacheError: The disk refused the write.
         """
         files = {
             _WEIGHTS: save({name: t.detach().cpu().contiguous() for name, t in state.items()}),
@@ -125,7 +125,7 @@ class ModelFolder:
         write_set(self.path / _RECORD, kept, files, owned=(f"{_CHECKPOINTS}/*",))
 
     def _read(self) -> ResultSet | None:
-        """The set, if all of its files are as they were written."""
+        """The set of files; None unless all files are as they were written."""
         try:
             results = read_set(self.path / _RECORD, _STAGE)
             results.check()
@@ -142,15 +142,15 @@ class Experiment:
     """One backbone on the images of a study: what its methods share, made when first needed.
 
     Attributes:
-        study: Where images and stores are.
+        study: The study with images and stores.
         choice: The backbone.
-        samples: Usable images, in one order for all methods.
-        folder: Where models are kept.
+        samples: Usable images, in the same order for all methods.
+        folder: Where models are saved.
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
         image_size: Side of the images, pixels; None takes the backbone's.
-        given: Settings that the user gives; see :func:`resolve_settings`.
-        named: Methods that the user named. Those that they start from keep their own epochs
-            and learning rate.
+        given: The user's settings; see :func:`resolve_settings`.
+        named: Methods that the user named. Methods that only others start from keep their
+            epochs and learning rate.
     """
 
     study: Study
@@ -170,7 +170,7 @@ class Experiment:
         return replace(policy, size=self.image_size or policy.size)
 
     def store(self, *, at_cut: bool) -> FeatureStore:
-        """Of the backbone's features, or of the part before the cut, its maps unpooled."""
+        """The store of the backbone's features, or of unpooled activations at its cut."""
         recipe = store_for(self.study, self.choice).recipe
         recipe = replace(recipe, preprocessing=self.policy.to_json())
         if at_cut:
@@ -178,7 +178,7 @@ class Experiment:
         return FeatureStore(self.study.store_root, recipe)
 
     def examples(self, name: str) -> Held:
-        """What a method reads, of all samples, loaded once."""
+        """The inputs of a method for all samples, loaded once."""
         reads, folder = METHODS[name].reads, self.study.results
         if reads not in self._held:
             self._held[reads] = (
@@ -189,7 +189,7 @@ class Experiment:
         return self._held[reads]
 
     def _stored(self, *, at_cut: bool) -> Held:
-        """Rank 0 computes what the store lacks, the others wait."""
+        """Stored rows; rank 0 computes missing ones while the others wait."""
         kind, size = self.device.split(":")[0], self.settings(BASELINE).batch_size
         first = parallel.group().rank == 0
         if not first:
@@ -215,7 +215,7 @@ class Experiment:
         return Frozen(part, self.policy)
 
     def rows(self, split: str) -> NDArray[np.intp]:
-        """Samples of a split."""
+        """Row numbers of the samples of a split."""
         return np.flatnonzero(self.samples.split == split)
 
     def backbone(self, name: str) -> str:
@@ -223,7 +223,7 @@ class Experiment:
         return self.choice.name if METHODS[name].pretrained else FROM_PIXELS
 
     def settings(self, name: str) -> TrainingSettings:
-        """Of one method's training."""
+        """Settings of one method's training."""
         return resolve_settings(
             name,
             self.given,
@@ -240,7 +240,7 @@ class Experiment:
         return ModelFolder(self.folder / f"{name}-{self.backbone(name)}-{seed}")
 
     def assemble(self, name: str) -> Assembly:
-        """The network of a method, with nothing trained in it."""
+        """The untrained network of a method."""
         assembly = assemble(
             name,
             self.choice.name,
@@ -259,7 +259,7 @@ class Experiment:
         return predict(assembly.trained, examples, batch_size=size, device=self.device)
 
     def identity(self, name: str) -> dict[str, Any]:
-        """All that determines a model, beside the libraries and the device."""
+        """Everything that determines a model, except the libraries and the device."""
         method, settings = METHODS[name], asdict(self.settings(name))
         del settings["device"]
         store = self.store(at_cut=False)
@@ -277,7 +277,7 @@ class Experiment:
 
 
 def digest_of(samples: Samples) -> str:
-    """Stands for images, labels and splits in their order; hex, 16 digits."""
+    """Digest of images, labels and splits in their order; hex, 16 digits."""
     digest = hashlib.sha256()
     for row, key in enumerate(samples.key):
         place = f"{samples.domain[row]}|{samples.split[row]}|{samples.label[row]}"
@@ -286,13 +286,13 @@ def digest_of(samples: Samples) -> str:
 
 
 def run_method(run: Experiment, name: str) -> None:
-    """Make the model of a method, unless it is there already, and keep it with its predictions.
+    """Train the model of a method and save it with its predictions, unless it exists already.
 
-    A method that was not named, but that others start from, is taken as it is there, however
-    it was trained.
+    An existing model of a method that only others start from is used as it is, whatever its
+    settings.
 
     Raises:
-        CheckpointError: A training of another identity was cut off in its folder.
+        CheckpointError: Another training was interrupted in its folder.
         PipelineError: See the modules this calls.
     """
     model, identity, samples = run.model(name), run.identity(name), digest_of(run.samples)
@@ -340,16 +340,15 @@ def _train(run: Experiment, name: str, assembly: Assembly, identity: Mapping[str
     )
 
 
-# WiSE-FT (Wortsman et al. 2022): models on the straight line between a linear probe and a
-# fine-tuned network. The networks of the paper have no BatchNorm. Where there is one it is
-# interpolated as the scale and shift that it comes to, not as weights and statistics apart:
-# variances of radiographs can be a thousandth of those of ImageNet, and a tenth of the latter
-# in the mean switches channels off (on chest X-rays a network nine tenths of the way then fell
-# from 94 to 61 % on validation).
+# WiSE-FT (Wortsman et al. 2022): weights interpolated between a linear probe and a fine-tuned
+# network. The networks of the paper have no BatchNorm. A BatchNorm is interpolated as its
+# resulting scale and shift, not as weights and statistics separately: variances of radiographs
+# can be a thousandth of those of ImageNet, and a tenth of the latter in the mean switches
+# channels off (on chest X-rays, accuracy at alpha 0.9 then fell from 94 to 61 % on validation).
 
 
 def _interpolate(run: Experiment, name: str, assembly: Assembly) -> tuple[Record, Proba]:
-    """The model on the line with the lowest validation loss; targets choose nothing."""
+    """The interpolated model with the lowest validation loss; targets are not used."""
     first, second = (run.model(start) for start in METHODS[name].starts_from)
     ends: dict[float, Proba] = {0.0: first.probabilities(), 1.0: second.probabilities()}
     start, stop = (fold_norms(model.state(), assembly.whole) for model in (first, second))
@@ -371,7 +370,7 @@ def _interpolate(run: Experiment, name: str, assembly: Assembly) -> tuple[Record
 
 
 def fold_norms(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The same function, with every BatchNorm's statistics taken into its scale and shift."""
+    """The same function, with the statistics of every BatchNorm folded into scale and shift."""
     folded = dict(state)
     for name, module in network.named_modules():
         if isinstance(module, BATCH_NORMS) and module.affine:
@@ -387,7 +386,7 @@ def fold_norms(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Ten
 def interpolate(
     first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float
 ) -> dict[str, Tensor]:
-    """State at ``alpha`` of the way, 0 to 1; counters, which are integers, are the second's."""
+    """State at ``alpha``, 0 to 1, between two states; integer counters are the second's."""
     return {
         name: (1 - alpha) * tensor + alpha * second[name]
         if tensor.is_floating_point()

@@ -1,8 +1,8 @@
 """Stage 3: train heads, parts and whole networks on the same images and compare them.
 
-Methods see the fit split; the validation split decides early stopping and the alpha of
-WiSE-FT, targets decide nothing. Each model is kept as soon as it is trained; the record is made
-of all models that are kept, also by earlier runs.
+Methods are trained on the fit split. The validation split decides early stopping and the alpha of
+WiSE-FT; targets decide nothing. Each model is saved as soon as it is trained. The record covers
+all saved models, also those of earlier runs.
 """
 
 import logging
@@ -57,11 +57,11 @@ from pipeline.words import to_jsonable
 
 _LOG = logging.getLogger(__name__)
 SCHEMA = 7
-#: Head of stage 2 that has the form of the heads here; break-even counts these.
+#: Head of stage 2 with the same form as the heads here; the table counts how many fit in a time.
 _HEAD = "mlp"
-#: Epochs at the end that :func:`trend` uses, and how far one may still change the mean loss.
+#: Last epochs that :func:`trend` uses; relative change per epoch that still counts as flat.
 _LAST, _STILL = 5, 0.01
-#: A kept model with its probabilities of all samples, shape ``(n, K)``.
+#: A saved model with its probabilities for all samples, shape ``(n, K)``.
 _Model = tuple[Record, Proba]
 
 
@@ -75,31 +75,31 @@ def finetune(
     device: str = "auto",
     options: SampleOptions | None = None,
 ) -> dict[str, Any]:
-    """Train methods on every backbone of a study, and compare all that were ever trained.
+    """Train methods on every backbone of a study, and compare all saved models.
 
     Args:
-        study: Where images and stores are.
-        methods: Entries of ``METHODS``, or ``all``; none takes ``QUICK``.
-        settings: Values of ``TrainingSettings`` that the user gives, by name; None is not
-            given. Epochs and learning rate are for the methods named, all else for all.
+        study: The study with images and stores.
+        methods: Entries of ``METHODS``, or ``all``; empty takes ``QUICK``.
+        settings: The user's values of ``TrainingSettings``, by name; None means not given.
+            Epochs and learning rate are for the named methods, other settings for all.
         image_size: Side of the images, pixels; None takes the backbone's.
-        limit: At most so many images of each split of each domain; None takes all.
+        limit: Images of each split of each domain, at most; None takes all.
         device: ``auto``, ``cpu`` or ``cuda``.
         options: Which samples are accepted.
 
     Returns:
         The record, JSON types only, also in ``results/<study>/finetune.json``; the probability
-        of each class for each image is in ``finetune.h5`` beside it. ``trial`` says what was left
-        out, and ends the names of the results. ``backbones``: for each one its ``models`` (what
-        each cost and how it learned) and its ``domains`` off the fit split, with a row for each
-        model: ``scores``, an interval for each metric, and ``differences`` of accuracy from
-        ``lp`` and from the best head of stage 2, on the same images. Networks of their own stand
-        beside the first backbone. ``unlabelled``: images of each target without labels;
-        ``failed_targets`` and ``failures``: reasons.
+        of each class for each image is in ``finetune.h5`` beside it. ``trial`` names the limits
+        of a trial and is part of the names of its results. ``backbones``: for each one its
+        ``models`` (costs and learning curves) and its ``domains`` without the fit split, with a
+        row for each model: ``scores``, an interval for each metric, and ``differences`` of
+        accuracy from ``lp`` and from the best head of stage 2, on the same images. Networks from
+        scratch are listed with the first backbone. ``unlabelled``: images of each target without
+        labels; ``failed_targets`` and ``failures``: reasons.
 
     Raises:
         UnknownNameError: A method is in no table.
-        StudyError: A part of a backbone is to be trained that has no cut.
+        StudyError: A method trains a part of a backbone that has no cut.
         MissingFeaturesError: Stage 1 has not been run.
         PipelineError: See the modules this calls.
     """
@@ -148,7 +148,7 @@ def finetune(
 
 
 def _check(study: Study, names: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """What cannot work must show before the first method has trained for an hour."""
+    """Check everything that can fail before the first method has trained for an hour."""
     if any(METHODS[name].moves in (TAIL, FIRST_BLOCK) for name in names):
         for choice in study.backbones:
             cut_of(choice.network.name)
@@ -159,7 +159,7 @@ def _check(study: Study, names: Sequence[str], settings: Mapping[str, Any]) -> N
 
 
 def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[_Model]:
-    """Every kept model of these images, in the order of the table."""
+    """Every saved model of these images, in the order of the table."""
     models = []
     digests = {backbone: digest_of(samples) for backbone, samples in tables.items()}
     for name in disk.listdir(folder):
@@ -196,7 +196,7 @@ def _write(
     )
 
 
-# What the kept models can do and what they cost.
+# Scores and costs of the saved models.
 
 
 def _evaluate(
@@ -234,10 +234,10 @@ def _evaluate(
 
 
 def _model_row(record: Record, heads: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a model without its identity, and what follows from it.
+    """The record of a model without its identity, with values derived from it.
 
-    Interpolation trains nothing: its seconds are those of the model at its end. Heads in the
-    same time are perceptrons of stage 2, where it has run.
+    Interpolation trains nothing, so its seconds are those of the second model. The number of
+    heads in the same time is for perceptrons of stage 2, if it has run.
     """
     method, values = METHODS[record.method], asdict(record)
     del values["identity"], values["samples"]
@@ -259,18 +259,18 @@ def _model_row(record: Record, heads: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trend(validation_loss: Sequence[float]) -> str | None:
-    """How the validation loss ended: a line through its last five epochs (least squares).
+    """The trend of the validation loss: a line through its last five epochs (least squares).
 
-    A falling loss has not converged. The learning rate has gone to 0 by the end, so flat does
-    not say that a longer training would gain nothing.
+    A falling loss has not converged. The learning rate falls to 0 at the end, so a flat loss does
+    not show that longer training would gain nothing.
 
     Args:
-        validation_loss: Of all epochs, nats, in order.
+        validation_loss: Loss of all epochs, nats, in order.
 
     Returns:
-        ``flat`` where neither the slope nor its standard error is above 1 % of the mean loss;
-        ``falling`` or ``rising`` (it fits the training images at the cost of others) where the
-        slope is above that and twice its error; else ``noisy``. None of fewer epochs.
+        ``flat`` if neither the slope nor its standard error is above 1 % of the mean loss;
+        ``falling`` or ``rising`` (overfitting) if the slope is above that and above twice its
+        error; else ``noisy``. None with fewer epochs.
     """
     last = validation_loss[-_LAST:]
     if len(last) < _LAST:
@@ -314,10 +314,10 @@ def _domain(
 def _best_head(
     results: Path, backbone: str, name: str | None, samples: Samples
 ) -> dict[str, Proba] | None:
-    """Probabilities, by its name, of stage 2's best head on validation, for these samples.
+    """Probabilities of stage 2's best head on validation for these samples, by its name.
 
-    Empty where stage 2 has not run on all of these images; None where it has fitted its heads
-    to others: a network that saw 40 images is not to be compared with a head that saw 400.
+    Empty if stage 2 has not run on all of these images. None if its heads were fitted to other
+    images: a network that saw 40 images should not be compared with a head that saw 400.
     """
     try:
         stored = read_predictions(results / PROBABILITIES)[backbone]

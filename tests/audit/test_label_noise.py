@@ -77,7 +77,7 @@ def test_flipped_labels_are_listed_and_no_other(classes, distance, least):
     assert least <= len(images) == sum(finding.values["counts"].values())
     assert finding.severity == NOTE
     assert f"{len(images)} of 240 images are probably labelled wrongly" in finding.text
-    assert finding.text.endswith("expected share of false alarms 0%")
+    assert finding.text.endswith("expected share of false alarms 0 %")
     assert finding.examples.endswith(f"and {len(images) - 3} more")
     certain = [image["probability"] for image in images]
     assert certain[0] >= certain[-1]

@@ -194,8 +194,8 @@ def test_columns_of_labels_are_findings(tmp_path):
         table = ImageTable(file=path, finding=finding, values=values)
         assert [i.label for i in scan(SourceDomain(path=path, table=table)).items] == marks
     for finding, sentence in (
-        ("2", r"columns 0 to 1, and none is known as '2'\. Write values = \{'2' = \"0\"\}"),
-        ("Mass", r"none is known as 'Mass'"),
+        ("2", r"columns 0 to 1, and none is named '2'\. Write values = \{'2' = \"0\"\}"),
+        ("Mass", r"none is named 'Mass'"),
     ):
         with pytest.raises(StudyError, match=sentence):
             scan(SourceDomain(path=path, table=ImageTable(file=path, finding=finding)))

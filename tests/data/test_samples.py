@@ -172,7 +172,7 @@ def test_missing_patients_are_said(study_file, caplog):
     text = study_file.read_text()
     study_file.write_text(text.replace("group = '^(p\\d+)'\n[target", "[target"))
     load_samples(load_study(study_file))
-    assert "source: no `group` pattern" in caplog.text
+    assert "source: there is no `group` pattern" in caplog.text
     (study_file.parent / "here" / "a" / "p1000_0.png").rename("here/a/nobody.png")
     study_file.write_text(text)
     load_samples(load_study(study_file))

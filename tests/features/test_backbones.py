@@ -299,10 +299,10 @@ def test_a_cached_hub_file_is_found_and_its_hash_is_checked(monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("densenet", "unknown backbone 'densenet'; known: densenet121, "),
-        ("timm:", "known: densenet121, "),
+        ("densenet", "unknown backbone 'densenet'; allowed: densenet121, "),
+        ("timm:", "allowed: densenet121, "),
         ("timm:no_such_model", "unknown timm model"),
-        ("densenet121@norm", "unknown layer of densenet121 'norm'; known: transition1, "),
+        ("densenet121@norm", "unknown layer of densenet121 'norm'; allowed: transition1, "),
     ],
 )
 def test_an_unknown_backbone_lists_the_known_ones(name, sentence):

@@ -102,7 +102,7 @@ def test_bf16_runs_in_torch_and_is_really_less_precise():
 
 def test_unknown_engines_and_absent_devices_are_refused():
     """With the table's names, and before any work."""
-    with pytest.raises(UnknownNameError, match="known: auto, openvino, torch"):
+    with pytest.raises(UnknownNameError, match="allowed: auto, openvino, torch"):
         engines.check_engine(EngineChoice(engine="onnx"))
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="no CUDA device is here"):

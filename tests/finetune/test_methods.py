@@ -28,7 +28,7 @@ from pipeline.finetune.methods import (
 def test_methods_bring_along_what_they_start_from(names, runs):
     """In the order of the table, so that what is needed is there."""
     assert select_methods(names)[0] == runs
-    with pytest.raises(UnknownNameError, match=r"unknown method 'ful'; known: lp, .*, all"):
+    with pytest.raises(UnknownNameError, match=r"unknown method 'ful'; allowed: lp, .*, all"):
         select_methods(("ful", *names))
 
 
@@ -86,5 +86,5 @@ def test_a_value_that_is_not_allowed_is_named():
     wrong = {"optimiser": "lion", "augmentation": "heavy", "precision": "fp8", "patience": -1}
     wrong |= {"epochs": 0, "batch_size": 0, "learning_rate": float("nan"), "seed": -1}
     for name, value in wrong.items():
-        with pytest.raises(PipelineError, match=rf"{name} .*(: allowed is|; known: )"):
+        with pytest.raises(PipelineError, match=rf"{name} .*(: allowed is|; allowed: )"):
             TrainingSettings(**{name: value})

@@ -251,7 +251,7 @@ def test_new_target_images_cost_no_training_and_select_nothing(stored, tmp_path,
 def test_what_cannot_work_shows_before_any_work(stored, trainings):
     """Names, numbers, devices and cuts."""
     for options, error, message in (
-        (only("ful"), UnknownNameError, "unknown method 'ful'; known: lp"),
+        (only("ful"), UnknownNameError, "unknown method 'ful'; allowed: lp"),
         (only("lp", augmentation="heavy"), UnknownNameError, "augmentation 'heavy'"),
         (only("lp", epochs=0), StudyError, "epochs 0: allowed is 1 or more"),
     ):

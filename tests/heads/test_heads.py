@@ -187,7 +187,7 @@ def test_a_study_adds_heads_and_concatenations(tmp_path):
         ((CLASS, "sklearn.ensemble.VotingClassifier"), r"unknown parameter 'n_neighbors'"),
         ((f'{CLASS}"\nn_neighbors = 7', 'sklearn.svm.LinearSVC"'), r"gives no probabilities"),
         (("head.near", "head.svm"), r"\[head.svm\]: the name is taken"),
-        (('base = "mlp"', 'base = "lstm"'), r"unknown base 'lstm'; known: mlp"),
+        (('base = "mlp"', 'base = "lstm"'), r"unknown base 'lstm'; allowed: mlp"),
         (('base = "mlp"', ""), r"write either estimator"),
         (("hidden = 8", "hiden = 8"), r"unknown parameter 'hiden' .* hidden"),
         (('"densenet121+googlenet"', '"densenet121+resnet50"'), r"must stand once"),

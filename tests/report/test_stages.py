@@ -75,7 +75,7 @@ def test_audit_shows_the_worst_first_and_each_advice_once(records):
     audit["near_copies"] = 7 * [{"likeness": 0.999, "how": "mirrored", "images": pair}]
     text = " ".join(show("audit", audit).split())
     assert text.index("leak") < text.index("2 warnings") < text.index(" notes")
-    assert text.count("copies, patients: Each counts on") == text.count("Each counts on") == 1
+    assert text.count("copies, patients: Each copy counts") == text.count("Each copy counts") == 1
     for words in (
         "The images are named in audit.json.",
         "These checks found nothing: overlap (all roles)",
