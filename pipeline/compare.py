@@ -28,12 +28,7 @@ from pipeline.errors import (
     UnknownNameError,
 )
 from pipeline.evaluation.compare_heads import eval_sets
-from pipeline.evaluation.heads_record import (
-    HEADS_REPORT,
-    HEADS_SCHEMA,
-    Record,
-    Scoring,
-)
+from pipeline.evaluation.heads_record import HEADS_REPORT, HEADS_SCHEMA, Record, Scoring
 from pipeline.evaluation.metrics import Proba
 from pipeline.evaluation.predictions import (
     PROBABILITIES,

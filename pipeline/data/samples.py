@@ -20,13 +20,7 @@ from numpy.typing import NDArray
 from pipeline.data.images import RememberedFile
 from pipeline.data.index import KeyIndex
 from pipeline.data.items import MAX_PIXELS, Item, Reading, window_of
-from pipeline.data.patients import (
-    FIT,
-    TARGET,
-    join_duplicates,
-    patients_or_paths,
-    split_source,
-)
+from pipeline.data.patients import FIT, TARGET, join_duplicates, patients_or_paths, split_source
 from pipeline.data.sources import check_layout, layout_hint, scan
 from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError, go_on

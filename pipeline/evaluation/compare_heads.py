@@ -17,13 +17,7 @@ import scipy
 from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import (
-    DRAWS,
-    FIT,
-    PatientDraws,
-    WeightedStatistic,
-    draw_patients,
-)
+from pipeline.data.patients import DRAWS, FIT, PatientDraws, WeightedStatistic, draw_patients
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.evaluation.bootstrap import interval_of_draws, mean_bounds
 from pipeline.evaluation.intervals import (
@@ -36,14 +30,7 @@ from pipeline.evaluation.intervals import (
     share_of,
     shares_of,
 )
-from pipeline.evaluation.metrics import (
-    METRICS,
-    Labels,
-    Proba,
-    is_right,
-    score,
-    weighted_ratio,
-)
+from pipeline.evaluation.metrics import METRICS, Labels, Proba, is_right, score, weighted_ratio
 from pipeline.evaluation.paired_tests import (
     Difference,
     holm,

@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import VALIDATION, Fold, draw_patients
 from pipeline.errors import MissingResultsError
-from pipeline.evaluation.bootstrap import (
-    SET_ALPHA,
-    bbc_cv,
-    bootstrap_interval,
-    confidence_set,
-)
+from pipeline.evaluation.bootstrap import SET_ALPHA, bbc_cv, bootstrap_interval, confidence_set
 from pipeline.evaluation.compare_heads import (
     COMPARED_BY,
     bases,

@@ -27,13 +27,7 @@ from pipeline.data.images import PixelPolicy
 from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, Samples, SkippedImage, load_samples
 from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
-from pipeline.errors import (
-    EngineError,
-    NoImagesError,
-    PartsError,
-    SkippedImagesError,
-    go_on,
-)
+from pipeline.errors import EngineError, NoImagesError, PartsError, SkippedImagesError, go_on
 from pipeline.features.backbones import policy_of, spec_of
 from pipeline.features.decoding import Batch, decode_batches
 from pipeline.features.engines import (
