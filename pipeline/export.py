@@ -193,7 +193,7 @@ def _frozen(
     study: Study, choice: BackboneChoice, saved: SavedHead
 ) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
     """Network and head of a saved head, and its part of the card."""
-    recipe = store_for(study, choice).recipe
+    recipe = store_for(study.store_root, choice).recipe
     if [network.recipe for network in saved.networks] != [recipe]:
         raise ExportError(
             f"the head {saved.head} takes other features than the study has now: run headrace "

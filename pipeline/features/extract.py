@@ -137,7 +137,8 @@ def _extract(
     for choice in study.backbones:
         # Weights that cannot be had must show before the first backbone has run for an hour.
         with go_on(_part(choice), failed, alone=alone):
-            networks[replace(choice, name=choice.network.name)][choice] = store_for(study, choice)
+            store = store_for(study.store_root, choice)
+            networks[replace(choice, name=choice.network.name)][choice] = store
     backbones, skipped = [], list(unreadable)
     for choice, stores in networks.items():
         with go_on(_part(choice), failed, alone=alone):

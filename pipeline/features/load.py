@@ -122,7 +122,7 @@ def load_features(
     """
     parts = [choice] if isinstance(choice, BackboneChoice) else choice
     backbone = "+".join(part.name for part in parts)
-    stores = tuple(store_for(study, part) for part in parts)
+    stores = tuple(store_for(study.store_root, part) for part in parts)
     stored = np.array([all(key in store for store in stores) for key in samples.key])
     unusable = _reported_unusable(study.results)
     lost = sum(samples.key[i].hex() not in unusable for i in np.flatnonzero(~stored))
@@ -173,16 +173,16 @@ def mean_of_views(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return rows if rows.ndim == 2 else rows.mean(axis=1)
 
 
-def store_for(study: Study, choice: BackboneChoice) -> FeatureStore:
-    """The store that holds, or will hold, the features of one backbone of a study.
+def store_for(store_root: Path, choice: BackboneChoice) -> FeatureStore:
+    """The store that holds, or will hold, the features of one backbone.
 
     The network is built only where its weights file has never been loaded before.
 
     Raises:
         WeightsError: The weights are not here and cannot be fetched, or do not fit.
     """
-    weights = _weights_digest(study.store_root, choice.network.name, choice.weights)
-    return FeatureStore(study.store_root, recipe_of(choice, weights))
+    weights = _weights_digest(store_root, choice.network.name, choice.weights)
+    return FeatureStore(store_root, recipe_of(choice, weights))
 
 
 def _weights_digest(store_root: Path, name: str, weights: str) -> str:

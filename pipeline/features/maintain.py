@@ -130,7 +130,7 @@ def recompute(study: Study, sample: int, choice: EngineChoice) -> list[str]:
 
 
 def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: EngineChoice) -> str:
-    store = store_for(study, backbone)
+    store = store_for(study.store_root, backbone)
     samples, _ = load_samples(study)
     stored = {k: i for k, i in zip(samples.key, samples.items, strict=True) if k in store}
     if not stored:

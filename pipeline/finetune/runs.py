@@ -171,7 +171,7 @@ class Experiment:
 
     def store(self, *, at_cut: bool) -> FeatureStore:
         """The store of the backbone's features, or of unpooled activations at its cut."""
-        recipe = store_for(self.study, self.choice).recipe
+        recipe = store_for(self.study.store_root, self.choice).recipe
         recipe = replace(recipe, preprocessing=self.policy.to_json())
         if at_cut:
             recipe = replace(recipe, cut=cut_of(self.choice.name).where, pooling="none")

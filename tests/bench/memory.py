@@ -120,7 +120,7 @@ def _fill(file: Path, width: int) -> None:
     rng = np.random.default_rng(1)
     means = 0.5 * rng.normal(size=(len(samples.classes), width))
     for choice in (*study.backbones, *masked_study(study).backbones):
-        store = load.store_for(study, choice)
+        store = load.store_for(study.store_root, choice)
         store.prepare()
         with Writer(FeatureStore(study.store_root, store.recipe)) as writer:
             for key, label in zip(samples.key, samples.label, strict=True):

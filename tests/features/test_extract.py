@@ -101,7 +101,7 @@ def test_a_backbone_that_fails_does_not_cost_the_others(study_file, builds, monk
         failures = r"\.densenet121: .*lost\.pth.*; backbone\.tiny@0: the engine b"
         with pytest.raises(PartsError, match=failures):
             extract(study, TORCH)
-    assert len(store_for(study, study.backbones[0])) == 60
+    assert len(store_for(study.store_root, study.backbones[0])) == 60
     (row,) = json.loads((study.results / "features.json").read_text())["backbones"]
     assert (row["backbone"], row["computed"]) == ("tiny", 60)
     with pytest.raises(WeightsError, match=r"lost\.pth"):
@@ -131,7 +131,7 @@ def test_moving_copying_and_relabelling_cost_nothing(study_file, builds):
     moved.rename(here / "b" / "p1000_moved.png")
     shutil.copy(here / "b" / "p1000_moved.png", here / "b" / "p1000_copy.png")
     assert counts(extract(study, TORCH)) == (61, 0, 61, 0)
-    assert len(store_for(study, study.backbones[0])) == 60
+    assert len(store_for(study.store_root, study.backbones[0])) == 60
     assert builds == ["tiny"]
 
 
@@ -144,7 +144,7 @@ def test_the_features_are_those_of_the_image(study_file):
     network = extract_module.frozen_network(study.backbones[0])
     expected = network(torch.from_numpy(pixels.copy())[None]).numpy()
     key = hashlib.sha256(file.read_bytes()).digest()
-    found = store_for(study, study.backbones[0]).read([key])
+    found = store_for(study.store_root, study.backbones[0]).read([key])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -179,7 +179,7 @@ def test_many_pictures_of_one_colour_stop_the_run(study_file, monkeypatch):
     study = load_study(study_file)
     with pytest.raises(StudyError, match=r"3 of 63 images show one colour only, .* a/p1_0\.png"):
         extract(study, TORCH)
-    assert len(store_for(study, study.backbones[0])) == 60
+    assert len(store_for(study.store_root, study.backbones[0])) == 60
     # Of fewer, a second run misses these alone, and they are no more than they were.
     monkeypatch.setattr(guard_module, "_SHARE_CONSTANT", 0.1)
     assert len(extract(study, TORCH)["skipped"]) == 3

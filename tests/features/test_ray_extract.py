@@ -188,7 +188,7 @@ def start_ray(tmp_path, monkeypatch):
 
 def assert_same_store(study, alone: Path) -> None:
     """The study's store against a copy that one machine has filled."""
-    spread = store_for(study, study.backbones[0])
+    spread = store_for(study.store_root, study.backbones[0])
     one = FeatureStore(alone, spread.recipe)
     assert spread.keys() == one.keys()
     keys = sorted(one.keys())
@@ -342,7 +342,7 @@ def test_ctrl_c_stops_all_processes_and_keeps_whole_parts(study_file, tmp_path, 
     assert "Traceback" not in said
     wait_for(lambda: not processes_with(weights), seconds=30)
     study = load_study(study_file)
-    store = store_for(study, study.backbones[0])
+    store = store_for(study.store_root, study.backbones[0])
     assert 0 < len(store) < 60
     assert not store.damaged
     assert extract(study, ENGINE)["backbones"][0]["reused"] == len(store)

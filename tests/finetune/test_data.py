@@ -123,7 +123,7 @@ def test_the_prefix_runs_once_over_each_image(study, policy, tmp_path, monkeypat
 def test_cut_and_pooling_are_in_the_recipe(study, samples):
     """Activations and pooled features can never be taken for each other."""
     recipe = store_of(study).recipe
-    changes = store_for(study, study.backbones[0]).recipe.changes_to(recipe)
+    changes = store_for(study.store_root, study.backbones[0]).recipe.changes_to(recipe)
     assert changes == {
         "cut": ("before the classifier", "after the first stage"),
         "pooling": ("global average", "none"),
@@ -139,7 +139,7 @@ def test_pooled_features_are_those_of_stage_1(stored, monkeypatch):
     samples, _ = load_samples(stored)
     monkeypatch.setattr(runs_module, "build", None)
     taken = run_of(stored, samples).examples("lp")
-    rows = store_for(stored, stored.backbones[0]).read(samples.key)
+    rows = store_for(stored.store_root, stored.backbones[0]).read(samples.key)
     np.testing.assert_array_equal(taken.batch(np.arange(60)).numpy(), rows)
 
 
