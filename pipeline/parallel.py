@@ -1,13 +1,13 @@
-"""Work at the same time: in threads, in forks of this process, or in processes beside it.
+"""Parallel work: in threads, in forks of this process, or in separate processes.
 
-Forks see this process's arrays without a copy, and none waits for Python's lock. Two threads that
+Forks see this process's arrays without a copy, and do not wait for Python's lock. Two threads that
 fit heads are 1.2 times as fast as one, two forks 1.9 times. What macOS and Windows offer instead
-would import everything again, so there jobs are done one after the other, each by all cores.
+would import everything again, so there jobs are done one after the other, each with all cores.
 
-:class:`Processes`, which decode, are no forks: they are started beside torch, whose threads a fork
-would lack. Each may have memory that it shares with this process, so that pixels need not travel
-through its pipe. The memory has no name and the process reads from the pipe, so both are gone when
-this process is, however it ends.
+:class:`Processes`, which decode, are not forks: they are started beside torch, whose threads a
+fork would lack. Each may share memory with this process, so that pixels need not travel through
+its pipe. The memory has no name and the process reads from the pipe, so both are gone when this
+process ends, in whatever way.
 """
 
 import gc
@@ -43,17 +43,17 @@ R = TypeVar("R")
 _LARGEST_BLOCK = 64
 _SERVE = "from pipeline.parallel import serve; serve()"
 _FORKS = sys.platform == "linux"
-#: Seconds between two looks at what is done beside.
+#: Seconds between two checks of the other processes.
 _GLANCE = 0.02
 _LATE = "it did not end within {:g} s"
 _in_worker = False
 
 
 class Each(Protocol):
-    """How one function is applied to many values: in turn, in threads, or on many machines."""
+    """A way to apply one function to many values: in turn, in threads, or on many machines."""
 
     def __call__(self, function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
-        """What the function returns, in the order of the values."""
+        """The results of the function, in the order of the values."""
 
 
 def in_turn(function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
@@ -70,12 +70,12 @@ def in_threads(function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
 
 
 def each_of(function: Callable[[T], R], block: Sequence[T]) -> list[R]:
-    """What the function returns for each value of a block."""
+    """The results of the function for the values of a block."""
     return [function(value) for value in block]
 
 
 def _blocks_of(values: Sequence[T], workers: int) -> list[Sequence[T]]:
-    """Blocks of values: to hand out each alone would take longer than to read a small file."""
+    """Blocks of values; handing out single values would take longer than reading a small file."""
     size = max(1, min(_LARGEST_BLOCK, len(values) // (4 * workers)))
     return [values[at : at + size] for at in range(0, len(values), size)]
 
@@ -84,7 +84,7 @@ def _blocks_of(values: Sequence[T], workers: int) -> list[Sequence[T]]:
 
 
 class _Worker:
-    """A fork of this process that does jobs, one after the other, as it is asked to."""
+    """A fork of this process that does jobs, one after the other."""
 
     def __init__(self, jobs: Sequence[Callable[[], Any]], shared: Sequence[Any]) -> None:
         fork = multiprocessing.get_context("fork")
@@ -105,12 +105,12 @@ class _Worker:
         other.close()
 
     def submit(self, number: int) -> None:
-        """Have it do a job; before the next question its answer must be taken."""
+        """Start a job; its answer must be taken before the next job."""
         with suppress(BrokenPipeError):  # the answer says so
             self.pipe.send(number)
 
     def answer(self) -> Any:
-        """What the job has returned, or the exception that it has raised."""
+        """The result of the job, or the exception that it raised."""
         try:
             return _unpickled(self.pipe.recv_bytes(), self._shared)
         except (EOFError, ConnectionError):
@@ -119,11 +119,11 @@ class _Worker:
             return EngineError(f"a process has ended ({code}): is there enough memory?")
 
     def is_alive(self) -> bool:
-        """Whether it can be asked for more."""
+        """Whether it can do another job."""
         return bool(self._process.is_alive())
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it is doing."""
         self._process.kill()
         self._process.join()
         self.pipe.close()
@@ -132,10 +132,10 @@ class _Worker:
 def run_parallel(
     jobs: Sequence[Callable[[], T]], *, done: Callable[[], None] = lambda: None
 ) -> list[T]:
-    """What the jobs return, in their order; the first exception is raised.
+    """The results of the jobs, in their order; the first exception is raised.
 
-    What a job writes to is a copy: only what it returns comes back, pickled. Jobs of a job are
-    done one after the other.
+    A job works on a copy of this process's data: only its result comes back, pickled. Jobs that a
+    job starts are done one after the other.
 
     Args:
         jobs: See there.
@@ -157,19 +157,19 @@ def run_each(
     beside: Callable[[], object] | None = None,
     shared: Sequence[Any] = (),
 ) -> list[T | BaseException | None]:
-    """What the jobs return or raise, in their order.
+    """The results or exceptions of the jobs, in their order.
 
     Args:
-        jobs: See :func:`run_parallel`. One alone has all cores, where it does not use
-            OpenMP.
-        limit: Seconds after which a job is given up, with a ``TimeoutError``. Where there are
-            no forks (macOS, Windows, a worker, after CUDA was started) it goes on unheeded,
-            on its core, until this process ends.
-        done: Called after each job with its number and what it returned or raised.
-        is_wanted: Asked before the job of a number begins; what is not wanted gives None.
-        beside: What this process does on one of the cores meanwhile; it must not raise. All of
-            it is done when this returns.
-        shared: Arrays of this process that what the jobs return may hold; they do not travel.
+        jobs: See :func:`run_parallel`. A single job has all cores, unless it uses OpenMP.
+        limit: Seconds after which a job is stopped with a ``TimeoutError``. Without forks
+            (macOS, Windows, in a worker, after CUDA was started) it cannot be stopped: its
+            result is ignored, and it goes on until this process ends.
+        done: Called after each job with its number and its result or exception.
+        is_wanted: Called with the number of a job before it begins; if False, the result is
+            None.
+        beside: Work that this process does meanwhile on one of the cores; it must not raise.
+            It is finished when this returns.
+        shared: Arrays of this process that results may contain; they are not pickled.
     """
     workers = min(len(jobs), _cores())
     if not _may_fork() or not jobs or (workers < 2 and limit is None):
@@ -185,7 +185,7 @@ def run_each(
 
 
 def in_worker() -> bool:
-    """Whether this process is a worker: one of several, and a fork, which CUDA is not for."""
+    """Whether this process is a worker, a fork among several, in which CUDA cannot be used."""
     return _in_worker
 
 
@@ -266,7 +266,7 @@ def _serve(
     pipe: Connection,
     parents: Connection,
 ) -> None:
-    """What a worker does, until the pipe's other end is closed."""
+    """The main loop of a worker, until the pipe's other end is closed."""
     global _in_worker  # noqa: PLW0603 - it is true of the whole process
     _in_worker = True
     parents.close()
@@ -280,7 +280,7 @@ def _serve(
 
 @lru_cache(maxsize=1)
 def _thread_pools(_modules: int) -> ThreadpoolController:
-    """Those of BLAS and OpenMP, which come with modules."""
+    """The thread pools of BLAS and OpenMP, which are loaded with modules."""
     return ThreadpoolController()
 
 
@@ -294,7 +294,7 @@ def _outcome(job: Callable[[], T]) -> T | BaseException:
 
 
 def _outcome_within(job: Callable[[], Any], limit: float | None) -> Any:
-    """The same without a fork, by a thread that nobody waits for any longer."""
+    """The outcome of a job in a thread, which is abandoned after the limit."""
     if limit is None:
         return _outcome(job)
     outcomes: list[Any] = []
@@ -305,7 +305,7 @@ def _outcome_within(job: Callable[[], Any], limit: float | None) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes the numbers of shared arrays in place of them."""
+    """Pickles numbers of shared arrays instead of the arrays."""
 
     shared: Sequence[Any] = ()
 
@@ -343,7 +343,7 @@ def _unpickled(data: bytes, shared: Sequence[Any]) -> Any:
 
 
 def _may_fork() -> bool:
-    """Not in a worker, and not where CUDA has been started, which a fork cannot use."""
+    """Whether forks are possible: not in a worker, and not after CUDA was started."""
     torch = sys.modules.get("torch")
     return _FORKS and not _in_worker and not (torch and torch.cuda.is_initialized())
 
@@ -354,7 +354,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-# Processes beside this one: Python's lock lets only one thread of each process work.
+# Separate processes: Python's lock lets only one thread of each process work.
 
 
 def can_share_memory() -> bool:
@@ -363,7 +363,7 @@ def can_share_memory() -> bool:
 
 
 class Processes:
-    """Context manager: processes, each with shared bytes, that call functions until it is left."""
+    """Context manager: processes, each with shared memory, that call functions for this one."""
 
     def __init__(self, count: int, *, memory: int = 0) -> None:
         self._running = [Process(memory) for _ in range(count)]
@@ -383,7 +383,7 @@ class Processes:
 
     @contextmanager
     def idle(self) -> Iterator["Process"]:
-        """One that has nothing to do; waits until there is one."""
+        """An idle process; waits until there is one."""
         process = self._idle.get()
         try:
             yield process
@@ -391,7 +391,7 @@ class Processes:
             self._idle.put(process)
 
     def submit(self, function: Callable[..., R], *arguments: Any) -> "Future[R]":
-        """What one of them will answer; see :meth:`Process.call`."""
+        """The future result of a call in one of them; see :meth:`Process.call`."""
 
         def call() -> R:
             with self.idle() as process:
@@ -429,10 +429,10 @@ class Process:
         self._answers = cast("IO[bytes]", self._child.stdout)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns there.
+        """The result of a function that is called in the process.
 
         Raises:
-            PipelineError: What the function raises; of any other error the text.
+            PipelineError: The function raised it, or another error with this text.
             EngineError: The process has ended.
         """
         try:
@@ -459,12 +459,12 @@ class Process:
 
 @cache
 def shared_memory() -> NDArray[np.uint8]:
-    """In a process that works for another: the memory that they share."""
+    """In such a process: the memory that it shares with its parent."""
     return _mapped(int(sys.argv[1]))
 
 
 def serve() -> None:
-    """What the process does: call function after function, until its parent is gone."""
+    """The main loop of such a process: call function after function, until its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there are no process groups
     logging.captureWarnings(True)
     logging.getLogger().addHandler(logging.NullHandler())

@@ -300,7 +300,7 @@ def test_export_is_one_file_that_plain_h5py_reads(study_file):
     run("features", study_file, *ENGINE)
     text, out = study_file.read_text(), study_file.parent / "sub" / "out.h5"
     result = run("cache", "export", study_file, study_file, code=1)
-    assert "is no export of headrace" in result.stderr
+    assert "is not an export of headrace" in result.stderr
     assert study_file.read_text() == text
     for _ in range(2):
         assert "60 rows" in run("cache", "export", study_file, out).stdout

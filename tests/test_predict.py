@@ -196,7 +196,7 @@ def test_a_store_that_may_only_be_read_serves_old_and_new_images(compared, monke
     first = predict(folder("linear"), [Path("new"), Path("here")])
     assert (first["computed"], len(first["rows"])) == (6, 126)
     assert [row["predicted"] for row in first["rows"][:6]] == ["a"] * 3 + ["b"] * 3
-    assert [m for m in caplog.messages if m.startswith("the new features are not kept: cannot")]
+    assert [m for m in caplog.messages if m.startswith("the new features are not stored: cannot")]
     assert predict(folder("linear"), [Path("new")])["computed"] == 6
     (meta,) = Path("features").glob("tiny-*/meta.json")
     values = json.loads(meta.read_text())

@@ -1,8 +1,8 @@
 """How a frozen network is run: the choice of an engine, batches through it, and OpenVINO.
 
-Nothing here imports torch unless it has to; its engine is in ``frozen``. OpenVINO's own form of a
-network is kept beside the stores: to convert it takes 4 to 20 s of CPU time, to read it back
-0.2 s. That file is disposable: one that is damaged, or of other versions, is made again.
+Nothing here imports torch unless necessary; torch's engine is in ``frozen``. A network converted
+to OpenVINO is kept beside the stores: converting takes 4 to 20 s of CPU time, reading 0.2 s. That
+file is disposable: if it is damaged, or of other versions, it is made again.
 """
 
 import ctypes

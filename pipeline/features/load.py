@@ -1,4 +1,4 @@
-"""Samples joined to their features, and the store that a study's choice of backbone means."""
+"""Samples joined to their features, and the store for a study's choice of backbone."""
 
 import json
 import logging
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
     from pipeline.features.frozen import Frozen
 
 _LOG = logging.getLogger(__name__)
-#: Stage 1 reports here, below the study's results; later stages read it.
+#: Stage 1 writes its report here, below the study's results; later stages read it.
 FEATURES_REPORT = "features.json"
-#: Raised when a factory in ``pipeline.features.backbones`` starts to load the same file otherwise.
+#: Increase it when a factory in ``pipeline.features.backbones`` loads the same file differently.
 _LOADING = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureTable:
-    """Samples of a study with the features of one backbone: where every later stage starts.
+    """Samples of a study with the features of one backbone: the start of every later stage.
 
     Attributes:
-        backbone: Name of the backbone, or of several side by side.
-        stores: Where the features came from, one for each backbone.
-        widths: Columns of each backbone; their sum is ``d``.
+        backbone: Name of the backbone, or of several concatenated ones.
+        stores: The stores of the features, one for each backbone.
+        widths: Number of columns of each backbone; their sum is ``d``.
         samples: ``n`` samples, all with features.
-        X: Float32 features of shape ``(n, d)``; of several views their mean.
-        views: Of each of ``k`` views, shape ``(n, k, d)``; None where there is one.
+        X: Float32 features of shape ``(n, d)``; the mean if there are several views.
+        views: Features of each of ``k`` views, shape ``(n, k, d)``; None if there is one view.
     """
 
     backbone: str
@@ -92,7 +92,7 @@ def choose_backbone(study: Study, name: str | None) -> BackboneChoice:
     """A backbone of a study by its name, or its only one.
 
     Raises:
-        StudyError: It has several, and none is named, or several side by side.
+        StudyError: It has several and none is named, or the name is a concatenation.
         UnknownNameError: It has no such backbone.
     """
     by_name = {choice.name: choice for choice in study.backbones}
@@ -151,11 +151,11 @@ def load_features(
 def feature_tables(
     study: Study, samples: Samples
 ) -> Iterator[tuple[str, FeatureTable | Exception]]:
-    """By name, the features of each backbone of a study, or why it has none.
+    """The features of each backbone of a study, by name, or the error why it has none.
 
     Raises:
         MissingFeaturesError: No backbone has features.
-        WeightsError: The same, and those of the first are not here.
+        WeightsError: No backbone has features, and the weights of the first are missing.
     """
     failures: dict[str, Exception] = {}
     for name, parts in study.variants.items():
@@ -169,17 +169,17 @@ def feature_tables(
 
 
 def mean_of_views(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Features ``(n, d)`` of rows as a store has them: ``(n, d)``, of k views ``(n, k, d)``."""
+    """Features ``(n, d)`` from rows of a store: ``(n, d)``, or ``(n, k, d)`` for k views."""
     return rows if rows.ndim == 2 else rows.mean(axis=1)
 
 
 def store_for(store_root: Path, choice: BackboneChoice) -> FeatureStore:
     """The store that holds, or will hold, the features of one backbone.
 
-    The network is built only where its weights file has never been loaded before.
+    The network is built only if its weights file was never loaded before.
 
     Raises:
-        WeightsError: The weights are not here and cannot be fetched, or do not fit.
+        WeightsError: The weights are missing and cannot be fetched, or do not fit.
     """
     weights = _weights_digest(store_root, choice.network.name, choice.weights)
     return FeatureStore(store_root, recipe_of(choice, weights))
@@ -188,8 +188,8 @@ def store_for(store_root: Path, choice: BackboneChoice) -> FeatureStore:
 def _weights_digest(store_root: Path, name: str, weights: str) -> str:
     """Digest of a network's state dict; computed once for a weights file, then remembered.
 
-    The memory, ``index/weights.json`` beside the stores, is disposable: one that is damaged or
-    cannot be written costs only time. The file is hashed at every start: nobody trusts it.
+    The file ``index/weights.json`` beside the stores remembers it. It is disposable: if it is
+    damaged or cannot be written, that costs only time. The weights file is hashed at every start.
     """
     file, memory = weights_file(name, weights), store_root / "index" / "weights.json"
     entry = f"{name} v{_LOADING}: {file_digest(file)}"
@@ -207,7 +207,7 @@ def _weights_digest(store_root: Path, name: str, weights: str) -> str:
 
 
 def recipe_of(choice: BackboneChoice, weights_digest: str) -> Recipe:
-    """All that determines the features of one backbone; see ``cache.recipe``."""
+    """Everything that determines the features of one backbone; see ``cache.recipe``."""
     spec = spec_of(choice.name)
     return Recipe(
         backbone=choice.name,
@@ -225,12 +225,12 @@ def frozen_network(
     """The network that an engine runs: uint8 pixels in, features out.
 
     Args:
-        choice: The backbone, as a study asks for it.
-        recipe: What its weights must be of; None: not compared.
-        layers: Whose features come out, side by side; None: those of the choice.
+        choice: The study's choice of a backbone.
+        recipe: Recipe that its weights must belong to; None: not checked.
+        layers: Layers whose features are given, concatenated; None: those of the choice.
 
     Raises:
-        WeightsError: The weights cannot be had, do not fit, or are not those of the recipe.
+        WeightsError: The weights are missing, do not fit, or are not those of the recipe.
     """
     from pipeline.features.frozen import Frozen, build
 
@@ -241,7 +241,7 @@ def frozen_network(
 
 
 def check_weights(network: "torch.nn.Module", recipe: Recipe) -> None:
-    """Refuse a network that is not the one of a recipe.
+    """Check that a network has the weights of a recipe.
 
     Raises:
         WeightsError: The weights file changed, or its remembered digest is damaged.
@@ -257,7 +257,7 @@ def check_weights(network: "torch.nn.Module", recipe: Recipe) -> None:
 
 
 def _reported_unusable(results: Path) -> set[str]:
-    """Content keys, in hex, of the images that no run can use."""
+    """Content keys, in hex, of the images that stage 1 could not use."""
     try:
         report = read_set(results / FEATURES_REPORT, "features").record
     except MissingResultsError:

@@ -1,4 +1,4 @@
-"""What is in the stores and on this machine: ``headrace cache`` and ``headrace doctor``."""
+"""The commands ``headrace cache`` and ``headrace doctor``: stores, and this machine."""
 
 import importlib.util
 import os
@@ -34,7 +34,7 @@ from pipeline.study import BackboneChoice, Study
 from pipeline.words import are, counted, printable
 
 _EXPORT_FORMAT = 1
-#: On CPUs. Rounding of one network in one engine with another batch size stays below 2e-6.
+#: Tolerance on CPUs: rounding with another batch size stays below 2e-6 in one engine.
 _SAMPLE_TOLERANCE = 1e-5
 _PACKAGES = (
     *("headrace", "torch", "torchvision", "openvino", "timm"),
@@ -43,11 +43,11 @@ _PACKAGES = (
 
 
 def describe(root: Path) -> list[dict[str, Any]]:
-    """Read every store under a folder; a row for each line of ``headrace cache ls``.
+    """Read every store in a folder; returns a row for each line of ``headrace cache ls``.
 
     Returns:
-        Its name, what it holds, ``precision``, ``rows``, ``parts``, ``size`` in bytes,
-        ``quarantined`` parts, and ``error``, why it cannot be read.
+        For each store its name, what it holds, ``precision``, ``rows``, ``parts``, ``size`` in
+        bytes, ``quarantined`` parts, and ``error``, the reason why it cannot be read.
     """
     listed = []
     for name, store in stores_in(root).items():
@@ -75,7 +75,7 @@ def _holds(recipe: Recipe) -> str:
 
 
 def verify_stores(root: Path) -> list[str]:
-    """Check every byte of every store; a line for each.
+    """Check every byte of every store; returns a line for each.
 
     Raises:
         CheckFailedError: Parts are damaged; they have been set aside.
@@ -105,19 +105,19 @@ def verify_stores(root: Path) -> list[str]:
 
 
 def recompute(study: Study, sample: int, choice: EngineChoice) -> list[str]:
-    """Compute so many stored images of a study again, and compare.
+    """Compute features of some stored images again, and compare.
 
     Args:
-        study: Knows where the images are.
-        sample: How many, for each backbone.
+        study: The study with the images.
+        sample: Number of images for each backbone.
         choice: Engine for that; its batch size is changed on purpose.
 
     Returns:
-        Lines that say what was compared and how far apart it was.
+        Lines that say what was compared, and how large the differences are.
 
     Raises:
-        PartsError: Of some backbones a feature differs by more than 1e-5, or than
-            ``CANARY_TOLERANCE`` where a GPU computed or the precision is not fp32.
+        PartsError: For some backbones a feature differs by more than 1e-5, or by more than
+            ``CANARY_TOLERANCE`` if a GPU computed it or the precision is not fp32.
     """
     lines: list[str] = []
     failures: dict[str, Exception] = {}
@@ -175,20 +175,20 @@ def export_study(
     It has ``features`` (n, d) float32, ``label`` (n,) int64, ``class_names`` (K,),
     ``key`` (n, 32) uint8, ``path``, ``group``, ``domain`` and ``split`` (n,) UTF-8 text,
     and the recipe's fields as root attributes. The label of a target without labels is -1.
-    It is built in memory and put in place whole, with its SHA-256 beside it; HDF5 1.10 tools
-    read it.
+    The file is built in memory and written whole, with its SHA-256 beside it. HDF5 1.10 tools
+    can read it.
 
     Returns:
         Number of rows.
 
     Raises:
-        StudyError: The study has several backbones and none is named; or the output is
-            something else than an older export.
+        StudyError: The study has several backbones and none is named; or the output exists and
+            is not an older export.
         MissingFeaturesError: Stage 1 has not been run.
         WriteFailedError: The disk refused.
     """
     if output.exists() and not _is_export(output):
-        raise StudyError(f"{output} exists and is no export of headrace: choose another name")
+        raise StudyError(f"{output} exists and is not an export of headrace: choose another name")
     choice = choose_backbone(study, backbone)
     samples, _ = load_samples(study, options)
     table = load_features(study, choice, samples)
@@ -224,7 +224,7 @@ def _is_export(path: Path) -> bool:
 
 
 def describe_machine(store: Path) -> dict[str, str]:
-    """What a bug report needs to know: versions, devices, engines, the stores' folder, weights."""
+    """Facts for a bug report: versions, devices, engines, the folder of the stores, weights."""
     import torch
 
     weights = {

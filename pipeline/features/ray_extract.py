@@ -1,8 +1,8 @@
 """Stage 1 on many machines: the same decoding, engines and writer as workers of Ray Data.
 
-The parts of a store are immutable and named by their content, so workers write side by side
-into a folder that all machines share, and a block that runs twice, because its worker or machine
-died, is harmless. Folders are listed and files are hashed in the same way.
+The parts of a store are immutable and named by their content. So workers can write at the same
+time into a folder that all machines share, and a block that runs twice, because its worker or
+machine died, is harmless. Folders are listed and files are hashed in the same way.
 """
 
 import importlib.util
@@ -34,17 +34,17 @@ from pipeline.study import BackboneChoice
 from pipeline.words import counted, first_line
 
 _LOG = logging.getLogger(__name__)
-#: A block is what a worker does at once, and what it does again when it died.
+#: Limits of a block, the unit of work that is repeated when a worker dies.
 _BYTES_PER_BLOCK = 512 << 20
 _BLOCKS_PER_WORKER = 4
-#: More cores make a worker larger than 2 GB: OpenVINO runs a batch on each.
+#: With more cores a worker needs more than 2 GB: OpenVINO runs a batch on each core.
 _CORES_PER_WORKER = 4
-#: Decoding takes up to 25 times the bytes of a file, measured: so few files are open at once.
+#: Decoding was measured to take up to 25 times the bytes of a file, so few are open at once.
 _OPEN_BYTES = 24 << 20
-#: Ray does a block again when its process died; an image that kills must not do so for ever.
+#: Ray repeats a block when its process dies; an image that kills it must not do so for ever.
 _MOST_TRIES = 4
 _SECONDS_TO_ANSWER = 10
-#: Ray makes no call by the network that nobody asked for, and prints only what went wrong.
+#: Ray sends no usage statistics, and prints only errors.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_LOG_LEVEL": "ERROR",
@@ -58,13 +58,13 @@ _R = TypeVar("_R")
 
 @contextmanager
 def cluster(address: str = "") -> Iterator[None]:
-    """The cluster to run on, for the time of a ``with`` statement.
+    """Connect to a cluster for the time of a ``with`` statement.
 
-    A Ray that this process has started before is taken as it is, and left running.
+    If this process has started Ray before, that cluster is used and left running.
 
     Args:
-        address: As ``ray.init`` takes it; empty: what ``RAY_ADDRESS`` names, a cluster that
-            runs on this machine, or else a new one of this machine alone.
+        address: As for ``ray.init``; empty: the cluster in ``RAY_ADDRESS``, one that runs on
+            this machine, or else a new one of this machine alone.
 
     Raises:
         EngineError: Ray is not installed, or no cluster answers.
@@ -95,7 +95,7 @@ def cluster(address: str = "") -> Iterator[None]:
 
 
 class _Share(NamedTuple):
-    """How many workers fit into the cluster, and what each of them gets."""
+    """How many workers fit into the cluster, and the resources of each."""
 
     workers: int
     cores: int
@@ -103,7 +103,7 @@ class _Share(NamedTuple):
 
 
 def in_tasks(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
-    """See :class:`pipeline.parallel.Each`: in tasks of one core, in blocks of values."""
+    """See :class:`pipeline.parallel.Each`: in tasks of one core each, in blocks of values."""
     share = _Share(sum(int(node["CPU"]) for node in _nodes()), 1)
     blocks = _blocks(values, share.workers)
     for answer in _answers(blocks, share, partial(each_of, function)):
@@ -120,14 +120,14 @@ def fill_stores(
     """As :func:`pipeline.features.extract.fill_stores`, on all machines.
 
     Args:
-        stores: By the layer of one network that each is of.
+        stores: Stores by layer of one network.
         missing: Images by content key.
-        engine: What the user asks for.
-        title: Of the progress bar and the messages.
+        engine: The user's choice of an engine.
+        title: Title of the progress bar and the messages.
 
     Raises:
-        PipelineError: What a worker says, with the name of its machine; or rows that were
-            written are not in the store: its folder is not the same everywhere.
+        PipelineError: A worker failed (the message names its machine); or written rows are
+            missing in the store, because its folder is not the same everywhere.
     """
     for store in stores.values():
         store.prepare()
@@ -180,7 +180,7 @@ def _nodes() -> list[Mapping[str, float]]:
 
 
 def _share(engine: EngineChoice) -> _Share:
-    """A worker for each GPU; where none is, or wanted, one for every four cores."""
+    """One worker per GPU; without a GPU, or if none is wanted, one for every four cores."""
     nodes = _nodes()
     gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
     if engine.device == "cuda" and not gpus:
@@ -193,7 +193,7 @@ def _share(engine: EngineChoice) -> _Share:
 
 
 def _blocks(values: Sequence[_T], workers: int) -> list[Sequence[_T]]:
-    """Runs of values: small enough in bytes and rows, and enough of them for all workers."""
+    """Divide values into blocks that are small enough, and enough for all workers."""
     rows_in = Counter(item.file for item in map(_item_of, values) if item)
     most = min(ROWS_PER_COMMIT, -(-len(values) // (workers * _BLOCKS_PER_WORKER)))
     blocks, start, size = [], 0, 0.0
@@ -209,7 +209,7 @@ def _blocks(values: Sequence[_T], workers: int) -> list[Sequence[_T]]:
 
 
 def _item_of(value: Any) -> Item | None:
-    """The image that a value is about: an item, or a key with its item."""
+    """The image of a value, which is an item, or a key with its item."""
     last = value[-1] if isinstance(value, tuple) else value
     return last if isinstance(last, Item) else None
 
@@ -220,16 +220,17 @@ def _item_of(value: Any) -> Item | None:
 def _answers(
     blocks: Sequence[_Block], share: _Share, work: Callable[..., Any], *, starts: bool = False
 ) -> Iterator[Any]:
-    """What the workers answer to each block, in order.
+    """The answers of the workers to each block, in order.
 
     Args:
-        blocks: Each is done as one; one that is cut off, by a death, is done again.
-        share: Of one worker.
-        work: What tasks do with a block.
-        starts: Whether it is what makes that, in workers that keep it, since it takes long.
+        blocks: Units of work; a block whose worker dies is repeated.
+        share: Resources of one worker.
+        work: The function that is applied to a block.
+        starts: Whether ``work`` only makes that function, once per worker, because that takes
+            long.
 
     Raises:
-        EngineError: A worker's error of ours, with its exit code; or Ray gave up.
+        EngineError: A worker raised one of our errors, whose exit code is kept; or Ray gave up.
     """
     if not blocks:
         return
@@ -269,7 +270,7 @@ def _answers(
 
 
 class _Tries:
-    """Counts in the cluster how often each block was begun."""
+    """Counts, for the whole cluster, how often each block was begun."""
 
     def __init__(self) -> None:
         self._begun: Counter[int] = Counter()
@@ -300,7 +301,7 @@ def _answer(begin: Callable[[int], int], work: _Work, batch: Mapping[str, Any]) 
 
 
 def _check_seen(folder: Path, what: str) -> None:
-    """A machine that does not see the images must not call them unreadable."""
+    """Check that this machine sees the images, so that it does not call them unreadable."""
     if not folder.is_dir():
         raise EngineError(
             f"this machine does not see {folder}: the {what} must lie in a folder that all "
@@ -312,7 +313,7 @@ def _check_seen(folder: Path, what: str) -> None:
 
 
 class _Worker:
-    """Does one block after the other by what is started for the first."""
+    """Handles block after block with what was started for the first one."""
 
     def __init__(self, begin: Callable[[int], int], start: Callable[[], _Work]) -> None:
         self._begin, self._start = begin, start
@@ -329,7 +330,7 @@ class _Worker:
 def _start_writing(
     root: Path, recipes: Sequence[Recipe], choices: Sequence[BackboneChoice], engine: EngineChoice
 ) -> _Work:
-    """Start one network; what is returned writes the rows of a block, for each of its layers."""
+    """Start one network; returns a function that writes the rows of a block, for each layer."""
 
     def stores() -> list[FeatureStore]:
         # The driver knows that these rows are missing: no part need be read.
@@ -344,7 +345,7 @@ def _start_writing(
     started = filler.start()
 
     def write(block: Sequence[tuple[bytes, Item]]) -> tuple[int, dict[bytes, str], str]:
-        """How many images these were, which could not be used and why, and the engine."""
+        """Number of images, reasons why some could not be used, and the engine."""
         unusable: dict[bytes, str] = {}
         # Of a stack one row is read at a time, which is small.
         largest = max((item.stat.size for _, item in block if item.row is None), default=1)

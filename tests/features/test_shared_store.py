@@ -122,6 +122,6 @@ def test_all_that_needs_no_new_row_works_and_nothing_is_written(shared):
     answers = dict(zip(COMMANDS, said.split("$ ")[1:], strict=True))
     for line, expected in COMMANDS.items():
         assert expected in answers[line], answers[line]
-        unkept = "warning: the new features are not kept: cannot write" in answers[line]
+        unkept = "warning: the new features are not stored: cannot write" in answers[line]
         assert unkept == line.startswith("predict ../new")
     assert files_in(team / "features") == before
