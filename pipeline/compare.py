@@ -313,14 +313,14 @@ def _figures(earlier: ResultSet, backbone: str) -> dict[str, str]:
 
 def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
     """Fit the heads that no earlier run left, and score all."""
-    data, split = features.domain(SOURCE, FIT), features.samples.split
+    fit_rows, split = features.domain(SOURCE, FIT), features.samples.split
     validation = features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None
     fitting = Fitting(
-        data,
+        fit_rows,
         {head: spec for head, spec in run.specs.items() if head not in heads.fits},
         seeds=run.seeds,
         preprocessing=partial(make_preprocessing, run.options.preprocessing, features.widths),
-        views=None if features.views is None else features.views[data.row],
+        views=None if features.views is None else features.views[fit_rows.row],
     )
     new = fitting.fit(features.X, np.flatnonzero(split != FIT), validation)
     fits = heads.fits | new

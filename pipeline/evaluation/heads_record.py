@@ -150,7 +150,7 @@ class Scoring:
         return stream(f"{purpose} {data.name} {data.role}", self.seed)
 
     def selection_corrected(
-        self, metric: str, data: DomainData, out_of_fold: Mapping[str, Stack]
+        self, metric: str, fit_rows: DomainData, out_of_fold: Mapping[str, Stack]
     ) -> Record | None:
         """What the best head is worth on new patients, by the first division in folds.
 
@@ -158,7 +158,7 @@ class Scoring:
         """
         proba = {name: p[0] for name, p in out_of_fold.items()}
         held_out = np.isfinite(np.stack(list(proba.values()))).all(axis=(0, 2))
-        label, group = data.labelled()[held_out], data.group[held_out]
+        label, group = fit_rows.labelled()[held_out], fit_rows.group[held_out]
         statistics = [METRICS[metric](label, p[held_out]) for p in proba.values()]
         if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
             return None
@@ -228,13 +228,13 @@ class Scoring:
 
     def algorithms(
         self,
-        data: DomainData,
+        fit_rows: DomainData,
         out_of_fold: Mapping[str, Stack],
         divisions: Sequence[Sequence[Fold]],
     ) -> Iterator[Record]:
         """Every kind of head against the baseline, fitted again on each fold of each division."""
         folds = [(k, outside) for k, division in enumerate(divisions) for _, outside in division]
-        label = data.labelled()
+        label = fit_rows.labelled()
         for metric in COMPARED_BY:
             values = {
                 name: np.array(
