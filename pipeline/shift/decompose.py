@@ -410,11 +410,11 @@ def error_table(
             "train a head"
         )
     else:
-        (easy, levels_s), (hard, levels_t) = _heads_of_few_patients(
+        (error_s, levels_s), (error_t, levels_t) = _heads_of_few_patients(
             (whole, target), (of_source, of_target), seed
         )
-        errors |= {"source_few_patients": easy, "target_trained": hard}
-        start, middle = ((error.estimate, error.patients) for error in (easy, hard))
+        errors |= {"source_few_patients": error_s, "target_trained": error_t}
+        start, middle = ((error.estimate, error.patients) for error in (error_s, error_t))
         hardness = levels_t - levels_s
         transfer = _effects_of_division(
             "transfer",

@@ -70,12 +70,12 @@ def estimate_accuracy(
     """
     of_source = draw_patients(source.group, rng, draws=draws, label=source.labelled())
     of_target = draw_patients(target.group, rng, draws=draws)
-    whole = fit_calibration(source.scored(), source.labelled())
-    estimate = _estimates(source, target, np.ones(len(source)), np.ones(len(target)), whole)
+    start = fit_calibration(source.scored(), source.labelled())
+    estimate = _estimates(source, target, np.ones(len(source)), np.ones(len(target)), start)
     drawn = np.stack(
         [
             # Each calibration starts where that of the data ended: a few steps are left.
-            _estimates(source, target, of_source.weights(row)[0], of_target.weights(row)[0], whole)
+            _estimates(source, target, of_source.weights(row)[0], of_target.weights(row)[0], start)
             for row in (slice(draw, draw + 1) for draw in range(draws))
         ]
     )

@@ -55,17 +55,17 @@ def subgroups(
         members = {name: grouping.member == k for k, name in enumerate(grouping.names)}
         reasons = {name: _too_few(target, rows) for name, rows in members.items()}
         large = {name: rows for name, rows in members.items() if not reasons[name]}
-        inside = {n: _shares(target, rows, threshold, patients) for n, rows in large.items()}
-        others = {n: _shares(target, ~rows, threshold, patients) for n, rows in large.items()}
-        elsewhere = _source_values(source, on_source.get(grouping.attribute), threshold)
+        groups = {n: _shares(target, rows, threshold, patients) for n, rows in large.items()}
+        complements = {n: _shares(target, ~rows, threshold, patients) for n, rows in large.items()}
+        source_values = _source_values(source, on_source.get(grouping.attribute), threshold)
         metrics: dict[str, dict[str, _Record]] = {name: {} for name in members}
         for metric in _METRICS:
-            of_groups = {n: shares[metric] for n, shares in inside.items() if metric in shares}
-            rest = {n: others[n][metric] for n in of_groups if metric in others[n]}
-            compared = _compare(of_groups, rest, np.random.default_rng([seed, 20]))
+            of_metric = {n: shares[metric] for n, shares in groups.items() if metric in shares}
+            rest = {n: complements[n][metric] for n in of_metric if metric in complements[n]}
+            compared = _compare(of_metric, rest, np.random.default_rng([seed, 20]))
             for name, record in compared.items():
-                on_the_source = elsewhere.get(name, {}).get(metric)
-                metrics[name][metric] = {**record, "source": on_the_source}
+                source_value = source_values.get(name, {}).get(metric)
+                metrics[name][metric] = {**record, "source": source_value}
         records += [
             {
                 "attribute": grouping.attribute,
@@ -133,7 +133,7 @@ def _source_values(
 
 
 def _compare(
-    inside: Mapping[str, Share], rest: Mapping[str, Share], rng: np.random.Generator
+    groups: Mapping[str, Share], complements: Mapping[str, Share], rng: np.random.Generator
 ) -> dict[str, _Record]:
     """One metric in each group and against all other images, for all groups at once.
 
@@ -142,26 +142,27 @@ def _compare(
         ``difference_low`` and ``difference_high``, None where those are too few; ``worst``:
         whether it is the lowest of those whose attribute is known.
     """
-    if not inside:
+    if not groups:
         return {}
-    width = critical_value(np.stack([share.moves for share in inside.values()]), rng)
+    width = critical_value(np.stack([share.moves for share in groups.values()]), rng)
     differences: dict[str, tuple[float, float]] = {}
-    if rest and len(inside) > 1:
-        pairs = {name: (inside[name], others) for name, others in rest.items()}
-        moves = [first.moves - second.moves for first, second in pairs.values()]
+    if complements and len(groups) > 1:
+        pairs = {name: (groups[name], complement) for name, complement in complements.items()}
+        moves = [group.moves - complement.moves for group, complement in pairs.values()]
         c = critical_value(np.stack(moves), rng)
         differences = {name: difference_bounds(*pair, c) for name, pair in pairs.items()}
-    ranked = [name for name in inside if name != UNKNOWN]
-    worst = min(ranked, key=lambda name: inside[name].estimate) if len(ranked) > 1 else None
+    ranked = [name for name in groups if name != UNKNOWN]
+    worst = min(ranked, key=lambda name: groups[name].estimate) if len(ranked) > 1 else None
     values = {}
-    for name, share in inside.items():
+    for name, share in groups.items():
         low, high = share.bounds(width)
         gap_low, gap_high = differences.get(name, (None, None))
+        gap = share.estimate - complements[name].estimate if name in differences else None
         values[name] = {
             "estimate": share.estimate,
             "low": low,
             "high": high,
-            "difference": share.estimate - rest[name].estimate if name in differences else None,
+            "difference": gap,
             "difference_low": gap_low,
             "difference_high": gap_high,
             "worst": name == worst,
