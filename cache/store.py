@@ -1,11 +1,10 @@
-"""The feature store of one recipe: which keys are here, read, commit.
+"""The feature store of one recipe: look up keys, read rows, commit rows.
 
-The parts on disk are the truth; what this object remembers of them is derived and
-can be thrown away at any time. No file is ever changed, so there are no locks: any
-number of processes may read and write the same store. A lookup gives the right row
-or says that it is missing; a part that is not what it promises is moved to
-``quarantine/`` and its rows count as missing. :class:`Writer` buffers rows and commits
-them in time. What keeps the folder small is in ``cache.upkeep``.
+The parts on disk are the truth; what this object remembers of them can be thrown away at any
+time. No file is ever changed, so there are no locks: any number of processes may read and write
+the same store. A lookup gives the right row or says that it is missing. A damaged part is moved
+to ``quarantine/`` and its rows count as missing. :class:`Writer` buffers rows and commits them
+in time. ``cache.upkeep`` keeps the folder small.
 """
 
 import logging
@@ -39,7 +38,7 @@ _RESCANS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class PartInfo:
-    """What a scan learned of one part."""
+    """The result of a scan of one part."""
 
     name: str
     rows: int
@@ -71,7 +70,7 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open an existing store by its folder; a StoreFormatError where that is none."""
+        """Open an existing store by its folder; a StoreFormatError if it is not a store."""
         store = cls(path.parent, read_recipe(path))
         if store.path != path:
             raise StoreFormatError(
@@ -98,12 +97,12 @@ class FeatureStore:
         return next((part.row_shape for part in self.parts.values()), None)
 
     def assume_empty(self) -> Self:
-        """Read no part: for a writer of rows that are known to be missing."""
+        """Skip the scan, for a writer of rows that are known to be missing."""
         self._scanned = True
         return self
 
     def scan(self) -> None:
-        """Read every part anew, checking all of it; this is also a full verification.
+        """Read and check every part again; this is also a full verification.
 
         Raises:
             StoreFormatError: Two parts have rows of different shapes.
@@ -118,10 +117,10 @@ class FeatureStore:
         self._scanned = True
 
     def read(self, keys: Iterable[bytes]) -> NDArray[np.float32]:
-        """Features (n, ...) of ``n`` keys, float32, in the order asked for; a key may repeat.
+        """Features (n, ...) of ``n`` keys, float32, in their order; a key may repeat.
 
         Raises:
-            MissingRowsError: Some keys are not here, or their part proved damaged.
+            MissingRowsError: Some keys are missing, or their part is damaged.
         """
         wanted = list(keys)
         self._scan_once()
@@ -150,8 +149,8 @@ class FeatureStore:
             Name of the part. The same rows give the same name and are no error.
 
         Raises:
-            BadFeaturesError: The rows are not fit to be stored.
-            WriteFailedError: The disk refused; nothing else is affected.
+            BadFeaturesError: The rows must not be stored.
+            WriteFailedError: The disk refused the write; nothing else is affected.
         """
         if self.row_shape() not in (None, features.shape[1:]):
             raise BadFeaturesError(
@@ -190,13 +189,13 @@ class FeatureStore:
         return [name for name in names if NAME.fullmatch(name)]
 
     def _scan_part(self, name: str) -> bool:
-        """Learn what a part holds; False when there is no such file any more."""
+        """Index the content of a part; False if the file no longer exists."""
         if loaded := self.load_part(name):
             self._remember(name, *loaded)
         return loaded is not None or name in self.damaged
 
     def load_part(self, name: str) -> tuple[Part, int] | None:
-        """A part, checked, and its bytes; None when it is gone, or proves damaged: set aside."""
+        """A checked part and its bytes; None if it is gone, or damaged and set aside."""
         try:
             data = disk.read_all(self.path / "parts" / name, MAX_BYTES)
             return from_bytes(data, name=name, fingerprint=self.recipe.fingerprint), len(data)
@@ -222,7 +221,7 @@ class FeatureStore:
             _LOG.warning("%s: cannot be moved to quarantine: %s", name, cause)
 
     def _remember(self, name: str, part: Part, size: int) -> None:
-        """Index a part; of two parts with one key the smaller name wins, for everyone."""
+        """Index a part; if two parts have one key, the smaller name wins, for all readers."""
         shape = part.features.shape[1:]
         if self.parts and shape != (first := next(iter(self.parts.values()))).row_shape:
             raise StoreFormatError(
@@ -239,7 +238,7 @@ class FeatureStore:
         )
 
     def _gather(self, wanted: list[bytes]) -> NDArray[np.float32] | None:
-        """Rows by position, one part in memory at a time; None when a part proves unusable."""
+        """Rows by position, with one part in memory at a time; None if a part is unusable."""
         wanted_of: dict[str, list[tuple[int, int]]] = {}
         for position, key in enumerate(wanted):
             name, row = self._row_of[key]
@@ -255,7 +254,7 @@ class FeatureStore:
 
 
 def stores_in(root: Path) -> dict[str, FeatureStore | StoreFormatError]:
-    """Stores under a folder, by name, or why one cannot be opened."""
+    """The stores in a folder, by name, or the error why one cannot be opened."""
     stores: dict[str, FeatureStore | StoreFormatError] = {}
     for name in disk.listdir(root):
         if (root / name / "meta.json").is_file():
@@ -266,7 +265,7 @@ def stores_in(root: Path) -> dict[str, FeatureStore | StoreFormatError]:
     return stores
 
 
-#: Rows are buffered and committed often enough: 1024 rows or 30 s, whichever comes first.
+#: Buffered rows are committed after 1024 rows or 30 s, whichever comes first.
 ROWS_PER_COMMIT = 1024
 _SECONDS_PER_COMMIT = 30.0
 #: Activations are wider than pooled features: 1024 rows of 512 x 7 x 7 are 100 MB.
@@ -274,14 +273,14 @@ _BYTES_PER_COMMIT = 64 << 20
 
 
 class Writer:
-    """Context manager that commits what it is given, also when it is interrupted.
+    """Context manager that commits all rows that it gets, even if it is interrupted.
 
     Args:
         store: Where the rows go; :meth:`FeatureStore.prepare` must have been called.
         provenance: JSON text kept with each part.
 
-    Rows whose key is already in the store or in the buffer are dropped: the first
-    one stands. On leaving, the rest is committed, unless the disk has refused a write.
+    Rows whose key is already in the store or in the buffer are dropped: the first one counts. At
+    the end the rest is committed, unless the disk has refused a write.
     """
 
     def __init__(self, store: FeatureStore, *, provenance: str = "{}") -> None:
@@ -301,8 +300,8 @@ class Writer:
         """Buffer a copy of one row, float32 of any shape, and commit when it is time.
 
         Raises:
-            BadFeaturesError: This row is not fit to be stored; those before it are kept.
-            WriteFailedError: It was time, and the disk refused.
+            BadFeaturesError: This row must not be stored; those before it are kept.
+            WriteFailedError: The disk refused a commit.
         """
         if key in self._rows or key in self._store:
             return
@@ -330,7 +329,7 @@ class Writer:
         try:
             self._store.commit(key, features, provenance=self._provenance)
         except CacheError:
-            # What the store refuses stays out of the next try: the run ends with the error.
+            # Refused rows are not tried again: the run ends with the error.
             self._rows = {}
             raise
         self._rows = {}

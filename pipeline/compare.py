@@ -61,13 +61,13 @@ class CompareOptions:
     """How stage 2 runs.
 
     Attributes:
-        heads: Names from ``HEADS`` or of the study; None takes all.
+        heads: Names from ``HEADS`` or of the study's own heads; None takes all.
         baseline: The head that the others are compared with.
-        preprocessing: Of the features, an entry of ``PREPROCESSING``.
-        seeds: How many seeds of each stochastic head.
-        repeats: How often the fit split is divided in folds, on each of which every head is
-            fitted again. 0: only to choose parameters, so that nothing can be said about
-            the best head after correction for the selection.
+        preprocessing: Preprocessing of the features, an entry of ``PREPROCESSING``.
+        seeds: Number of seeds of each stochastic head.
+        repeats: How often the fit split is divided into folds, on each of which every head is
+            fitted again. 0: folds only choose parameters, and there is no value of the best
+            head that is corrected for the selection.
         thorough: Whether the spread over seeds, the comparison of algorithms and the sets of
             heads that may be the best are computed too.
         draws: Bootstrap draws of an interval.
@@ -90,7 +90,7 @@ THOROUGH = CompareOptions(seeds=10, repeats=5, thorough=True)
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What all backbones share: the study, what is asked for, and what an earlier run left."""
+    """What all backbones share: the study, the options, and the results of an earlier run."""
 
     study: Study
     options: CompareOptions
@@ -108,13 +108,13 @@ class _Heads:
     Attributes:
         backbone: Its name, or the names of several.
         samples: The images that have its features.
-        key: Hash of all that the entry depends on.
-        fit_keys: By head, hash of all that its fit depends on.
-        entry: Of the record; None until a head is scored.
-        fits: By head.
-        failures: Reason by head.
-        not_saved: Reason by head.
-        files: SHA-256 of each file that belongs to them, by name below the results.
+        key: Hash of everything that the entry depends on.
+        fit_keys: By head, hash of everything that its fit depends on.
+        entry: The backbone's entry in the record; None until a head is scored.
+        fits: The fitted heads, by name.
+        failures: By head, the reason why it could not be fitted.
+        not_saved: By head, the reason why it could not be saved.
+        files: SHA-256 of each file of these heads, by name below the results.
     """
 
     backbone: str
@@ -133,7 +133,7 @@ class _Heads:
         return {name: fit.mean_proba for name, fit in self.fits.items()}
 
     def predictions(self) -> Predictions:
-        """Of every image, by each head; out of fold, else NaN, of those that it was fitted to."""
+        """Probabilities of all images by each head; for its training images out of fold or NaN."""
         fitted_to, proba = self.samples.split == FIT, {}
         for head, fit in self.fits.items():
             proba[head, fit.seeds[0]] = of_head = fit.mean_proba
@@ -149,25 +149,25 @@ def compare(
 ) -> Record:
     """Fit heads on every backbone of a study and score them on every domain.
 
-    A head that fails is listed with its reason, and the others go on; so is a backbone without
-    features. A head that an earlier run fitted to the same features with the same settings is
-    not fitted again; where that is true of all heads of a backbone, and nothing else has
-    changed, their scores and figures are those of the earlier run.
+    A head that fails, or a backbone without features, is listed with its reason, and the others
+    go on. A head that an earlier run fitted to the same features with the same settings is not
+    fitted again. If that is true for all heads of a backbone, and nothing else has changed, the
+    scores and figures of the earlier run are kept.
 
     Args:
-        study: Where features and results are.
+        study: The study with features and results.
         options: How the stage runs; None: the defaults.
-        on_scores: Gets the record so far when the heads of a backbone are scored, before any
-            is fitted out of fold or saved; and the content of a file of that backbone's
-            probabilities, so that its figures can be drawn meanwhile. It is empty where those
-            of an earlier run stay.
+        on_scores: Is called when the heads of a backbone are scored, before any is fitted out
+            of fold or saved. It gets the record so far, and the content of a file of that
+            backbone's probabilities, so that figures can be drawn meanwhile. The content is
+            empty if the figures of an earlier run are kept.
 
     Returns:
         The record; also written to ``results/<study>/heads.json``. The probability of each
         class for each image goes to ``probabilities.h5``, the heads to ``heads/``.
 
     Raises:
-        UnknownNameError: A head or preprocessing is in no table.
+        UnknownNameError: A head or preprocessing is unknown.
         MissingFeaturesError: Stage 1 has not been run, or no head could be fitted.
     """
     run = _plan(study, options or CompareOptions())
@@ -230,7 +230,7 @@ def _plan(study: Study, options: CompareOptions) -> _Run:
 
 
 def _left_out(run: _Run, backbone: str, samples: Samples, reason: Exception) -> _Heads:
-    """A backbone without features; its heads of an earlier run stay on the disk."""
+    """The result for a backbone without features; heads of an earlier run stay on the disk."""
     folder = f"heads/{as_file_name(backbone)}/"
     earlier = run.earlier.digests if run.earlier else {}
     return _Heads(
@@ -242,7 +242,7 @@ def _left_out(run: _Run, backbone: str, samples: Samples, reason: Exception) -> 
 
 
 def _unfitted(study: Study, features: FeatureTable) -> SavedHead:
-    """What the saved heads on a backbone have in common."""
+    """The parts of a saved head that all heads on a backbone have in common."""
     choices = study.variants[features.backbone]
     files = [
         c.weights if c.weights == "imagenet" else str(Path(c.weights).resolve()) for c in choices
@@ -265,9 +265,9 @@ def _unfitted(study: Study, features: FeatureTable) -> SavedHead:
 
 
 def _reuse(run: _Run, features: FeatureTable, unfitted: SavedHead) -> _Heads:
-    """What an earlier run left: fits of heads, and their entry where it has all of them.
+    """Take over the fits of an earlier run, and its entry if it has all of these heads.
 
-    The fits of heads that are not asked for stay in place too.
+    Fits of heads that are not requested now are kept too.
     """
     options, name = run.options, features.backbone
     keys = fit_keys(
@@ -298,7 +298,7 @@ def _reuse(run: _Run, features: FeatureTable, unfitted: SavedHead) -> _Heads:
 
 
 def _figures(earlier: ResultSet, backbone: str) -> dict[str, str]:
-    """SHA-256 of the figures of a backbone that are as an earlier run drew them."""
+    """SHA-256 of a backbone's figures that are unchanged since an earlier run drew them."""
     try:
         return {
             name: digest
@@ -312,7 +312,7 @@ def _figures(earlier: ResultSet, backbone: str) -> dict[str, str]:
 
 
 def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
-    """Fit the heads that no earlier run left, and score all."""
+    """Fit the heads that no earlier run has fitted, and score all."""
     fit_rows, split = features.domain(SOURCE, FIT), features.samples.split
     validation = features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None
     fitting = Fitting(
@@ -350,7 +350,7 @@ def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
 
 
 def _finish(run: _Run, heads: _Heads, fitting: Fitting) -> None:
-    """Fit the new heads out of fold, and add the scores that the printed table does not show."""
+    """Fit the new heads out of fold, and add all scores that the printed table does not show."""
     if not heads.entry:
         return
     repeats, fits, fit_rows = run.options.repeats, heads.fits, fitting.data
@@ -365,7 +365,7 @@ def _finish(run: _Run, heads: _Heads, fitting: Fitting) -> None:
 
 
 def _save(run: _Run, heads: _Heads, unfitted: SavedHead) -> None:
-    """Write every new head; one that cannot be saved is named with its reason."""
+    """Save every new head; heads that cannot be saved are listed with their reasons."""
     for name, reason in heads.failures.items():
         _LOG.warning("%s on %s failed: %s", name, heads.backbone, reason)
     for name, fit in heads.fits.items():

@@ -1,6 +1,6 @@
-"""What a study is: domains, backbones, choices, as frozen settings.
+"""The settings of a study, frozen: domains, backbones and choices.
 
-Every default is a field below and is written nowhere else. ``pipeline.study_file`` reads them.
+Every default is a field below and is written nowhere else. ``pipeline.study_file`` reads the file.
 """
 
 import os
@@ -17,7 +17,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 AT = "@"
 #: Ending of a file of image names, as a value of ``split``; of a file of arrays, of ``path``.
 LIST, ARCHIVE = ".txt", ".npz"
-#: Value of ``split`` by which the source keeps the division that the data come with.
+#: Value of ``split`` with which the source keeps the split of its data.
 GIVEN = "given"
 #: Value of ``group`` for patients from the headers of DICOM files.
 HEADER = "PatientID"
@@ -31,15 +31,15 @@ class ImageTable:
 
     Attributes:
         file: CSV, TSV or Parquet.
-        columns: Names of columns by what they are for, of ``COLUMNS``; several for ``label``
-            hold a 1 where the image is of the class that the column is called. What is not
-            named is looked for.
-        values: By class, patterns of the cells of the label that mean it; empty: each text
-            is a class. By finding, what this table calls it: a column (of a ``.npz`` file its
+        columns: Names of columns by their use, an entry of ``COLUMNS``. If ``label`` has several,
+            each is named like a class and holds a 1 for its images. Columns that are not named
+            are searched by their usual names.
+        values: For each class, patterns of the label cells that mean it; empty: each text is a
+            class. For each finding, its name in this table: a column (in a ``.npz`` file its
             number), or a text of the label.
         domain: Text of the domain column in the rows that are taken; empty: all rows.
-        finding: The one that is the label, of images that have several; empty: none of them,
-            all images are taken without a label. None: each image has one class.
+        finding: The finding that is the label, if images can have several; empty: images are
+            taken without a label. None: each image has one class.
     """
 
     file: Path
@@ -57,19 +57,20 @@ class Domain:
         path: Folder of class folders or of ``.npy`` stacks, a ``.npz`` file, or where the
             paths of a table start.
         table: The table that lists the images, or what the labels of a ``.npz`` file mean.
-        split: Which part of the data is taken, as they call it, or a ``.txt`` file with the
-            names of its images; ``given``: the source is divided as they are. Empty: all of it.
-        group: Regular expression for the patient id in a file's name, or with a ``/`` in it
-            in the path below ``path``; its one group, or else the whole match, is the id.
-            ``HEADER``: the patient id of DICOM files, hashed. None: as the table says, or
-            every image is its own patient.
+        split: The part of the data that is taken, by the data's own name, or a ``.txt`` file
+            with the names of its images; ``given``: the source keeps the split of its data.
+            Empty: all images.
+        group: Regular expression for the patient id in a file's name, or, if it has a ``/``, in
+            the path below ``path``; its one group, or else the whole match, is the id.
+            ``HEADER``: the hashed patient id of DICOM files. None: the table's column, or each
+            image counts as its own patient.
         attributes: CSV file with attributes of images or patients.
-        name: How the domain is called in tables; the source is called ``source``.
+        name: Name of the domain in tables; the source is called ``source``.
         ignore: Patterns of paths below ``path`` to leave out, such as ``*/masks/*``. None:
             nothing is left out, and a layout that looks wrong is refused.
-        window: Values that become black and white, of images with more than 8 bits. None: as
-            DICOM files say; otherwise guessed from all images of the domain.
-        frame: ``first`` or ``middle`` of files with several; None: they are refused.
+        window: Values that become black and white, for images with more than 8 bits. None: that
+            of the DICOM files; otherwise guessed from all images of the domain.
+        frame: ``first`` or ``middle``, for files with several frames; None: they are refused.
     """
 
     path: Path
@@ -88,7 +89,7 @@ class Domain:
         return self.table is None or self.table.finding != ""
 
     def with_label(self, finding: str) -> Self:
-        """The same images with this finding as their label; empty: without one."""
+        """The same images with this finding as their label; empty: without a label."""
         return replace(self, table=self.table and replace(self.table, finding=finding))
 
 
@@ -104,7 +105,7 @@ class SourceDomain(Domain):
 
     @property
     def is_given(self) -> bool:
-        """Whether fit and validation are divided as the data came."""
+        """Whether the source keeps the split of its data."""
         return self.split == GIVEN or isinstance(self.validation, Path)
 
 
@@ -113,11 +114,11 @@ class TargetDomain(Domain):
     """Another hospital, or a test part of the source's data set.
 
     Attributes:
-        labels: ``sealed`` (read once, at the end) or ``absent`` (nobody has them: whatever
-            folders there are name no class).
+        labels: ``sealed`` (read once, at the end) or ``absent`` (there are none, and folders
+            do not name classes).
         of_source: Whether it is a test part of the source's own data set (``[test.NAME]``),
             so that a patient id means the same person in both.
-        findings: Those of the study that it has labels of; None: all.
+        findings: The study's findings for which it has labels; None: all.
     """
 
     labels: str = SEALED
@@ -141,10 +142,10 @@ class BackboneChoice:
         resize: ``stretch`` (whole picture to the network's square), ``crop`` (as for ImageNet:
             shorter side, then the centre) or ``fast`` (``stretch``, large JPEG files decoded
             at a part of their size).
-        precision: Of ``PRECISIONS``.
+        precision: An entry of ``PRECISIONS``.
         decode: ``cpu``, or ``gpu``: JPEG files are decoded on a CUDA device.
         views: How many fixed augmented views of each image the network sees.
-        mask: What the audit hides of each picture; no setting of the study file.
+        mask: What the audit hides of each picture; not a setting of the study file.
     """
 
     name: str
@@ -157,12 +158,12 @@ class BackboneChoice:
 
     @property
     def network(self) -> "BackboneChoice":
-        """The network as such: its last features, of one view."""
+        """The plain network: its last features, with one view."""
         return replace(self, name=self.name.partition(AT)[0], views=1)
 
     @property
     def layer(self) -> str:
-        """The layer whose features are taken; empty: what the network itself gives."""
+        """The layer whose features are taken; empty: the network's output."""
         return self.name.partition(AT)[2]
 
 
@@ -171,10 +172,10 @@ class CustomHead:
     """A head that the study adds to the table of heads; see :func:`pipeline.heads.all_heads`.
 
     Attributes:
-        name: How it is called; none of ``HEADS``.
+        name: Its name, which must not be one of ``HEADS``.
         estimator: ``sklearn.MODULE.CLASS``, or empty.
         base: An entry of ``HEADS``, or empty; exactly one of the two is given.
-        parameters: Of the constructor.
+        parameters: Parameters of the constructor.
     """
 
     name: str
@@ -188,9 +189,9 @@ class Attribute:
     """An attribute of images or patients by which results are divided into subgroups.
 
     Attributes:
-        name: Of its column in the attribute file.
-        edges: Where bins of its numbers meet, increasing; an edge belongs to the bin above
-            it. None: each text that stands there is a group.
+        name: Name of its column in the attribute file.
+        edges: Edges between the bins of its numbers, increasing; an edge belongs to the upper
+            bin. None: each text is a group.
     """
 
     name: str
@@ -200,7 +201,7 @@ class Attribute:
         """``< 18``, ``18 to < 40``, ``40 or more``: names of the bins, lowest first."""
         if self.edges is None:
             return ()
-        # All digits: a date such as 20200101 has eight that count.
+        # All digits are kept: a date such as 20200101 has eight.
         edges = [repr(edge).removesuffix(".0") for edge in self.edges]
         middle = (f"{low} to < {high}" for low, high in pairwise(edges))
         return (f"< {edges[0]}", *middle, f"{edges[-1]} or more")
@@ -219,15 +220,15 @@ class Study:
         source: The labelled domain that heads are fitted on.
         targets: The other domains, in the file's order.
         backbones: The networks, in the file's order; stage 1 runs these.
-        concatenations: Names of backbones with ``+`` between, whose features are put side by side.
-        heads: What the study adds to the table of heads.
-        classes: Class names in label order; None means the sorted names found.
-        findings: Of which an image may have several; each is a study of its own, see
-            :meth:`of_finding`, and this one has all images and no label.
-        seed: From which every random choice is derived.
+        concatenations: Names of backbones joined by ``+``, whose features are concatenated.
+        heads: Heads that the study adds to the table of heads.
+        classes: Class names in label order; None takes the sorted names of the classes.
+        findings: Findings, of which an image may have several. Each is run as its own study, see
+            :meth:`of_finding`; this one has all images and no label.
+        seed: Seed of all random choices.
         store: Folder of the feature stores; see :attr:`store_root`.
-        human_error: Share of the source's images that a person gets wrong, 0 to 0.5, known
-            from elsewhere; where the error table starts.
+        human_error: Share of the source's images that a person gets wrong, 0 to 0.5, from
+            another source; the first row of the error table.
         subgroups: Attributes by which stage 4 divides the images.
         exclude: Text file of images that no stage uses; see :mod:`pipeline.data.samples`.
         max_megapixels: Larger images of files are refused; None for the usual limit.
@@ -255,7 +256,7 @@ class Study:
 
     @property
     def variants(self) -> dict[str, list[BackboneChoice]]:
-        """By name what later stages compare, each backbone, then the concatenations: its parts."""
+        """The parts of each backbone and concatenation, by the name that later stages use."""
         by_name = {choice.name: choice for choice in self.backbones}
         names = (*by_name, *self.concatenations)
         return {name: [by_name[part] for part in name.split("+")] for name in names}
@@ -267,11 +268,11 @@ class Study:
 
     @property
     def store_root(self) -> Path:
-        """Where the feature stores are: as the study says, the environment, or by default."""
+        """Folder of the feature stores: from the study, the environment, or the default."""
         return self.store or default_store()
 
     def of_finding(self, finding: str) -> "Study":
-        """The study of one finding, over the images of which it is known whether they have it."""
+        """The study of one finding, with the images for which it is known."""
         targets = (t for t in self.targets if t.findings is None or finding in t.findings)
         return replace(
             replace(self, targets=tuple(targets)).with_label(finding),
@@ -281,23 +282,23 @@ class Study:
         )
 
     def with_label(self, finding: str) -> "Study":
-        """The study of :meth:`Domain.with_label`."""
+        """The study with another label, see :meth:`Domain.with_label`."""
         targets = tuple(target.with_label(finding) for target in self.targets)
         return replace(self, source=self.source.with_label(finding), targets=targets)
 
     def with_recipe(self, **changed: str | None) -> "Study":
-        """The same study with every backbone of another precision, say; None changes nothing."""
+        """The same study with another precision or decoder for every backbone; None: as it is."""
         given: dict[str, Any] = {name: value for name, value in changed.items() if value}
         return replace(self, backbones=tuple(replace(b, **given) for b in self.backbones))
 
 
 def default_store() -> Path:
-    """Folder of the stores where no study says another."""
+    """Default folder of the stores."""
     return Path(os.environ.get("HEADRACE_FEATURES") or "features")
 
 
 def classes_of(finding: str) -> tuple[str, str]:
-    """Of the study of one finding: what an image is called without it, and with it."""
+    """The two class names of one finding: without it, and with it."""
     return f"not {finding}", finding
 
 

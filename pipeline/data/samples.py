@@ -1,4 +1,4 @@
-"""The samples of a study: which image is whose, of which class, and in which split.
+"""The samples of a study: each image with its patient, class and split.
 
 :func:`load_samples` is read top to bottom: find the images, key each, name the classes,
 split the source by patient, leave out what the study excludes, check for conflicts and leaks.
@@ -30,8 +30,8 @@ from pipeline.study import HEADER, SOURCE, Domain, SourceDomain, Study
 from pipeline.words import are, composed, counted, have, printable
 
 _LOG = logging.getLogger(__name__)
-#: Label of an image of a target without labels. It is no class and no metric may meet it:
-#: what counts right and wrong refuses it, and stages leave such domains out where they begin.
+#: Label of an image of a target without labels. It is not a class: metrics refuse it, and stages
+#: leave such domains out from the beginning.
 UNLABELLED = -1
 _ARRAYS = ("label", "group", "domain", "split")
 #: Pairs of images that a message names.
@@ -40,7 +40,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedImage:
-    """An image that is not used, and why; ``key`` in hex where its content was read."""
+    """An image that is not used, and why; ``key`` in hex if its content was read."""
 
     domain: str
     path: str
@@ -50,7 +50,7 @@ class SkippedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """The samples of a study; everything shares the first axis, ``n``.
+    """The samples of a study; all arrays share the first axis, ``n``.
 
     Attributes:
         items: Where each image is.
@@ -61,7 +61,7 @@ class Samples:
         domain: Shape ``(n,)``: ``source`` or the target's name.
         split: Shape ``(n,)``: ``fit``, ``validation`` or ``target``.
         classes: Class names in label order.
-        failures: Why a target has no samples, by its name: it must not cost the others.
+        failures: By target, the error why it has no samples; the other targets go on.
     """
 
     items: tuple[Item, ...]
@@ -83,21 +83,21 @@ class Samples:
 
     @property
     def unlabelled(self) -> dict[str, int]:
-        """Images of each target without labels."""
+        """Number of images of each target without labels."""
         return dict(Counter(self.domain[~self.labelled].tolist()))
 
     @property
     def reasons(self) -> dict[str, str]:
-        """The failures as a record has them."""
+        """The failures as text, for a record."""
         return {target: str(failure) for target, failure in self.failures.items()}
 
     def class_of(self, row: int) -> str:
-        """Name of the class of a sample, in words if it has none."""
+        """Name of the class of a sample, or ``no label``."""
         k = int(self.label[row])
         return "no label" if k == UNLABELLED else self.classes[k]
 
     def name_of(self, row: int) -> str:
-        """Domain and path of a sample, as it is printed and as a study's ``exclude`` lists it."""
+        """Domain and path of a sample, as printed and as listed in the study's ``exclude``."""
         return _name(str(self.domain[row]), self.items[row].path)
 
     def conflicts(self, picture: Sequence[Hashable]) -> list[list[int]]:
@@ -120,10 +120,10 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """How the samples are gathered.
+    """How the samples are loaded.
 
     Attributes:
-        rehash: Read every file again instead of believing the index of known files.
+        rehash: Read every file again instead of using the index.
         allow_conflicts: Keep identical images that carry different labels.
         allow_leaks: Accept that an image of a target is also in the source.
     """
@@ -133,7 +133,7 @@ class SampleOptions:
     allow_leaks: bool = False
 
 
-#: Every image, for what is no score: features, and an audit, which lists what is wrong.
+#: Every image, for features, and for an audit, which lists conflicts and leaks itself.
 ALL_IMAGES = SampleOptions(allow_conflicts=True, allow_leaks=True)
 
 
@@ -142,14 +142,14 @@ def load_samples(
 ) -> tuple[Samples, tuple[SkippedImage, ...]]:
     """Find and key every image of a study, and split the source by patient.
 
-    A target of which nothing can be used is one of the samples' ``failures``.
+    A target without any usable image becomes one of the samples' ``failures``.
 
     Returns:
         The samples, and the images that could not be read.
 
     Raises:
-        StudyError: Classes of the source that do not fit.
-        CheckFailedError: Identical images in the source and a target.
+        StudyError: The classes of the source do not fit.
+        CheckFailedError: The source and a target have identical images.
         NoImagesError: No image of the source could be read.
     """
     options = options or SampleOptions()
@@ -186,7 +186,7 @@ def load_samples(
 def _key_images(
     study: Study, domain: Domain, options: SampleOptions, progress: Progress, each: Each
 ) -> tuple[dict[Item, bytes], list[SkippedImage], list[str]]:
-    """The images that are used with their keys, all by one rule; the unreadable; the unlabelled."""
+    """The used images with their keys, read by one rule; the unreadable; the unlabelled."""
     listing = scan(domain, each)
     if domain.labelled and domain.ignore is None and not domain.table:
         check_layout(domain, listing.items)
@@ -211,7 +211,7 @@ def _key_images(
             f"{domain.path}: none of its {len(items)} images can be read; first reason: "
             f"{skipped[0].path}: {skipped[0].reason}"
         )
-    # One rule for all images, also for those of which a finding is not known.
+    # One rule for all images, also for those whose finding is not known.
     reading = replace(reading, window=window_of(domain, [file.depth for _, file in readable]))
     images, unlabelled = dict[Item, bytes](), list[str]()
     for item, file in readable:
@@ -232,7 +232,7 @@ def _with_content(item: Item, file: RememberedFile, reading: Reading) -> Item:
 
 
 def _class_names(study: Study, items: Sequence[Item]) -> tuple[str, ...]:
-    """Class names in label order, those that the source has images of."""
+    """Names of the source's classes in label order."""
     if not study.source.labelled:
         return ()
     in_source = sorted({item.label for item in items})
@@ -285,7 +285,7 @@ def _label_and_split(
     )
 
 
-# Images that a study leaves out by name: near copies, for example, as the audit lists them.
+# Images that a study leaves out by name, for example near copies from the audit's list.
 
 
 _EXCLUSIONS_HEAD = """\
@@ -295,17 +295,17 @@ _EXCLUSIONS_HEAD = """\
 
 
 def exclusions_text(names: Iterable[str]) -> str:
-    """The content of the file of a study's ``exclude``, sorted."""
+    """The content of a file for the study's ``exclude``, sorted."""
     return _EXCLUSIONS_HEAD + "".join(f"{name}\n" for name in sorted(set(names)))
 
 
 def _leave_out(exclude: Path, samples: Samples, unused: Iterable[str]) -> Samples:
-    """Without what the study excludes; after the split, so that the others stay in theirs."""
+    """Remove what the study excludes; done after the split, which then does not change."""
     names = [composed(samples.name_of(row)) for row in range(len(samples))]
     lines = read_lines(exclude)
     of_failed = tuple(f"{name}/" for name in samples.failures)
     unknown = set(lines) - {*names, *map(composed, unused)}
-    # A line that names no image is a slip, another study's, or gone.
+    # A line that names no image is a typing error, of another study, or of a removed image.
     if slips := sorted(line for line in unknown if not line.startswith(of_failed)):
         raise StudyError(
             f"exclude: {exclude} names {slips[0]!r} ({len(slips)} such lines), which is no "
@@ -321,11 +321,11 @@ def _name(domain: str, path: str) -> str:
     return printable(f"{domain}/{path}")
 
 
-# Checks that no number survives. More are in pipeline.data.leaks, for the audit.
+# Checks whose failure makes every number wrong. More are in pipeline.data.leaks, for the audit.
 
 
 def _without_conflicts(samples: Samples, *, allowed: bool) -> Samples:
-    """Without identical images that have different labels: nobody knows which one is right."""
+    """Remove identical images with different labels: it is unknown which label is right."""
     pictures = samples.conflicts(samples.key)
     if not pictures:
         return samples
@@ -347,7 +347,7 @@ def _without_conflicts(samples: Samples, *, allowed: bool) -> Samples:
 
 
 def _check_leaks(samples: Samples, *, allowed: bool) -> None:
-    """An identical image in source and target: the target's score would be of a known image."""
+    """Refuse a target that shares identical images with the source."""
     in_source = {key: i for i, key in enumerate(samples.key) if samples.domain[i] == SOURCE}
     leaks = [
         f"{samples.name_of(in_source[key])} and {samples.name_of(i)}"
@@ -367,10 +367,10 @@ def _check_leaks(samples: Samples, *, allowed: bool) -> None:
 
 
 def without_empty(study: Study, samples: Samples) -> Samples:
-    """The same samples; targets that have none left are among their failures.
+    """The same samples; targets without any left are added to the failures.
 
     Raises:
-        NoImagesError: The source has none left, or none of a class to learn from.
+        NoImagesError: The source has no images left, or none of a class in its fit split.
     """
     fit = samples.split == FIT
     _check_any_left(study.exclude, samples.domain == SOURCE, f"[source] {study.source.path}")

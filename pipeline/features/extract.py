@@ -1,8 +1,8 @@
 """Stage 1: run the frozen backbones once over the images that their stores do not hold yet.
 
-Everything overlaps: images are decoded ahead of the engine, within a window, and several batches
-are under way in it while finished rows are written. Batches are padded to one size: a ragged
-last batch would round differently, and would make an engine compile twice.
+The steps overlap: images are decoded ahead of the engine, within a window, and several batches run
+in it while finished rows are written. Batches are padded to one size: a smaller last batch would
+round differently, and would make an engine compile twice.
 """
 
 import logging
@@ -64,20 +64,20 @@ def extract(
     report: str = FEATURES_REPORT,
     ray: str | None = None,
 ) -> dict[str, Any]:
-    """Fill the stores of a study; what they hold already is not computed again.
+    """Fill the stores of a study; features that they hold already are not computed again.
 
     Args:
-        study: Where images and stores are.
-        engine: What the networks run on; None: as this machine allows.
-        rehash: Read every file again instead of believing the index of known files.
-        strict: Whether a skipped image is an error once all good ones are safe.
+        study: The study with images and stores.
+        engine: What the networks run on; None: chosen for this machine.
+        rehash: Read every file again instead of using the index.
+        strict: Whether a skipped image is an error, once all others are stored.
         report: Name of the report below the study's results.
-        ray: Address for :func:`pipeline.features.ray_extract.cluster`; None: this process does
-            all.
+        ray: Address for :func:`pipeline.features.ray_extract.cluster`; None: no cluster, this
+            process does everything.
 
     Returns:
-        The report, which is also written: a row for each backbone, whose ``images_in`` are those
-        ``computed``, ``reused`` and ``skipped``; every skipped image; what failed, and why.
+        The report, which is also written: a row for each backbone, whose ``images_in`` is the sum
+        of ``computed``, ``reused`` and ``skipped``; every skipped image; failures with reasons.
 
     Raises:
         PartsError: Some backbones or targets failed; the others were run.
@@ -90,7 +90,7 @@ def extract(
         check_engine(engine)
         with ExitStack() as reading:
             each: Each = in_threads
-            # In a store that is here may be all there is to compute.
+            # A store that exists may already hold everything.
             is_new = not study.store_root.is_dir()
             if is_new and load_early(engine) and can_share_memory():
                 each = reading.enter_context(Processes(os.cpu_count() or 1)).each
@@ -125,17 +125,19 @@ def _extract(
     unreadable: Sequence[SkippedImage],
     fill: Callable[..., dict[bytes, str]],
 ) -> tuple[dict[str, Any], dict[str, Exception]]:
-    """The report, and by part of the study what failed."""
+    """The report, and the failures by part of the study."""
     warn_of_unnamed_findings(study)
     if copies := len(samples) - len(set(samples.key)):
         images = f"{counted(copies, 'image')} {are(copies)}"
-        _LOG.info("%s byte-identical to another; each shares its feature row", images)
+        _LOG.info(
+            "%s byte-identical to another image; equal images share one row of features", images
+        )
     disk.prepare(study.results)
     alone = len(study.backbones) == 1
     networks = defaultdict[BackboneChoice, dict[BackboneChoice, FeatureStore]](dict)
     failed: dict[str, Exception] = {}
     for choice in study.backbones:
-        # Weights that cannot be had must show before the first backbone has run for an hour.
+        # Missing weights must be reported before the first backbone has run for an hour.
         with go_on(_part(choice), failed, alone=alone):
             store = store_for(study.store_root, choice)
             networks[replace(choice, name=choice.network.name)][choice] = store
@@ -160,7 +162,7 @@ def _extract(
 
 
 def _part(choice: BackboneChoice) -> str:
-    """As the study file calls it: a target may have the same name."""
+    """A backbone as the study file calls it, because a target may have the same name."""
     return f"backbone.{choice.name}"
 
 
@@ -170,7 +172,7 @@ def _extract_network(
     unreadable: int,
     fill: Callable[..., dict[bytes, str]],
 ) -> tuple[list[dict[str, Any]], list[SkippedImage]]:
-    """Compute what is missing of the layers of one network, and count what happened."""
+    """Compute missing features of the layers of one network; returns the counts."""
     start = time.monotonic()
     before = {choice: store.keys() for choice, store in stores.items()}
     in_all = set.intersection(*before.values())
@@ -209,7 +211,7 @@ def _fill_here(
     engine: EngineChoice,
     title: str,
 ) -> dict[bytes, str]:
-    """:func:`fill_stores` of the layers of one network, in this process."""
+    """:func:`fill_stores` for the layers of one network, in this process."""
     choice, layers = next(iter(stores)), [choice.layer for choice in stores]
     return fill_stores(
         list(stores.values()),
@@ -230,18 +232,18 @@ def fill_stores(
     engine: EngineChoice,
     title: str,
 ) -> dict[bytes, str]:
-    """Compute and commit the rows of images that stores of one network lack, in one pass.
+    """Compute and commit missing rows for all stores of one network, in one pass.
 
     Args:
-        stores: Where the rows go: one for each layer, in the order of the network's features.
+        stores: One store for each layer, in the order of the network's features.
         missing: Images by content key.
         build: Builds the network; called only if an engine needs it.
-        policy: From bytes to the pixels that the network takes.
-        engine: The user's choice.
-        title: Of the progress bar and the messages.
+        policy: From bytes to the network's pixels.
+        engine: The user's choice of an engine.
+        title: Title of the progress bar and the messages.
 
     Returns:
-        Why images could not be used, by key.
+        The reasons why images could not be used, by key.
 
     Raises:
         PipelineError: See the modules this calls; a full disk is a ``cache`` error.
@@ -255,7 +257,7 @@ def fill_stores(
     batches = filler.decode(missing, unusable)
     with ThreadPoolExecutor(1, "first batch") as meanwhile:
         decoding = meanwhile.submit(_first_usable, batches)
-        # A GPU takes seconds to start; on a CPU no network is built where no image is usable.
+        # A GPU takes seconds to start; on a CPU no network is built if no image is usable.
         if filler.choice.device == "cpu" and not decoding.result():
             return unusable
         started = filler.start()
@@ -275,11 +277,11 @@ def fill_stores(
 
 
 class Filler:
-    """What fills the stores of one network: its engine, what decodes for it, and the writer.
+    """Fills the stores of one network: engine, decoding and writing.
 
     Attributes:
         stores: See :func:`fill_stores`.
-        choice: What the user's choice of an engine comes to.
+        choice: The user's choice of an engine, resolved for this machine.
     """
 
     def __init__(
@@ -302,10 +304,10 @@ class Filler:
         self._edges = np.cumsum(dims)[:-1].tolist()
 
     def start(self) -> Engine:
-        """An engine, ready to run, whose features are those of the stores.
+        """Start the engine and compare its features with the canaries of the stores.
 
         Raises:
-            CanaryError: It is another network than the one that filled them.
+            CanaryError: The stores were filled by another network.
         """
         stores, recipe = self.stores, self._recipe
         cuts = ", ".join(store.recipe.cut for store in stores)
@@ -330,7 +332,7 @@ class Filler:
     def decode(
         self, items: Mapping[bytes, Item], unusable: dict[bytes, str], *, threads: int | None = None
     ) -> Iterator[Batch]:
-        """Batches of images for the engine, decoded where the policy says; in so many threads."""
+        """Batches of images for the engine, decoded on the policy's device."""
         policy, device, size = self._policy, self.choice.device, self.choice.batch_size or 1
         if policy.decode == "cpu":
             threads = threads or self.choice.threads
@@ -352,12 +354,12 @@ class Filler:
         unusable: dict[bytes, str],
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Write rows as they come, divided among the stores, but none that cannot be features.
+        """Write rows as they come, divided among the stores; invalid rows are left out.
 
         Args:
             batches: See :func:`run_batches`.
-            unusable: Gets the reason of each image whose row is none, by key.
-            advance: Gets how many images more are done.
+            unusable: Gets the reason of each image with an invalid row, by key.
+            advance: Gets the number of further images that are done.
         """
         provenance = canonical(self._provenance)
         written = done = 0
@@ -379,7 +381,7 @@ class Filler:
 
 
 def _first_usable(batches: Iterator[Batch]) -> list[Batch]:
-    """The first batch that holds an image; empty where there is none."""
+    """The first batch that holds an image; empty if there is none."""
     for keys, pixels in batches:
         if any(keys):
             return [(keys, pixels)]
@@ -387,7 +389,7 @@ def _first_usable(batches: Iterator[Batch]) -> list[Batch]:
 
 
 def _timed(values: Iterable[_T], waited: defaultdict[str, float], name: str) -> Iterator[_T]:
-    """The same values; the seconds until each is there are added up."""
+    """The same values; adds up the seconds of waiting for each."""
     iterator = iter(values)
     while True:
         start = time.monotonic()
@@ -401,7 +403,7 @@ def _timed(values: Iterable[_T], waited: defaultdict[str, float], name: str) -> 
 def _log_limit(
     title: str, seconds: float, waited: defaultdict[str, float], device: Mapping[str, float]
 ) -> None:
-    """Say what the images waited for: shares of the whole time."""
+    """Log what limited the speed: waiting times as shares of the whole time."""
     writing = seconds - sum(waited.values())
     parts = {**waited, "writing": writing}
     shares = ", ".join(f"{name} {part / seconds:.0%}" for name, part in parts.items())
@@ -423,7 +425,7 @@ def _warn_if_full(store: FeatureStore, size: int) -> None:
 
 
 def _skips(samples: Samples, unusable: Mapping[bytes, str]) -> list[SkippedImage]:
-    """Samples whose image proved unusable in this run."""
+    """The samples whose image could not be used in this run."""
     return [
         SkippedImage(
             domain=str(samples.domain[i]),

@@ -1,9 +1,9 @@
-"""The heads that can be put on cached features: one table.
+"""The table of heads, the classifiers on stored features.
 
-Every head keeps scikit-learn's contract: the constructor stores, ``fit`` learns
-``name_``, ``clone`` works, ``predict_proba`` gives ``(n, K)``. Features arrive
-preprocessed (see ``pipeline.heads.base``). Heads that hold rows out while they are fitted take
-the patients as ``groups``. Heads that need torch import it when they are fitted.
+Every head keeps scikit-learn's contract: the constructor stores parameters, ``fit`` sets
+``name_``, ``clone`` works, ``predict_proba`` gives ``(n, K)``. Features are preprocessed before
+(see ``pipeline.heads.base``). Heads that hold rows out during fitting take the patients as
+``groups``. Heads that need torch import it when they are fitted.
 """
 
 import inspect
@@ -22,19 +22,19 @@ class HeadSpec:
     """One kind of head.
 
     Attributes:
-        make: Seed to an unfitted classifier with the defaults of this project.
-        about: A line, from which a person knows what is fitted; another text is another head.
+        make: From a seed to an unfitted classifier with the defaults of this project.
+        about: One line that says what is fitted; a changed text means a changed head.
         stochastic: Whether another seed gives another head.
-        choices: Parameters to choose between by inner cross-validation; one of them, ``{}``:
-            the defaults are taken.
+        choices: Parameters to choose from by inner cross-validation; a single ``{}`` means the
+            defaults.
         groups: Whether ``fit`` takes the patients of the rows, because it holds some out.
         scikit_learn: Whether it needs scikit-learn, which takes a second to import.
-        curves: Whether ``fit`` takes validation rows, to note how the training went.
-        path: From heads that differ in these parameters, rows, labels and other rows to the
-            probabilities of the other rows by each head, faster than one at a time; None:
-            each is fitted alone.
+        curves: Whether ``fit`` takes validation rows, to record learning curves.
+        path: Fits heads that differ in these parameters at once: from heads, rows, labels and
+            other rows to the probabilities of the other rows by each head. None: each is
+            fitted alone.
         calibrated: Whether ``path`` gives scores instead, and the head takes the
-            ``calibration`` that makes probabilities of them.
+            ``calibration`` that turns them into probabilities.
     """
 
     make: Callable[[int], Any]
@@ -49,7 +49,7 @@ class HeadSpec:
 
 
 def late(path: str) -> Callable[..., Any]:
-    """A function or class that is imported when it is called: names alone need no library."""
+    """A function or class that is imported when it is called, so that names need no library."""
 
     def call(*arguments: Any, **parameters: Any) -> Any:
         module, _, name = path.rpartition(".")
@@ -132,7 +132,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             choices=_each("n_neighbors", 5, 15, 45),
             path=late("pipeline.heads.scikit_learn.neighbours_path"),
         ),
-        # No choices: its defaults are hardly ever far from the best.
+        # No choices: its defaults are nearly always close to the best.
         "forest": HeadSpec(
             make=_of_seed("sklearn.ensemble.ExtraTreesClassifier", n_estimators=20),
             scikit_learn=True,
@@ -145,7 +145,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             about="gradient boosting of small trees on 32 components and 64 features",
             stochastic=True,
         ),
-        # The smoothing decides how sure it is: with features that repeat each other, far too sure.
+        # The smoothing limits its confidence, which is far too high with redundant features.
         "naive_bayes": HeadSpec(
             make=_always("sklearn.naive_bayes.GaussianNB"),
             scikit_learn=True,
@@ -161,10 +161,10 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
 
 
 def all_heads(custom: tuple[CustomHead, ...]) -> Mapping[str, HeadSpec]:
-    """``HEADS`` and the heads of a study: scikit-learn classifiers, or ours changed.
+    """``HEADS`` and the study's heads: scikit-learn classifiers, or ours with other parameters.
 
     Raises:
-        StudyError: A head cannot be made as it is written.
+        StudyError: A head cannot be made from its settings.
     """
     return MappingProxyType({**HEADS, **{head.name: _custom(head) for head in custom}})
 
@@ -194,7 +194,7 @@ def _based(head: CustomHead, where: str) -> HeadSpec:
 def _without(
     choices: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """What is left to choose between, where some parameters are given."""
+    """The remaining choices if some parameters are given."""
     left: list[dict[str, Any]] = []
     for choice in choices:
         free = {k: v for k, v in choice.items() if k not in given}
