@@ -24,9 +24,6 @@ _MOST = 10.0
 #: Patients of a domain below which draws of them are too much alike.
 _FEWEST = 10
 
-Measures = Mapping[str, NDArray[np.float64]]
-"""By name, shape (n,); what could not be measured is NaN."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Covariate:
@@ -44,27 +41,28 @@ class Covariate:
 
 
 def acquisition_differences(
-    source: tuple[DomainData, Measures],
-    target: tuple[DomainData, Measures],
+    source: DomainData,
+    target: DomainData,
+    measures: Mapping[str, NDArray[np.float64]],
     rng: np.random.Generator,
     draws: int = DRAWS,
 ) -> list[Covariate]:
     """Compare labelled domains; the named differences come first, then by size.
 
     Args:
-        source: Its images, and what was measured in each.
+        source: Its images, with their numbers among all images.
         target: The same of the target.
+        measures: By name, of all ``N`` images, shape ``(N,)``; NaN where one cannot be measured.
         rng: Draws patients.
         draws: Bootstrap draws.
     """
-    domains = (source, target)
-    drawn = [draw_patients(data.group, rng, draws=draws) for data, _ in domains]
-    few = min(data.patients for data, _ in domains) < _FEWEST
-    level = 1 - (1 - LEVEL) / len(source[1])
+    both = (source, target)
+    drawn = [draw_patients(data.group, rng, draws=draws) for data in both]
+    few = min(data.patients for data in both) < _FEWEST
+    level = 1 - (1 - LEVEL) / len(measures)
     covariates = []
-    for name in source[1]:
-        of_measure = [(data, measures[name]) for data, measures in domains]
-        values = _within_classes(of_measure, drawn)
+    for name, of_images in measures.items():
+        values = _within_classes(both, of_images, drawn)
         low, high = percentile_interval(values[1:], level=level)
         named = not few and (low > _MEDIUM or high < -_MEDIUM)
         covariates.append(
@@ -93,15 +91,16 @@ def _phrase(covariate: Covariate) -> str:
 
 
 def _within_classes(
-    both: Sequence[tuple[DomainData, NDArray[np.float64]]], drawn: Sequence[PatientDraws]
+    both: Sequence[DomainData], of_images: NDArray[np.float64], drawn: Sequence[PatientDraws]
 ) -> NDArray[np.float64]:
     """Cohen's d, mean over the classes that both domains have, of all rows, then of each draw."""
     steps = []
-    label_s, label_t = (data.labelled() for data, _ in both)
+    of_domains = [of_images[data.row] for data in both]
+    label_s, label_t = (data.labelled() for data in both)
     for k in np.intersect1d(label_s, label_t):
         (mean_s, var_s), (mean_t, var_t) = (
             _moments(data.group, values, (data.label == k) & np.isfinite(values), draws)
-            for (data, values), draws in zip(both, drawn, strict=True)
+            for data, values, draws in zip(both, of_domains, drawn, strict=True)
         )
         # The floor lets a mark that all films of one hospital have, and none of the other, count.
         step = (mean_t - mean_s) / np.sqrt((var_s + var_t) / 2 + 1e-12)

@@ -39,7 +39,7 @@ from pipeline.shift.adapt import (
     score,
 )
 from pipeline.shift.calibrate import calibration, choose_threshold, transferred_thresholds
-from pipeline.shift.covariates import Measures, acquisition_differences, summary
+from pipeline.shift.covariates import acquisition_differences, summary
 from pipeline.shift.decompose import decompose, error_table
 from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, detect, images_differ
 from pipeline.shift.head import AnalysedHead, SourceModel, analysed_head, fit_source
@@ -378,8 +378,8 @@ def _labelled_details(
     covariates = None
     if facts is not None:
         rng = np.random.default_rng([seed, 17])
-        measures_s, measures_t = (_measures(facts, data) for data in (source, target))
-        covariates = acquisition_differences((source, measures_s), (target, measures_t), rng)
+        measures = {name: facts[name].astype(np.float64) for name in APPEARANCE}
+        covariates = acquisition_differences(source, target, measures, rng)
     differences = summary(covariates)
     scores = _scores(source, target)
     conclusion = verdict(
@@ -403,10 +403,6 @@ def _labelled_details(
         "covariates": covariates or [],
         "covariates_summary": differences,
     }
-
-
-def _measures(facts: NDArray[Any], data: DomainData) -> Measures:
-    return {name: facts[name][data.row].astype(np.float64) for name in APPEARANCE}
 
 
 def _scores(source: DomainData, target: DomainData | None) -> dict[str, _Record]:

@@ -27,7 +27,12 @@ def hospital(seed, *, n=150, ill=0.5, shift=0.0):
 
 
 def differences(source, target):
-    return acquisition_differences(source, target, np.random.default_rng(0), draws=500)
+    """Of two domains, each with what was measured in its images."""
+    (data_s, measures_s), (data_t, measures_t) = source, target
+    row_s, row_t = np.split(np.arange(len(data_s) + len(data_t)), [len(data_s)])
+    measures = {name: np.r_[measures_s[name], measures_t[name]] for name in measures_s}
+    both = data_s.with_(row=row_s), data_t.with_(row=row_t)
+    return acquisition_differences(*both, measures, np.random.default_rng(0), draws=500)
 
 
 def named(source, target):
