@@ -193,7 +193,7 @@ def _load(file: Path, flags: dict[str, Any]) -> Any:
     return study.with_recipe(precision=flags.pop("precision"), decode=flags.pop("decode"))
 
 
-def _parts(study: Any, wanted: Sequence[str]) -> dict[str, Any]:
+def _studies_by_finding(study: Any, wanted: Sequence[str]) -> dict[str, Any]:
     """One study for each wanted finding, by name (none wanted: all); else the study itself."""
     if unknown := sorted(set(wanted) - set(study.findings)):
         from pipeline.errors import StudyError, UnknownNameError
@@ -211,7 +211,7 @@ _finding_option = click.option("--finding", help="Finding; needed when images ca
 def _load_finding(file: Path, flags: dict[str, Any]) -> Any:
     """Load the study, reduced to one finding if it has several; see :func:`_load`."""
     finding = flags.pop("finding")
-    parts = _parts(_load(file, flags), [finding] if finding else [])
+    parts = _studies_by_finding(_load(file, flags), [finding] if finding else [])
     if len(parts) > 1:
         raise click.UsageError(f"choose one with --finding: {', '.join(parts)}")
     return next(iter(parts.values()))
@@ -232,7 +232,7 @@ def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
         from pipeline.errors import PartsError, go_on
 
         whole = _load(study, flags)
-        parts = _parts(whole, findings)
+        parts = _studies_by_finding(whole, findings)
         if not whole.findings:
             return function(whole, **flags)
         if len(parts) > 1 and flags.get("write_exclude"):
@@ -294,14 +294,14 @@ def _engine(flags: Mapping[str, Any]) -> Any:
     return EngineChoice(**flags)
 
 
-def _effort(flags: Mapping[str, Any], quick: Any, thorough: Any) -> Any:
+def _quick_or_thorough(flags: Mapping[str, Any], quick: Any, thorough: Any) -> Any:
     """The options for ``--quick`` or ``--thorough``; None without either."""
     if flags["quick"] and flags["thorough"]:
         raise click.UsageError("--quick and --thorough exclude each other")
     return quick if flags["quick"] else thorough if flags["thorough"] else None
 
 
-def _drawn_too(flags: Mapping[str, Any]) -> bool:
+def _wants_figures(flags: Mapping[str, Any]) -> bool:
     """Whether to draw figures; with --quick they would take a third of the time."""
     drawn = flags["figures"]
     return not flags.get("quick") if drawn is None else bool(drawn)
@@ -511,14 +511,14 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
     only = None if names is None else tuple(name.strip() for name in names.split(","))
     # A process of its own: drawing would hold Python's lock while heads are fitted out of fold.
     # The prior looks at no image, so it has no figures.
-    figures = _drawn_too(flags) and only != ("prior",)
+    figures = _wants_figures(flags) and only != ("prior",)
     with Processes(int(figures)) as processes:
         if figures and not (study.results / "heads.json").exists():
             processes.submit(_prepare_to_draw)  # a later run may have nothing to draw
         from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare  # meanwhile
 
         options = replace(
-            _effort(flags, QUICK, THOROUGH) or CompareOptions(),
+            _quick_or_thorough(flags, QUICK, THOROUGH) or CompareOptions(),
             heads=only,
             baseline=flags["baseline"],
             preprocessing=flags["preprocessing"],
@@ -635,7 +635,7 @@ def finetune(study: Any, **flags: Any) -> dict[str, Any]:
     from pipeline.errors import PartsError, PipelineError
     from pipeline.finetune.stage import finetune as run
 
-    figures = _drawn_too({"figures": flags.pop("figures")})
+    figures = _wants_figures({"figures": flags.pop("figures")})
     given = {name: flags.pop(name) for name in ("methods", "image_size", "limit", "device")}
     record = run(study, **given, options=_samples(flags), settings=flags)
     if not record["trial"]:
@@ -666,10 +666,10 @@ def shift(study: Any, **flags: Any) -> dict[str, Any]:
     """
     from pipeline.shift.stage import QUICK, THOROUGH, ShiftOptions, analyse
 
-    effort = _effort(flags, QUICK, THOROUGH) or ShiftOptions()
+    effort = _quick_or_thorough(flags, QUICK, THOROUGH) or ShiftOptions()
     options = replace(effort, samples=_samples(flags), head=flags["head"])
     record = analyse(study, options)
-    draw = partial(_draw, "shift", record, study) if _drawn_too(flags) else dict
+    draw = partial(_draw, "shift", record, study) if _wants_figures(flags) else dict
     return _publish("shift", record, study, draw=draw)
 
 

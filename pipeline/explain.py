@@ -112,13 +112,18 @@ def explain(
             progress.advance(len(subset))
         rows = _shares(subset, proba.argmax(1), of_model, of_shuffled, study.seed)
         domains.append(
-            {"domain": data.name, "role": data.role, "rows": rows, "audit": _audited(study, data)}
+            {
+                "domain": data.name,
+                "role": data.role,
+                "rows": rows,
+                "audit": _audit_aucs(study, data),
+            }
         )
-        for kind, pictured in _pictured(samples, of_domain, model, study.seed).items():
+        for kind, pictured in _rows_to_draw(samples, of_domain, model, study.seed).items():
             pixels = pixels_of(pictured)
             ((proba, of_model),) = maps.of(pixels, model.head)
             file = f"{as_file_name(data.name)}-{data.role}-{kind}.png"
-            sheets[file] = draw_sheet(list(_pairs(pictured, pixels, proba, of_model)))
+            sheets[file] = draw_sheet(list(_sheet_entries(pictured, pixels, proba, of_model)))
     record = {
         "schema": SCHEMA,
         "study": study.name,
@@ -168,7 +173,7 @@ def _sampled(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -
     return samples.where(keep)
 
 
-def _pictured(
+def _rows_to_draw(
     samples: Samples, among: NDArray[np.bool_], model: TrainedModel, seed: int
 ) -> dict[str, Samples]:
     """Random images, and the errors with the highest stored probability."""
@@ -193,7 +198,7 @@ def _shuffled_head(features: Tensor, label: NDArray[np.int64], seed: int) -> nn.
     return head_layers(head, "linear")
 
 
-def _audited(study: Study, data: DomainData) -> dict[str, Any]:
+def _audit_aucs(study: Study, data: DomainData) -> dict[str, Any]:
     """AUC for the class from each region alone, from the audit's record of a domain."""
     try:
         findings = read_set(study.results / "audit.json", "audit").record["findings"]
@@ -353,7 +358,9 @@ def _interval(
     return {"estimate": float(shares.mean()), "low": low, "high": high}
 
 
-def _pairs(samples: Samples, pixels: Tensor, proba: Proba, maps: _Maps) -> Iterator[SheetEntry]:
+def _sheet_entries(
+    samples: Samples, pixels: Tensor, proba: Proba, maps: _Maps
+) -> Iterator[SheetEntry]:
     """Each image beside the same image with its map in red, surest first, with the prediction."""
     for row in np.argsort(-proba.max(1), kind="stable"):
         picture = Image.fromarray(pixels[row].numpy()).resize((SHEET_SIDE, SHEET_SIDE))

@@ -44,8 +44,8 @@ _LARGEST_BLOCK = 64
 _SERVE = "from pipeline.parallel import serve; serve()"
 _FORKS = sys.platform == "linux"
 #: Seconds between two checks of the other processes.
-_GLANCE = 0.02
-_LATE = "it did not end within {:g} s"
+_POLL_SECONDS = 0.02
+_TIMEOUT_TEXT = "it did not end within {:g} s"
 _in_worker = False
 
 
@@ -222,14 +222,14 @@ def _run_in_workers(
                 worker = idle.pop() if idle else _after(thread, new_worker)
                 busy[worker] = number, time.monotonic()
                 worker.submit(number)
-            seconds = _GLANCE if thread.is_alive() else _seconds_left(busy, limit)
+            seconds = _POLL_SECONDS if thread.is_alive() else _seconds_left(busy, limit)
             ready = wait([worker.pipe for worker in busy], seconds)
             for worker, (number, start) in list(busy.items()):
                 if worker.pipe in ready:
                     outcomes[number] = worker.answer()
                 elif limit is not None and time.monotonic() - start > limit:
                     worker.end()
-                    outcomes[number] = TimeoutError(_LATE.format(limit))
+                    outcomes[number] = TimeoutError(_TIMEOUT_TEXT.format(limit))
                 else:
                     continue
                 del busy[worker]
@@ -301,7 +301,7 @@ def _outcome_within(job: Callable[[], Any], limit: float | None) -> Any:
     thread = Thread(target=lambda: outcomes.append(_outcome(job)), daemon=True)
     thread.start()
     thread.join(limit)
-    return outcomes[0] if outcomes else TimeoutError(_LATE.format(limit))
+    return outcomes[0] if outcomes else TimeoutError(_TIMEOUT_TEXT.format(limit))
 
 
 class _Pickler(pickle.Pickler):

@@ -172,7 +172,7 @@ def _usable(
     strict: bool,
 ) -> list[_Keyed]:
     """The images that can be used; the others are added to ``skipped``."""
-    skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
+    skipped += [_as_skipped(item.path, unusable[key]) for item, key in pairs if key in unusable]
     good = [(item, key) for item, key in pairs if key not in unusable]
     first = f"first: {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
     if not good:
@@ -228,10 +228,10 @@ def _find_images(
                     raise reason
                 pairs.append((read := replace(item, reading=reading), read_image(read).key))
             except ImageError as cause:
-                skipped.append(_skip(item.path, str(cause)))
+                skipped.append(_as_skipped(item.path, str(cause)))
             except StudyError as cause:  # each row of an array would decompress it again
                 damaged[identity[:2]] = cause
-                skipped.append(_skip(item.path, str(cause)))
+                skipped.append(_as_skipped(item.path, str(cause)))
     return pairs, skipped
 
 
@@ -242,7 +242,7 @@ def _items(given: Path) -> tuple[list[Item], list[dict[str, str]]]:
         if given.is_dir():
             listing = images_below(given)
         elif not given.is_file():
-            return [], [_skip(given, "not a regular file")]
+            return [], [_as_skipped(given, "not a regular file")]
         elif is_archive(given):  # its labels are not looked at
             listing = scan_archive(Domain(path=given, table=ImageTable(file=given, finding="")))
         else:
@@ -250,16 +250,16 @@ def _items(given: Path) -> tuple[list[Item], list[dict[str, str]]]:
             return [item], []
     except (OSError, ValueError) as cause:
         reason = system_reason(cause) if isinstance(cause, OSError) else str(cause)
-        return [], [_skip(given, f"cannot be read: {reason}")]
+        return [], [_as_skipped(given, f"cannot be read: {reason}")]
     items = [replace(item, path=str(given / item.path)) for item in listing.items]
     unread = "of a format that is not read: convert to .png"
-    skipped = [_skip(given / path, unread) for path in sorted(listing.unread)]
+    skipped = [_as_skipped(given / path, unread) for path in sorted(listing.unread)]
     if not items and not skipped:
-        skipped = [_skip(given, "the folder holds no .jpg, .jpeg or .png file")]
+        skipped = [_as_skipped(given, "the folder holds no .jpg, .jpeg or .png file")]
     return items, skipped
 
 
-def _skip(path: object, reason: str) -> dict[str, str]:
+def _as_skipped(path: object, reason: str) -> dict[str, str]:
     return {"path": printable(str(path)), "reason": reason}
 
 

@@ -136,7 +136,7 @@ def check_leaks(
     )
     overlaps = [overlap for overlap in compared if overlap is not None]
     seen = counted(np.unique(patients_of(samples)).size, "patient")
-    none = _fine(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
+    none = _passed(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
     findings = [overlap.finding for overlap in overlaps] or [none]
     for domain in study.domains:
         findings += _without_patient(domain, samples)
@@ -294,7 +294,7 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
     """Check for the same picture under two labels, one of which is wrong."""
     conflicts = samples.conflicts(ids.tolist())
     if not conflicts:
-        return _fine(_CONFLICTS, "copies of one picture have one label")
+        return _passed(_CONFLICTS, "copies of one picture have one label")
     pictures = [[samples.name_of(row) for row in same] for same in conflicts]
     return Finding(
         check=_CONFLICTS,
@@ -307,7 +307,7 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
     )
 
 
-def _fine(check: str, text: str) -> Finding:
+def _passed(check: str, text: str) -> Finding:
     return Finding(check=check, severity=OK, where=_ALL_ROLES, text=text)
 
 

@@ -94,7 +94,10 @@ def find_near_copies(
     basis = _basis(whole)
     best: dict[tuple[int, int], NearPair] = {}
     of_two = [
-        (roles, view) for roles in combinations(rows_of, 2) for how in _VIEWS for view in _both(how)
+        (roles, view)
+        for roles in combinations(rows_of, 2)
+        for how in _VIEWS
+        for view in _view_pairs(how)
     ]
     with Progress("near copies", sum(rows_of[a].size for (a, _), _ in of_two)) as progress:
         for (a, b), (view, other_view) in of_two:
@@ -103,13 +106,13 @@ def find_near_copies(
             mean = (whole[first].mean(axis=0) + whole[second].mean(axis=0)) / 2
             limit, least_tone = np.maximum(limits[a], limits[b])
             for i, j, likeness in _alike(pair, mean.astype(np.float32), basis, progress):
-                row, mate = int(first[i]), int(second[j])
+                row, partner = int(first[i]), int(second[j])
                 raw = _directions(pair[0][[i]]) @ _directions(pair[1][[j]]).T
                 if likeness < limit or raw.item() < _LEAST_RAW:
-                    greys = _seen(small[[row]], view), _seen(small[[mate]], other_view)
+                    greys = _in_view(small[[row]], view), _in_view(small[[partner]], other_view)
                     if _tones(*greys).item() < least_tone:
                         continue
-                rows = min(row, mate), max(row, mate)
+                rows = min(row, partner), max(row, partner)
                 if rows not in best or best[rows].likeness < likeness:
                     how = view if other_view == "copy" else other_view
                     best[rows] = NearPair(rows=rows, likeness=likeness, how=how)
@@ -135,7 +138,7 @@ def stored_near_copies(
     return pairs
 
 
-def _both(how: str) -> list[tuple[str, str]]:
+def _view_pairs(how: str) -> list[tuple[str, str]]:
     """How a pair was made if the first or the second image is seen in a view."""
     return sorted({(how, "copy"), ("copy", how)})
 
@@ -161,7 +164,7 @@ _VIEWS: Mapping[str, tuple[_Floats, _Floats]] = MappingProxyType(
 )
 
 
-def _seen(small: NDArray[np.uint8], how: str) -> _Floats:
+def _in_view(small: NDArray[np.uint8], how: str) -> _Floats:
     """The pictures in a view, greys of shape ``(n, _SIDE, _SIDE)``."""
     rows, columns = _VIEWS[how]
     return np.asarray(rows @ small.astype(np.float32) @ columns.T)
@@ -178,7 +181,7 @@ def _textures(small: NDArray[np.uint8], how: str) -> _Textures:
     textures = np.empty((len(small), _SIDE * _SIDE), np.int8)
     around = (0, _DETAIL, _DETAIL)
     for start in range(0, len(small), _BLOCK):
-        values = _seen(small[start : start + _BLOCK], how)
+        values = _in_view(small[start : start + _BLOCK], how)
         detail = values - gaussian_filter(values, around)
         contrast = np.sqrt(gaussian_filter(detail**2, around))
         # Where there is hardly any contrast, such as in black margins, there is noise alone.
@@ -226,7 +229,7 @@ def _limits(
     same = group[sample, None] == group[None]
     likeness = np.where(same, -1.0, directions[sample] @ directions.T)
     nearest = likeness.argmax(axis=1)
-    tones = _tones(_seen(small[sample], "copy"), _seen(small[nearest], "copy"))
+    tones = _tones(_in_view(small[sample], "copy"), _in_view(small[nearest], "copy"))
     likeness = likeness.max(axis=1)
     z = np.stack([np.arctanh(np.clip(likeness, -0.999, 0.999)), -np.log(1 - tones + 1e-6)])
     middle = np.median(z, axis=1)
@@ -263,10 +266,10 @@ def _alike(
     for start in range(0, len(a), _BLOCK):
         near = coarse[start : start + _BLOCK] @ others.T >= _RATHER_ALIKE - 1 - 1e-5
         progress.advance(len(near))
-        rows, mates = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+        rows, partners = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
         if not rows.size:
             continue
-        likeness = a[start + rows] @ b[mates].T
+        likeness = a[start + rows] @ b[partners].T
         most = (likeness == likeness.max(axis=0)) | (likeness == likeness.max(axis=1)[:, None])
         for i, j in np.argwhere(most & (likeness >= _RATHER_ALIKE)).tolist():
-            yield int(start + rows[i]), int(mates[j]), float(likeness[i, j])
+            yield int(start + rows[i]), int(partners[j]), float(likeness[i, j])

@@ -31,10 +31,10 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 #: Warn where validation has less than this share of what was asked for, or more than its inverse.
-_FAR = 2 / 3
+_SHARE_TOLERANCE = 2 / 3
 _SECONDS_FOR_A_NAME = 0.5
 #: A pattern that finds no patient in more than this share of the images is wrong.
-_MOST = 0.5
+_MOST_UNKNOWN = 0.5
 
 
 def patient_of(path: str, pattern: str | None) -> str | None:
@@ -82,7 +82,7 @@ def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
     patients = patients_of_items(domain, items)
     unknown = [i.path for i, patient in zip(items, patients, strict=True) if patient is None]
     column = domain.table is not None and "patient" in domain.table.columns
-    if (domain.group or column) and len(unknown) > _MOST * len(items):
+    if (domain.group or column) and len(unknown) > _MOST_UNKNOWN * len(items):
         raise StudyError(
             f"{domain.name}: group = {domain.group or 'the column'!r} finds no patient in "
             f"{len(unknown)} of {counted(len(items), 'image')}; first: {printable(unknown[0])}. "
@@ -159,7 +159,7 @@ def split_source(
     if isinstance(share, float) and not source.is_given:
         split = split_by_patient(label, group, share=share, seed=seed, names=names)
         held_out = float((split == VALIDATION).mean())
-        if not _FAR <= held_out / share <= 1 / _FAR:
+        if not _SHARE_TOLERANCE <= held_out / share <= 1 / _SHARE_TOLERANCE:
             _LOG.warning(
                 "source: validation holds %.0f %% of the images where %.0f %% were asked for, "
                 "because patients stay whole and are few or large",

@@ -306,9 +306,9 @@ def _leave_out(exclude: Path, samples: Samples, unused: Iterable[str]) -> Sample
     of_failed = tuple(f"{name}/" for name in samples.failures)
     unknown = set(lines) - {*names, *map(composed, unused)}
     # A line that names no image is a typing error, of another study, or of a removed image.
-    if slips := sorted(line for line in unknown if not line.startswith(of_failed)):
+    if unmatched := sorted(line for line in unknown if not line.startswith(of_failed)):
         raise StudyError(
-            f"exclude: {exclude} names {slips[0]!r} ({len(slips)} such lines), which is no "
+            f"exclude: {exclude} names {unmatched[0]!r} ({len(unmatched)} such lines), which is no "
             f"image of the study, or no longer there; allowed are lines such as {names[0]}"
         )
     excluded = np.isin(names, lines)

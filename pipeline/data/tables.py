@@ -183,8 +183,8 @@ def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
         )
     # Images of other hospitals in the same table are no news.
     elsewhere = {image.file for path in table.of_others if (image := look_up.find(path))}
-    untaken = len(images.items) - len(elsewhere | items.keys())
-    others = Counter({"in no row that is taken": untaken})
+    unlisted = len(images.items) - len(elsewhere | items.keys())
+    others = Counter({"in no row that is taken": unlisted})
     ordered = tuple(sorted(items.values(), key=lambda item: item.path))
     return replace(images, items=ordered, ignored=Counter(images.ignored) + others)
 

@@ -128,16 +128,16 @@ def file_digest(file: Path) -> str:
     Raises:
         WeightsError: The file cannot be read, or is not what its name says.
     """
-    _refuse_strange(file)
+    _refuse_special_file(file)
     try:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as cause:
         raise WeightsError(f"cannot read the weights {file}: {cause.strerror}") from cause
-    promised = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
-    if promised and not digest.startswith(promised[1]):
+    name_digits = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
+    if name_digits and not digest.startswith(name_digits[1]):
         raise WeightsError(
-            f"{file}: its SHA-256 begins with {digest[:8]}, its name promises {promised[1]}: "
+            f"{file}: its SHA-256 begins with {digest[:8]}, its name promises {name_digits[1]}: "
             "the file is damaged or another one; delete it to fetch it again"
         )
     return digest
@@ -149,7 +149,7 @@ def read_state(file: Path) -> _State:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    _refuse_strange(file)
+    _refuse_special_file(file)
     try:
         if file.suffix == ".safetensors":
             state: Any = load_file(file)
@@ -166,7 +166,7 @@ def read_state(file: Path) -> _State:
     return _unwrapped(state, file)
 
 
-def _refuse_strange(file: Path) -> None:
+def _refuse_special_file(file: Path) -> None:
     """Refuse a FIFO, which would block for ever, and other special files."""
     if file.exists() and not file.is_file():
         raise WeightsError(f"cannot read the weights {file}: no regular file")

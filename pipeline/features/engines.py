@@ -120,12 +120,12 @@ class _OpenVINOEngine(Engine):
     name = "openvino"
 
     def __init__(
-        self, build: Build, batch_size: int, *, kept: Path | None, threads: int | None
+        self, build: Build, batch_size: int, *, converted_file: Path | None, threads: int | None
     ) -> None:
         super().__init__("cpu", batch_size)
         self.description = f"OpenVINO on {self._device_name}, batch {batch_size}"
         core = _openvino().Core()
-        network = _converted(build, batch_size, kept)
+        network = _converted(build, batch_size, converted_file)
         # Without the precision hint a CPU with bfloat16 units would use them.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:
@@ -262,7 +262,7 @@ def start_engine(
     choice: EngineChoice,
     precision: str,
     *,
-    kept: Path | None = None,
+    converted_file: Path | None = None,
     images: int = _LARGEST_CUDA_BATCH,
 ) -> Engine:
     """Start the chosen engine on this machine.
@@ -271,7 +271,7 @@ def start_engine(
         build: Builds the network; not called if its converted form is stored.
         choice: See :class:`EngineChoice`.
         precision: The recipe's precision.
-        kept: File for the converted form of this network; None: it is not stored.
+        converted_file: File for the converted form of this network; None: it is not stored.
         images: Number of images.
 
     Raises:
@@ -280,7 +280,9 @@ def start_engine(
     choice = resolve_engine(choice, precision, images=images)
     if choice.engine == "openvino":
         batch_size = choice.batch_size or CPU_BATCH
-        return _OpenVINOEngine(build, batch_size, kept=kept, threads=choice.threads)
+        return _OpenVINOEngine(
+            build, batch_size, converted_file=converted_file, threads=choice.threads
+        )
     from pipeline.features.frozen import TorchEngine
 
     return TorchEngine(build, choice, precision, images=images)
@@ -355,20 +357,20 @@ def _cuda_batch(images: int, size: int) -> int:
     return min(1 << (largest.bit_length() - 1), 1 << max(3, (images - 1).bit_length()))
 
 
-def _converted(build: Build, batch_size: int, kept: Path | None) -> _Converted:
+def _converted(build: Build, batch_size: int, converted_file: Path | None) -> _Converted:
     """The network in OpenVINO's form: read from a file, or converted and then stored."""
-    if kept is None:
+    if converted_file is None:
         return _convert(build(), batch_size)
     # A batch has one size, and so has the graph. Torch decides how it is exported.
     versions = {"openvino": version("openvino"), "torch": version("torch")}
-    key = {"format": _FORMAT, "network": kept.stem, "batch": batch_size, **versions}
-    network = _load(kept, key)
+    key = {"format": _FORMAT, "network": converted_file.stem, "batch": batch_size, **versions}
+    network = _load(converted_file, key)
     if network is None:
         network = _convert(build(), batch_size)
         head = json.dumps(key | {"graph": len(network[0])}).encode()
         content = b"\n".join((head, b"".join(network)))
         with suppress(OSError):  # it costs only time at the next run
-            disk.publish(kept, hashlib.sha256(content).digest() + content)
+            disk.publish(converted_file, hashlib.sha256(content).digest() + content)
     return network
 
 

@@ -95,7 +95,7 @@ def extract(
             if is_new and load_early(engine) and can_share_memory():
                 each = reading.enter_context(Processes(os.cpu_count() or 1)).each
             samples, unreadable = load_samples(study, wanted, each)
-        fill = partial(_fill_here, engine=engine)
+        fill = partial(_fill_locally, engine=engine)
         record, failures = _extract(study, samples, unreadable, fill)
     else:
         from pipeline.features import ray_extract
@@ -204,7 +204,7 @@ def _extract_network(
     return rows, skipped
 
 
-def _fill_here(
+def _fill_locally(
     stores: Mapping[BackboneChoice, FeatureStore],
     missing: Mapping[bytes, Item],
     *,
@@ -252,7 +252,7 @@ def fill_stores(
         store.prepare()
         gc(store)
     begun = time.monotonic()
-    filler = Filler(stores, build, policy, engine, images=len(missing))
+    filler = StoreFiller(stores, build, policy, engine, images=len(missing))
     unusable: dict[bytes, str] = {}
     batches = filler.decode(missing, unusable)
     with ThreadPoolExecutor(1, "first batch") as meanwhile:
@@ -276,7 +276,7 @@ def fill_stores(
     return unusable
 
 
-class Filler:
+class StoreFiller:
     """Fills the stores of one network: engine, decoding and writing.
 
     Attributes:
@@ -312,10 +312,14 @@ class Filler:
         stores, recipe = self.stores, self._recipe
         cuts = ", ".join(store.recipe.cut for store in stores)
         name = f"{replace(recipe, cut=cuts).fingerprint[:16]}.openvino"
-        kept = stores[0].path.parent / "index" / "networks" / name
+        converted_file = stores[0].path.parent / "index" / "networks" / name
         with named_failure():
             started = start_engine(
-                self._build, self.choice, recipe.precision, kept=kept, images=self._images
+                self._build,
+                self.choice,
+                recipe.precision,
+                converted_file=converted_file,
+                images=self._images,
             )
         self._provenance = started.provenance()
         try:

@@ -207,9 +207,13 @@ class TorchEngine(Engine):
         with torch.inference_mode():
             if not self._on_cuda:
                 return self._compiled(example, compiling) if compiling == "always" else ""
-            to_come = self._seconds_per_batch(example) * images / self.batch_size
-            pays = compiling == "auto" and to_come * _COMPILE_SAVES > _COMPILE_SECONDS
-            compiled = self._compiled(example, compiling) if pays or compiling == "always" else ""
+            expected_seconds = self._seconds_per_batch(example) * images / self.batch_size
+            is_worthwhile = (
+                compiling == "auto" and expected_seconds * _COMPILE_SAVES > _COMPILE_SECONDS
+            )
+            compiled = (
+                self._compiled(example, compiling) if is_worthwhile or compiling == "always" else ""
+            )
             try:
                 self._network = _CudaGraph(self._network, example)
             except RuntimeError as cause:  # a network that waits for the device in its midst

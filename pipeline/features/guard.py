@@ -28,7 +28,7 @@ class FeatureGuard:
 
     def __init__(self, policy: PixelPolicy) -> None:
         self._may_be_equal = policy.mask != "none"
-        self._seen: set[bytes] = set()
+        self._digests: set[bytes] = set()
         self._rows = self._bad = self._duplicates = 0
 
     def objection(self, row: NDArray[np.float32]) -> str | None:
@@ -44,8 +44,8 @@ class FeatureGuard:
             self._stop_if_many(self._bad, "give features that are not finite or all zero")
             return "non-finite or all-zero feature"
         digest = hashlib.blake2b(row.tobytes(), digest_size=12).digest()
-        self._duplicates += digest in self._seen
-        self._seen.add(digest)
+        self._duplicates += digest in self._digests
+        self._digests.add(digest)
         if not self._may_be_equal:
             self._stop_if_many(self._duplicates, "give the same features as another image")
         return None

@@ -26,7 +26,7 @@ from pipeline.data.items import Item
 from pipeline.errors import EngineError, PipelineError
 from pipeline.features.backbones import policy_of
 from pipeline.features.engines import EngineChoice, run_batches
-from pipeline.features.extract import Filler
+from pipeline.features.extract import StoreFiller
 from pipeline.features.load import frozen_network
 from pipeline.parallel import each_of
 from pipeline.progress import Progress
@@ -320,9 +320,9 @@ class _Worker:
         self._work: _Work | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return _answer(self._begin, self._do, batch)
+        return _answer(self._begin, self._handle_block, batch)
 
-    def _do(self, block: _Block) -> Any:
+    def _handle_block(self, block: _Block) -> Any:
         self._work = self._work or self._start()
         return self._work(block)
 
@@ -341,7 +341,7 @@ def _start_writing(
         gc(store)  # of a worker that was killed on this machine
     layers = [choice.layer for choice in choices]
     build = partial(frozen_network, choices[0], recipes[0], layers=layers)
-    filler = Filler(stores(), build, policy_of(choices[0]), engine, images=ROWS_PER_COMMIT)
+    filler = StoreFiller(stores(), build, policy_of(choices[0]), engine, images=ROWS_PER_COMMIT)
     started = filler.start()
 
     def write(block: Sequence[tuple[bytes, Item]]) -> tuple[int, dict[bytes, str], str]:

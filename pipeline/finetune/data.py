@@ -49,7 +49,7 @@ _DEVICE_SHARE = 0.5
 _AHEAD = 2
 
 
-class Held:
+class Examples:
     """Examples for a network, with labels: rows of one tensor that all views share.
 
     Args:
@@ -70,19 +70,19 @@ class Held:
         """A copy of some examples, shape ``(m, ...)``, on the device of the values."""
         return self.values[_on_device(torch.from_numpy(self._at[rows]), self.values.device)]
 
-    def take(self, rows: Rows) -> "Held":
+    def take(self, rows: Rows) -> "Examples":
         """The examples in these rows, shape ``(m,)``, sharing the same values."""
-        return Held(self.values, self._at[rows], self.label[rows])
+        return Examples(self.values, self._at[rows], self.label[rows])
 
 
-def hold(values: NDArray[Any], at: Rows, label: Labels, device: str = "cpu") -> Held:
+def examples_of(values: NDArray[Any], at: Rows, label: Labels, device: str = "cpu") -> Examples:
     """The rows on the device if half of its free memory is enough, else in memory."""
     tensor = torch.from_numpy(values)
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         if values.nbytes <= _DEVICE_SHARE * free:
             tensor = tensor.to(device)
-    return Held(tensor, at, label)
+    return Examples(tensor, at, label)
 
 
 def _number_keys(samples: Samples) -> tuple[dict[bytes, int], Rows]:
@@ -94,7 +94,7 @@ def _number_keys(samples: Samples) -> tuple[dict[bytes, int], Rows]:
 
 def load_pixels(
     samples: Samples, policy: PixelPolicy, *, folder: Path, device: str = "cpu"
-) -> Held:
+) -> Examples:
     """The pixels of all samples, decoded once; above ``PIXEL_BYTES`` in a file in ``folder``.
 
     Raises:
@@ -110,7 +110,7 @@ def load_pixels(
             values[number[key]] = pixels
             progress.advance()
     _refuse_unusable(unusable, items)
-    return hold(values, at, samples.label, device)
+    return examples_of(values, at, samples.label, device)
 
 
 def _pixel_array(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
@@ -141,7 +141,7 @@ def stored_rows(
     policy: PixelPolicy,
     engine: EngineChoice,
     device: str,
-) -> Held:
+) -> Examples:
     """Rows of all samples from a store; a frozen network computes missing rows first.
 
     Raises:
@@ -162,7 +162,7 @@ def stored_rows(
             f"the activations of {len(number)} images take {needed / 1e9:.0f} GB and at most "
             f"{ROW_BYTES / 1e9:.0f} GB are held in memory: use --limit or a smaller --image-size"
         )
-    return hold(store.read([*number]), at, samples.label, device)
+    return examples_of(store.read([*number]), at, samples.label, device)
 
 
 def limit_images(samples: Samples, limit: int | None, seed: int) -> Samples:
@@ -202,7 +202,7 @@ def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 
 
 def fit_batches(
-    fit: Held, settings: TrainingSettings, group: Group, *, epoch: int, first: int
+    fit: Examples, settings: TrainingSettings, group: Group, *, epoch: int, first: int
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
     """This process's share of the steps of an epoch, from step ``first`` on.
 
@@ -222,7 +222,7 @@ def fit_batches(
 
 
 def plain_batches(
-    examples: Held, settings: TrainingSettings, group: Group | None = None
+    examples: Examples, settings: TrainingSettings, group: Group | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and labels in order; in a group, each process gets every ``size``-th batch."""
     group, size = group or Group(), settings.batch_size
@@ -235,7 +235,7 @@ def plain_batches(
     return _ahead(load, starts[group.rank :: group.size], settings.device)
 
 
-def _examples(examples: Held, rows: Rows, device: str) -> tuple[Tensor, Tensor]:
+def _examples(examples: Examples, rows: Rows, device: str) -> tuple[Tensor, Tensor]:
     """Inputs and labels of some examples, on the device."""
     labels = torch.from_numpy(examples.label[rows])
     return _on_device(examples.batch(rows), device), _on_device(labels, device)

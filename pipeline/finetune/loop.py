@@ -22,7 +22,7 @@ from pipeline.finetune.checkpoint import (
     pack_tensors,
     restore,
 )
-from pipeline.finetune.data import Held, dropout_seed, fit_batches, plain_batches
+from pipeline.finetune.data import Examples, dropout_seed, fit_batches, plain_batches
 from pipeline.finetune.distributed import autocast, seed_generators, torch_settings
 from pipeline.finetune.methods import TrainingSettings
 from pipeline.finetune.networks import BATCH_NORMS, main_logits, training_loss
@@ -40,8 +40,8 @@ CLIP = 1.0
 # One loop, read from top to bottom, is easier to trust than its pieces would be.
 def train(  # noqa: C901, PLR0915
     model: nn.Module,
-    fit: Held,
-    validation: Held,
+    fit: Examples,
+    validation: Examples,
     settings: TrainingSettings,
     *,
     checkpoints: Checkpoints | None = None,
@@ -149,7 +149,7 @@ def train(  # noqa: C901, PLR0915
 
 
 def predict(
-    model: nn.Module, examples: Held, *, batch_size: int, device: str
+    model: nn.Module, examples: Examples, *, batch_size: int, device: str
 ) -> NDArray[np.float64]:
     """Class probabilities ``(n, K)``, without dropout, in float32 for every training precision.
 
@@ -223,7 +223,7 @@ def _best_epoch(rows: Sequence[EpochRow]) -> int:
 
 
 def _epoch_row(
-    model: nn.Module, now: TrainingState, validation: Held, settings: TrainingSettings
+    model: nn.Module, now: TrainingState, validation: Examples, settings: TrainingSettings
 ) -> EpochRow:
     """The row of the epoch that was just trained, with its validation; it is logged."""
     validation_loss, validation_accuracy = _score(model, validation, settings)
@@ -245,7 +245,7 @@ def _epoch_row(
     return row
 
 
-def _score(model: nn.Module, examples: Held, settings: TrainingSettings) -> tuple[float, float]:
+def _score(model: nn.Module, examples: Examples, settings: TrainingSettings) -> tuple[float, float]:
     """Mean cross-entropy and accuracy; processes share the batches and get the same sums."""
     totals = torch.zeros(2, dtype=torch.float64, device=settings.device)
     model.eval()

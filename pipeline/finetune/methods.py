@@ -179,7 +179,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 )
 #: Default methods: they take minutes without a GPU.
 QUICK = ("lp", "last_block", "scratch_cnn")
-_EVERY = "all"
+_ALL_METHODS = "all"
 #: Method that the others are compared with.
 BASELINE = "lp"
 
@@ -197,9 +197,9 @@ def select_methods(names: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str
         UnknownNameError: A name is in no table.
     """
     for name in names:
-        if name not in (*METHODS, _EVERY):
-            raise UnknownNameError("method", name, [*METHODS, _EVERY])
-    named = frozenset(METHODS if _EVERY in names else names or QUICK)
+        if name not in (*METHODS, _ALL_METHODS):
+            raise UnknownNameError("method", name, [*METHODS, _ALL_METHODS])
+    named = frozenset(METHODS if _ALL_METHODS in names else names or QUICK)
     wanted = set(named)
     for name in reversed(list(METHODS)):  # a method starts from earlier ones only
         if name in wanted:

@@ -32,7 +32,7 @@ from pipeline.features.frozen import Frozen, build
 from pipeline.features.load import check_weights, store_for
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints
-from pipeline.finetune.data import Held, load_pixels, stored_rows
+from pipeline.finetune.data import Examples, load_pixels, stored_rows
 from pipeline.finetune.distributed import named_errors, wait_for_all
 from pipeline.finetune.loop import predict, train
 from pipeline.finetune.methods import (
@@ -161,7 +161,7 @@ class Experiment:
     image_size: int | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     named: frozenset[str] = frozenset(METHODS)
-    _held: dict[str, Held] = field(default_factory=dict)
+    _held: dict[str, Examples] = field(default_factory=dict)
 
     @property
     def policy(self) -> PixelPolicy:
@@ -177,7 +177,7 @@ class Experiment:
             recipe = replace(recipe, cut=cut_of(self.choice.name).where, pooling="none")
         return FeatureStore(self.study.store_root, recipe)
 
-    def examples(self, name: str) -> Held:
+    def examples(self, name: str) -> Examples:
         """The inputs of a method for all samples, loaded once."""
         reads, folder = METHODS[name].reads, self.study.results
         if reads not in self._held:
@@ -188,7 +188,7 @@ class Experiment:
             )
         return self._held[reads]
 
-    def _stored(self, *, at_cut: bool) -> Held:
+    def _stored(self, *, at_cut: bool) -> Examples:
         """Stored rows; rank 0 computes missing ones while the others wait."""
         kind, size = self.device.split(":")[0], self.settings(BASELINE).batch_size
         first = parallel.group().rank == 0

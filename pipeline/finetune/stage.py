@@ -60,7 +60,7 @@ SCHEMA = 7
 #: Head of stage 2 with the same form as the heads here; the table counts how many fit in a time.
 _HEAD = "mlp"
 #: Last epochs that :func:`trend` uses; relative change per epoch that still counts as flat.
-_LAST, _STILL = 5, 0.01
+_LAST_EPOCHS, _FLAT_CHANGE = 5, 0.01
 #: A saved model with its probabilities for all samples, shape ``(n, K)``.
 _Model = tuple[Record, Proba]
 
@@ -272,14 +272,14 @@ def trend(validation_loss: Sequence[float]) -> str | None:
         ``falling`` or ``rising`` (overfitting) if the slope is above that and above twice its
         error; else ``noisy``. None with fewer epochs.
     """
-    last = validation_loss[-_LAST:]
-    if len(last) < _LAST:
+    last = validation_loss[-_LAST_EPOCHS:]
+    if len(last) < _LAST_EPOCHS:
         return None
-    (slope, _), covariance = np.polyfit(range(_LAST), last, 1, cov=True)
-    error, still = np.sqrt(covariance[0, 0]), _STILL * np.mean(last)
-    if max(abs(slope), error) <= still:
+    (slope, _), covariance = np.polyfit(range(_LAST_EPOCHS), last, 1, cov=True)
+    error, flat_limit = np.sqrt(covariance[0, 0]), _FLAT_CHANGE * np.mean(last)
+    if max(abs(slope), error) <= flat_limit:
         return "flat"
-    if abs(slope) > max(still, 2 * error):
+    if abs(slope) > max(flat_limit, 2 * error):
         return "falling" if slope < 0 else "rising"
     return "noisy"
 

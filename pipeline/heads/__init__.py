@@ -234,8 +234,8 @@ def _class_of(path: str, where: str) -> Any:
         raise StudyError(
             f"{where} estimator = {path!r}: scikit-learn has none ({cause})"
         ) from cause
-    ours = inspect.isclass(kind) and kind.__module__.startswith("sklearn.")
-    if not ours or not issubclass(kind, ClassifierMixin):
+    is_public = inspect.isclass(kind) and kind.__module__.startswith("sklearn.")
+    if not is_public or not issubclass(kind, ClassifierMixin):
         raise StudyError(f"{where} estimator = {path!r} is no classifier of scikit-learn")
     return kind
 

@@ -370,7 +370,7 @@ def _structure(value: Any, arrays: dict[str, NDArray[np.uint8]]) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, np.ndarray | np.generic):
-        return {"array": _put_aside(np.asarray(value), arrays), "scalar": np.isscalar(value)}
+        return {"array": _store_array(np.asarray(value), arrays), "scalar": np.isscalar(value)}
     if isinstance(value, list | tuple):
         return {type(value).__name__: [_structure(item, arrays) for item in value]}
     if isinstance(value, dict):
@@ -395,7 +395,7 @@ def _structure_of_object(value: Any, arrays: dict[str, NDArray[np.uint8]]) -> di
     }
 
 
-def _put_aside(value: NDArray[Any], arrays: dict[str, NDArray[np.uint8]]) -> list[Any]:
+def _store_array(value: NDArray[Any], arrays: dict[str, NDArray[np.uint8]]) -> list[Any]:
     """Name, type, shape and order of an array whose bytes are kept."""
     if value.dtype.hasobject:
         raise ModelError(f"it holds an array of Python objects ({value.ravel()[:3]!r})")

@@ -323,9 +323,11 @@ def _contradictions(study: Study, sets: Mapping[str, ResultSet]) -> Iterator[str
         left_out = {pair["target"] for pair in results.record.get("not_compared", ())}
         left_out.update(results.record.get("failed_targets", ()))
         if scored:
-            gone, missing = scored - in_study, in_study - scored - left_out
+            removed, missing = scored - in_study, in_study - scored - left_out
             yield from (f"{domain} is not in {stage}.json" for domain in sorted(missing))
-            yield from (f"{domain} in {stage}.json is not in the study" for domain in sorted(gone))
+            yield from (
+                f"{domain} in {stage}.json is not in the study" for domain in sorted(removed)
+            )
     if {"features", "shift"} <= sets.keys():
         stored = {r["backbone"]: r["fingerprint"] for r in sets["features"].record["backbones"]}
         made_from = {

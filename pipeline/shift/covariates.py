@@ -20,7 +20,7 @@ from pipeline.evaluation.intervals import LEVEL
 #: A medium difference, in standard deviations (Cohen 1988): what lies inside is not named.
 _MEDIUM = 0.5
 #: A difference is at most so many standard deviations: beyond, nothing overlaps.
-_MOST = 10.0
+_LARGEST_DIFFERENCE = 10.0
 #: Patients of a domain below which draws of them are too much alike.
 _FEWEST = 10
 
@@ -84,7 +84,7 @@ def summary(covariates: Sequence[Covariate] | None) -> str:
 
 def _phrase(covariate: Covariate) -> str:
     name, estimate = covariate.name.replace("_", " "), covariate.estimate
-    if abs(estimate) >= _MOST:
+    if abs(estimate) >= _LARGEST_DIFFERENCE:
         return f"{name} ({estimate:+.0f} standard deviations within classes, or more)"
     low, high = covariate.low, covariate.high
     return f"{name} ({estimate:+.1f} standard deviations within classes, {low:+.1f} to {high:+.1f})"
@@ -104,7 +104,7 @@ def _within_classes(
         )
         # The floor lets a mark that all films of one hospital have, and none of the other, count.
         step = (mean_t - mean_s) / np.sqrt((var_s + var_t) / 2 + 1e-12)
-        steps.append(np.clip(step, -_MOST, _MOST))
+        steps.append(np.clip(step, -_LARGEST_DIFFERENCE, _LARGEST_DIFFERENCE))
     # A draw without one of the classes is measured by the others.
     defined = np.isfinite(steps)
     with np.errstate(invalid="ignore"):

@@ -19,7 +19,7 @@ from pipeline.words import counted, percent
 _Effects = Mapping[str, Effect]
 
 #: Causes that are named in the sentences at most.
-_MOST = 2
+_MOST_CAUSES = 2
 #: A term is called the cause only if it is the largest in this share of the draws.
 _DOMINANT = 0.9
 
@@ -47,7 +47,7 @@ class Cause(NamedTuple):
 _GAP = "A head trained on {target} would err less there, by {points}"
 _HARD = "Even a head trained on {target} errs more there than one on the source, by {points}"
 _ALIKE = "though the images are not shown to differ"
-_OPEN = "These numbers cannot tell them apart."
+_NO_DISTINCTION = "These numbers cannot tell them apart."
 #: The interpretation table; :func:`causes_of` has its rules. The README says which kinds of
 #: shift fit each line.
 CAUSES: Mapping[str, Cause] = MappingProxyType(
@@ -69,7 +69,7 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         "acquisition_or_labels": Cause(
             f"{_GAP}.",
             "Possible reasons: images taken in another way, other kinds of patients, or "
-            f"another definition of the label. {_OPEN}",
+            f"another definition of the label. {_NO_DISTINCTION}",
             of_images=True,
         ),
         "label_definition": Cause(
@@ -81,7 +81,7 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         ),
         "harder_images_or_label_errors": Cause(
             f"{_HARD}.",
-            f"Possible reasons: noise, blur, harder patients, or label errors. {_OPEN}",
+            f"Possible reasons: noise, blur, harder patients, or label errors. {_NO_DISTINCTION}",
             of_images=True,
         ),
     }
@@ -173,7 +173,7 @@ def verdict(
     if "auroc_loss" in effects:
         before, after = auroc["source"], auroc["target"]
         sentences.append(f"AUROC is {before:.3f} on the source and {after:.3f} on {target}.")
-    for name, effect in list(causes.items())[:_MOST]:
+    for name, effect in list(causes.items())[:_MOST_CAUSES]:
         attribute = effect.division.removeprefix("by ")
         sentence = CAUSES[name].sentence.format(
             target=target, points=_points_text(effect), attribute=attribute

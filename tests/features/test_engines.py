@@ -235,7 +235,7 @@ def conversions(study_file, monkeypatch) -> list[int]:
     return made
 
 
-def kept() -> Path:
+def converted_file() -> Path:
     """The one converted network."""
     (file,) = Path("features/index/networks").iterdir()
     return file
@@ -250,12 +250,12 @@ def add_images(study_file: Path, seed: int) -> None:
 @pytest.mark.parametrize("damage", ["none", "flip", "cut", "empty", "head", "versions"])
 def test_a_damaged_network_or_one_of_other_versions_is_made_again(study_file, conversions, damage):
     """No byte of it is believed; the file is whole afterwards."""
-    whole = kept().read_bytes()
+    whole = converted_file().read_bytes()
     head, _, body = whole[32:].partition(b"\n")
     data, values = bytearray(whole), json.loads(head)
     data[-9] ^= 1
     other = json.dumps(values | {"torch": "another"}).encode() + b"\n" + body
-    kept().write_bytes(
+    converted_file().write_bytes(
         {
             "none": whole,
             "flip": data,
@@ -283,7 +283,7 @@ def test_other_weights_have_a_network_of_their_own(study_file, conversions):
 
 def test_a_network_that_cannot_be_kept_costs_only_time(study_file, conversions, monkeypatch):
     """A full disk ends no run for it."""
-    kept().unlink()
+    converted_file().unlink()
     publish = disk.publish
 
     def full(path, *given, **named):

@@ -228,7 +228,7 @@ def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypa
 def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
     """Ctrl-C commits the buffer; the next run computes only the rest."""
     study = load_study(study_file)
-    real = extract_module.Filler.write
+    real = extract_module.StoreFiller.write
 
     def interrupted(self, batches, *given):
         def until_then():
@@ -238,7 +238,7 @@ def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
         return real(self, until_then(), *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract_module.Filler, "write", interrupted)
+        patch.setattr(extract_module.StoreFiller, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             extract(study, TORCH)
     assert counts(extract(study, TORCH)) == (60, 36, 24, 0)

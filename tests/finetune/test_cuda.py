@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.features.backbones import spec_of
 from pipeline.features.frozen import Normalise
 from pipeline.finetune.checkpoint import Checkpoints
-from pipeline.finetune.data import augment_lightly, hold
+from pipeline.finetune.data import augment_lightly, examples_of
 from pipeline.finetune.loop import predict, train
 from pipeline.finetune.methods import TrainingSettings
 from tests.finetune.jobs import IDENTITY, CutOff, Pictures, same, small_net, tensors
@@ -24,7 +24,7 @@ SETTINGS = TrainingSettings(epochs=4, batch_size=8, seed=3, device=DEVICE, augme
 def held(device=DEVICE):
     """Forty pictures of two classes, where they are trained on."""
     pictures = Pictures(40, side=8)
-    return hold(pictures.pixels, np.arange(40), pictures.label, device)
+    return examples_of(pictures.pixels, np.arange(40), pictures.label, device)
 
 
 def trained(settings=SETTINGS, dropout=0.0, **options):
@@ -103,7 +103,7 @@ def test_a_real_network_is_repeatable_in_bf16():
         settings = TrainingSettings(
             epochs=1, batch_size=8, device=DEVICE, precision="bf16", deterministic=True
         )
-        data = hold(pixels.pixels, np.arange(16), pixels.label, DEVICE)
+        data = examples_of(pixels.pixels, np.arange(16), pixels.label, DEVICE)
         train(model, data, data, settings)
         return tensors(model)
 

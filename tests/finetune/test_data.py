@@ -17,7 +17,7 @@ from pipeline.features.frozen import Frozen, build
 from pipeline.features.load import store_for
 from pipeline.finetune.data import (
     augment_lightly,
-    hold,
+    examples_of,
     limit_images,
     load_pixels,
 )
@@ -86,7 +86,7 @@ def test_half_of_the_devices_free_memory_holds_rows(monkeypatch, free, moves):
     monkeypatch.setattr(
         torch.Tensor, "to", lambda tensor, device: moved.append(device) or torch.empty(1)
     )
-    hold(values, np.arange(5), np.zeros(5, np.int64), "cuda:1")
+    examples_of(values, np.arange(5), np.zeros(5, np.int64), "cuda:1")
     assert moved == moves
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pipeline.errors import EngineError
-from pipeline.finetune.data import hold, order
+from pipeline.finetune.data import examples_of, order
 from pipeline.finetune.loop import (
     WARMUP,
     predict,
@@ -54,7 +54,7 @@ def test_the_rate_rises_and_falls_as_torchs_schedules(steps):
 
 def _rows(values, label):
     """Stored activations: any array, with labels."""
-    return hold(values, np.arange(len(values)), label)
+    return examples_of(values, np.arange(len(values)), label)
 
 
 def _activations(count=10):

@@ -34,7 +34,7 @@ from pipeline.words import printable
 _KINDS = ("loss", "accuracy")
 _SPLITS = (("fit", BLUE), ("validation", VERMILION))
 #: With more classes than this a cell is too small for its count.
-_COUNTED = 12
+_MOST_COUNTED_CLASSES = 12
 #: Labels ``(n,)`` and probabilities ``(n, K)``.
 _Scored = tuple[NDArray[np.int64], NDArray[np.float64]]
 #: A line: ``x`` and ``y`` of shape ``(m,)``, its label, points to mark.
@@ -165,7 +165,7 @@ def confusion(results: Results) -> Figure:
         axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
         for spine in axes.spines.values():
             spine.set(visible=True, color=GREY)
-        for i, j in np.argwhere(counts) if K <= _COUNTED else ():
+        for i, j in np.argwhere(counts) if K <= _MOST_COUNTED_CLASSES else ():
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=6.5)
         axes.set_title(printable(domain))
         axes.set_yticks(range(K), results.classes)
