@@ -48,7 +48,7 @@ from pipeline.heads.save import (
     read_fit,
     save_fit,
 )
-from pipeline.heads.search import Fit, Fitting, deal_folds
+from pipeline.heads.search import Fit, Fitting, head_folds
 from pipeline.results import ResultSet, read_set, write_set
 from pipeline.study import SOURCE, Study
 from pipeline.words import as_file_name, printable, to_jsonable
@@ -360,7 +360,7 @@ def _finish(run: _Run, heads: _Heads, fitting: Fitting) -> None:
     run.scoring.add(heads.entry, sets, heads.proba, fit_rows, out_of_fold)
     if run.options.thorough:
         by_seed = {name: fit.proba for name, fit in fits.items()}
-        divisions = [deal_folds(fit_rows, run.study.seed + k) for k in range(repeats)]
+        divisions = [head_folds(fit_rows, run.study.seed + k) for k in range(repeats)]
         heads.entry |= run.scoring.thorough(sets, by_seed, fit_rows, out_of_fold, divisions)
 
 

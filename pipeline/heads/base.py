@@ -1,4 +1,4 @@
-"""What the heads share: scikit-learn's contract, checked features, and their preprocessing."""
+"""The common parts of all heads: scikit-learn's contract, checks and preprocessing of features."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,15 +24,15 @@ class Parameters:
     """
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: FBT001, FBT002 - as there
-        """Arguments of the constructor by name, whatever ``deep``; not the parameters of these."""
+        """Arguments of the constructor by name; ``deep`` makes no difference."""
         del deep
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **parameters: Any) -> Self:
-        """Change some of them.
+        """Change some parameters.
 
         Raises:
-            ValueError: The constructor takes no such argument.
+            ValueError: The constructor has no such argument.
         """
         if unknown := parameters.keys() - self.get_params().keys():
             raise ValueError(f"{type(self).__name__} has no parameter {', '.join(sorted(unknown))}")
@@ -41,14 +41,14 @@ class Parameters:
 
 
 class Head(Parameters):
-    """A classifier with ``predict_proba`` whose fit leaves ``classes_``.
+    """A classifier with ``predict_proba`` whose fit sets ``classes_``.
 
     ``fit`` raises a ValueError for features that are not finite, shapes that do not fit, and
-    labels of one class only.
+    labels of only one class.
 
     Attributes:
         classes_: Class labels, shape ``(K,)``.
-        n_features_in_: Width of the features that it was fitted to.
+        n_features_in_: Number of features that it was fitted to.
     """
 
     classes_: NDArray[Any]
@@ -69,7 +69,7 @@ class Head(Parameters):
     def _rows_to_fit(
         self, X: ArrayLike, y: ArrayLike
     ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-        """Checked features ``(n, d)`` and the number of each row's class, ``(n,)``."""
+        """Checked features ``(n, d)`` and the class number of each row, ``(n,)``."""
         rows = _check_features(X)
         if len(rows) != len(np.asarray(y)):
             raise ValueError(f"{len(rows)} rows of features for {len(np.asarray(y))} labels")
@@ -84,7 +84,7 @@ class Head(Parameters):
         return np.arange(n) if groups is None else np.asarray(groups)
 
     def _rows(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Checked features of as many columns as the fit had."""
+        """Checked features with the same number of columns as in the fit."""
         return _check_features(X, self.n_features_in_)
 
 
@@ -92,19 +92,19 @@ def _check_features(X: ArrayLike, width: int | None = None) -> NDArray[np.float3
     """Features ``(n, d)`` as float32.
 
     Raises:
-        ValueError: Another shape or width, or a value that is not finite.
+        ValueError: The shape or width is wrong, or a value is not finite.
     """
     rows = np.asarray(X, np.float32)
     if rows.ndim != 2 or width not in (None, rows.shape[1]):
         raise ValueError(f"features of shape {rows.shape}; allowed: (rows, {width or 'columns'})")
-    # One sum is enough to see it, unless finite values add up to more than float32 holds.
+    # One sum is enough, unless finite values add up to more than float32 can hold.
     if not np.isfinite(rows.sum()) and not np.isfinite(rows).all():
         raise ValueError("the features hold values that are not finite")
     return rows
 
 
 class PriorHead(Head):
-    """The class shares of the fit split, whatever the image."""
+    """Predicts the class shares of the fit split for every image."""
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Count labels ``(n,)``."""
@@ -119,7 +119,7 @@ class PriorHead(Head):
 
 @dataclass(eq=False)
 class PreprocessedHead(Parameters):
-    """A head behind its preprocessing: what is saved, and predicts.
+    """A head with its preprocessing, as it is saved and used for predictions.
 
     Args:
         preprocessing: A transformer.
@@ -148,18 +148,19 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 @dataclass(eq=False)
 class Standardiser(Parameters):
-    """Columns of mean 0 and variance 1, but a column that hardly varies is not blown up.
+    """Scales columns to mean 0 and variance 1, except columns that hardly vary.
 
-    A filter of the network that answers to no training image leaves a column of almost equal
-    numbers: over their tiny deviation, one image that it does answer to would decide everything.
-    Columns below a thousandth of their backbone's median deviation are divided by that median.
+    A filter of the network that responds to no training image leaves a column of almost equal
+    numbers. Divided by their tiny deviation, one image to which it responds would decide
+    everything. So columns with a deviation below a thousandth of their backbone's median
+    deviation are divided by that median.
 
     Args:
         widths: Columns of each backbone, in order; None: there is one.
 
     Attributes:
-        mean_: Of each column, shape ``(d,)``.
-        scale_: What it is divided by, shape ``(d,)``.
+        mean_: Mean of each column, shape ``(d,)``.
+        scale_: Divisor of each column, shape ``(d,)``.
     """
 
     widths: Sequence[int] | None = None
@@ -169,7 +170,7 @@ class Standardiser(Parameters):
         rows = _check_features(X)
         self.mean_, variance = np.zeros((2, rows.shape[1]))
         for block in row_blocks(rows.shape):
-            # Means and variances of two sets of rows make those of both (Chan and others 1983).
+            # Means and variances of two sets of rows give those of their union (Chan et al. 1983).
             mean, of_block = _moments(rows[block])
             share = (block.stop - block.start) / block.stop
             step = mean - self.mean_
@@ -182,14 +183,14 @@ class Standardiser(Parameters):
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Features ``(n, d)`` less the mean, over the scale."""
+        """Features ``(n, d)`` minus the mean, divided by the scale."""
         rows = _check_features(X, len(self.mean_)) - self.mean_.astype(np.float32)
         rows /= self.scale_.astype(np.float32)
         return rows
 
 
 def _moments(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means and variances of the columns; what is large is freed on return."""
+    """Means and variances of the columns; large arrays are freed on return."""
     mean = rows.mean(axis=0, dtype=np.float64)
     deviation = rows - mean
     return mean, np.square(deviation, out=deviation).mean(axis=0)
@@ -198,7 +199,7 @@ def _moments(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np
 def transform_in_blocks(
     transformer: Any, X: NDArray[np.float32], rows: NDArray[np.intp]
 ) -> NDArray[np.float32]:
-    """Some rows of ``(N, d)`` transformed, ``(n, d')``: nothing else of that size is held."""
+    """Some rows of ``(N, d)``, transformed to ``(n, d')`` without another array of that size."""
     out: NDArray[np.float32] | None = None
     for block in row_blocks((len(rows), X.shape[1])):
         part = transformer.transform(X[rows[block]])
@@ -208,14 +209,14 @@ def transform_in_blocks(
     return np.empty((0, X.shape[1]), np.float32) if out is None else out
 
 
-#: To add one: a line here, which makes an unfitted transformer: one of scikit-learn's, or
-#: :class:`Parameters` with its ``fit`` and ``transform``.
+#: To add one: a line here that makes an unfitted transformer, from scikit-learn or a subclass of
+#: :class:`Parameters` with ``fit`` and ``transform``.
 PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
         STANDARDISE: Standardiser,
         "none": late("sklearn.preprocessing.FunctionTransformer"),
         "l2": late("sklearn.preprocessing.Normalizer"),
-        # Directions beyond 99 % of the variance are noise that whitening would blow up.
+        # Directions beyond 99 % of the variance are noise that whitening would amplify.
         "pca_whiten": partial(
             late("sklearn.decomposition.PCA"),
             n_components=0.99,
@@ -227,9 +228,9 @@ PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
 
 
 def make_preprocessing(name: str, widths: Sequence[int]) -> Any:
-    """An unfitted transformer, of the table, of features whose backbones have these widths.
+    """An unfitted transformer from the table, for features of backbones with these widths.
 
-    Of several backbones the columns are standardised first, so that all weigh the same.
+    With several backbones the columns are standardised first, so that all have the same weight.
     """
     standardiser = Standardiser(tuple(widths))
     if name == STANDARDISE:

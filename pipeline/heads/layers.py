@@ -1,4 +1,4 @@
-"""Fitted heads as layers of torch: for one graph with their network, and for gradients."""
+"""Fitted heads as torch layers, to join them with their network and to compute gradients."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -22,7 +22,7 @@ from pipeline.heads.scikit_learn import SVMHead
 
 
 class _Standardised(nn.Module):
-    """Features less a mean, over a scale."""
+    """Features minus a mean, divided by a scale."""
 
     mean: Tensor
     scale: Tensor
@@ -37,14 +37,14 @@ class _Standardised(nn.Module):
 
 
 class _UnitLength(nn.Module):
-    """Each row over its Euclidean norm."""
+    """Each row divided by its Euclidean norm."""
 
     def forward(self, features: Tensor) -> Tensor:
         return nn.functional.normalize(features, dim=1, eps=1e-12)
 
 
 class _Votes(nn.Module):
-    """Scores of classes from those of pairs, as scikit-learn adds them up: votes, then margins."""
+    """Scores of classes from scores of pairs, as in scikit-learn: votes, then margins."""
 
     first: Tensor
     second: Tensor
@@ -73,9 +73,9 @@ def _linear(weight: NDArray[np.floating], bias: NDArray[np.floating]) -> nn.Line
 def _with_softmax(
     weight: NDArray[np.floating], bias: NDArray[np.floating], calibration: Calibration | None = None
 ) -> nn.Sequential:
-    """Scores to probabilities, with a calibration taken into the weights.
+    """From scores to probabilities, with the calibration folded into the weights.
 
-    A single score, of two classes, is that of the second.
+    With two classes a single score is that of the second class.
     """
     if weight.shape[1] == 1:
         weight, bias = np.hstack([0 * weight, weight]), np.r_[0, bias]
@@ -99,8 +99,8 @@ def _perceptron(head: Any) -> nn.Module:
 def _svm(head: Any) -> nn.Module:
     if head.kernel != "linear":
         raise _NoLayersError("its kernel is RBF: it compares with features of training images")
-    # Each pair of classes has a score that is linear in the features: those of zero and of the
-    # axes say all of it.
+    # Each pair of classes has a score that is linear in the features, so the scores of zero and
+    # of the unit vectors determine it.
     machine = copy(head.machine_).set_params(decision_function_shape="ovo")
     kernel = np.zeros((1 + head.n_features_in_, machine.shape_fit_[0]))
     kernel[1:, machine.support_] = head.support_vectors_.T
@@ -119,7 +119,7 @@ def _whitening(step: Any) -> nn.Module:
 
 
 class _NoLayersError(Exception):
-    """Why a step has no layers."""
+    """A step has no layers; the message says why."""
 
 
 #: By type of a fitted step. To add one: a line here.
@@ -141,7 +141,7 @@ _STEPS: Mapping[type, Callable[[Any], nn.Module]] = MappingProxyType(
         MLPHead: _perceptron,
     }
 )
-#: Why others have no layers, by the head's name.
+#: By head, the reason why it has no layers.
 _REASONS = {
     "knn": "it compares with features of its training images, which are data about patients",
     "forest": "it is made of trees",
@@ -158,10 +158,10 @@ def _step(step: Any) -> nn.Module:
 
 
 def head_layers(model: Any, name: str) -> nn.Module:
-    """A fitted head as layers, features ``(n, d)`` to probabilities ``(n, K)``.
+    """A fitted head as layers, from features ``(n, d)`` to probabilities ``(n, K)``.
 
     Raises:
-        ExportError: It has none; the message says why, and which heads do.
+        ExportError: It has none; the message says why, and which heads have layers.
     """
     try:
         return _step(model)

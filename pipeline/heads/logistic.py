@@ -1,8 +1,8 @@
-"""Logistic regression: scikit-learn's, each fit of a series started from the one before.
+"""Logistic regression by scikit-learn; each fit of a series starts from the previous one.
 
-On 1,600 x 1,280 features and one core, ten penalties on five folds take 0.5 s so; with
-scikit-learn's Newton-CG they take 1.4 s, with a Newton method that solves all fifty at once
-2.7 s: too little gain anywhere for a solver of our own.
+On 1,600 x 1,280 features and one core, ten penalties on five folds take 0.5 s in this way. They
+take 1.4 s with scikit-learn's Newton-CG, and 2.7 s with a Newton method that solves all fifty at
+once. So a solver of our own would gain too little.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def make_logistic(C: float = 1.0, *, tol: float = 1e-4) -> LogisticRegression:
     """An unfitted logistic regression.
 
     ``C`` is the inverse strength of the L2 penalty, ``tol`` the bound on the gradient of the mean
-    loss; float32 features bear no less than 1e-5.
+    loss; for float32 features it must not be below 1e-5.
     """
     return LogisticRegression(C=C, tol=tol, max_iter=5000)
 
@@ -41,7 +41,7 @@ def logistic_path(
 
 
 def softmax_or_sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities ``(..., K)`` of scores ``(..., K)``, or ``(..., 1)`` of two classes."""
+    """Probabilities ``(..., K)`` from scores ``(..., K)``, or ``(..., 1)`` for two classes."""
     if scores.shape[-1] == 1:
         scores = np.concatenate([np.zeros_like(scores), scores], axis=-1)
     return np.asarray(softmax(scores.astype(np.float64), axis=-1))
@@ -49,7 +49,7 @@ def softmax_or_sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True)
 class _WeightedFits:
-    """``V`` logistic regressions on features of width ``d``; of two classes K is 1."""
+    """``V`` logistic regressions on features of width ``d``; K is 1 for two classes."""
 
     coef: NDArray[np.floating]  # (V, K, d)
     intercept: NDArray[np.floating]  # (V, K)
@@ -105,7 +105,7 @@ def fit_weighted(
 
 
 def _fit_from(before: Any, head: Any, X: NDArray[Any], y: NDArray[Any], **more: Any) -> Any:
-    """Fit a head, starting at the coefficients of another where there is one."""
+    """Fit a head, starting from the coefficients of another head if there is one."""
     if before is not None:
         head.coef_, head.intercept_ = before.coef_.copy(), before.intercept_.copy()
     return head.set_params(warm_start=True).fit(X, y, **more).set_params(warm_start=False)

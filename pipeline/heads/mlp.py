@@ -1,7 +1,7 @@
-"""A perceptron on cached features: Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K).
+"""A perceptron on stored features: Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K).
 
-Features stay in memory as one array, gradients are written where the optimiser reads them,
-and one core trains one head: several heads are trained at the same time, one on each core.
+Features stay in memory as one array, and gradients are written directly where the optimiser reads
+them. One core trains one head, so several heads are trained at the same time.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from pipeline.randomness import stream
 
 #: Rows that are put in the order of their steps at once.
 _SHUFFLED = 4096
-#: Below any probability whose logarithm matters.
+#: Smaller than any probability whose logarithm matters.
 _TINY = 1e-30
 Layers = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 Rows = tuple[NDArray[np.float32], NDArray[np.integer]]
@@ -32,20 +32,21 @@ Rows = tuple[NDArray[np.float32], NDArray[np.integer]]
 class MLPHead(Head):
     """A perceptron trained by AdamW on cross-entropy.
 
-    The default schedule has a lower log loss on patients held out than 30 epochs in batches of
+    The default schedule has a lower log loss on held-out patients than 30 epochs in batches of
     32 at a rate of 1e-4 (0.116 against 0.132 on 1,600 chest X-rays), in a tenth of the time.
 
     Args:
         hidden: Width of each hidden layer.
         depth: Hidden layers, 1 or more.
         dropout: Share of hidden units dropped while training, in [0, 1).
-        epochs: Passes over the rows. None: as many as make about 90 steps, 7 to 30; of more
-            than two classes, both times the number of bits of a class.
-        batch_size: Rows per step. None: a power of two that gives 10 to 20 steps an epoch,
-            but 32 to 1024.
-        learning_rate: AdamW's. None: 4e-4 for up to 128 rows a step, then with their root;
-            times the bits of a class too, without which 300 classes are hardly learned.
-        weight_decay: AdamW's, decoupled.
+        epochs: Passes over the rows. None: 7 to 30, for about 90 steps; with more than two
+            classes, both are multiplied by the bits of a class, log2(K).
+        batch_size: Rows per step. None: a power of two from 32 to 1024 that gives 10 to 20
+            steps per epoch.
+        learning_rate: AdamW's rate. None: 4e-4 for up to 128 rows per step, above that growing
+            with their square root; also multiplied by the bits of a class, without which 300
+            classes are hardly learned.
+        weight_decay: AdamW's decoupled weight decay.
         random_state: Seed of the initial weights, the order of rows and the dropout.
 
     Attributes:
@@ -67,8 +68,9 @@ class MLPHead(Head):
     def fit(self, X: ArrayLike, y: ArrayLike, validation: Rows | None = None) -> Self:
         """Train on features ``(n, d)`` and labels ``(n,)``.
 
-        Of validation rows, with the numbers of their classes, loss and accuracy are noted after
-        each epoch; they reach no weight. A setting that is not allowed is a ValueError.
+        If there are validation rows, with class numbers, their loss and accuracy are recorded
+        after each epoch; they do not affect the weights. A ValueError if a setting is not
+        allowed.
         """
         rows, labels = self._rows_to_fit(X, y)
         if self.depth < 1 or self.hidden < 1 or not 0 <= self.dropout < 1:
@@ -88,7 +90,7 @@ class MLPHead(Head):
         return epochs, batch, rate
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Class probabilities ``(n, K)`` of features ``(n, d)``; nothing is dropped."""
+        """Class probabilities ``(n, K)`` of features ``(n, d)``, without dropout."""
         return _proba(self.layers_, self._rows(X))
 
 
@@ -140,9 +142,9 @@ def _train(
 
 
 def _arrays() -> tuple[Any, Callable[[NDArray[np.float32]], Any]]:
-    """The library that trains, and what brings an array to it: torch on CUDA, else numpy.
+    """The library for training (torch on CUDA, else numpy), and a function that copies to it.
 
-    A worker has no CUDA: each would hold a context of its own on the device.
+    A worker does not use CUDA: each would need its own context on the device.
     """
     if not in_worker() and (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
         import torch
@@ -161,16 +163,16 @@ def _loss_and_accuracy(
 
 
 def _scale(drawn: NDArray[np.uint8], dropout: float) -> NDArray[np.float32]:
-    """0 for what is dropped and 1 / (share that is kept) for the rest, of random bytes.
+    """Dropout factors from random bytes: 0 for dropped units, 1 / (kept share) for the others.
 
-    Dropout in steps of 1/256: the share is the real one, so the expectation is exact.
+    The share comes in steps of 1/256; the real share is used, so the expectation is exact.
     """
     threshold = round(dropout * 256)
     return (drawn >= threshold) * np.float32(256 / (256 - threshold))
 
 
 class _Network:
-    """Weights and their gradients as parts of two long vectors, gradients written by hand."""
+    """Weights and gradients as views of two long vectors; the gradients are computed by hand."""
 
     def __init__(
         self,
@@ -199,9 +201,9 @@ class _Network:
         )
 
     def gradients(self, X: Any, truth: Any, masks: list[Any]) -> Any:
-        """Put the gradients of a batch and its one-hot labels in place; its probabilities.
+        """Compute the gradients of a batch with one-hot labels; returns its probabilities.
 
-        The units of each hidden layer are multiplied with its mask.
+        The units of each hidden layer are multiplied by its mask.
         """
         inputs, gates = [X], []
         for W, b, mask in zip(self.weights, self.biases, masks, strict=False):
@@ -235,7 +237,7 @@ class _Network:
 class _AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019), betas 0.9 and 0.999.
 
-    The means are kept without their factors ``1 - beta``, which spares two passes a step.
+    The means are stored without their factors ``1 - beta``, which saves two passes per step.
     """
 
     def __init__(self, values: Any, slopes: Any, *, rate: float, decay: float, xp: Any) -> None:
@@ -244,7 +246,7 @@ class _AdamW:
         self.xp, self.steps = xp, 0
 
     def step(self) -> None:
-        """Move the values against their slopes."""
+        """Update the values by their gradients."""
         self.steps += 1
         root = ((1 - 0.999) / (1 - 0.999**self.steps)) ** 0.5
         if self.decay:

@@ -1,20 +1,19 @@
-"""A saved head on disk: fitted estimators, what describes them, and what their fit has shown.
+"""A saved head on disk: fitted estimators, their description, and the results of the fit.
 
-``model.safetensors`` has the estimators: arrays, and what holds them as JSON beside them. Only
-objects of trusted types are written or built: ours of this package, public estimators of
-scikit-learn, and those in ``_TRUSTED``. Nothing of them is called but what sets their attributes,
-and there is no pickle. (skops does the same, and imports all of scikit-learn for it, which takes
-five times as long.) Nobody checks the nodes of a tree: open a head with trees only from somebody
-you trust.
+``model.safetensors`` has the estimators: arrays, and JSON with the objects that hold them. Only
+objects of trusted types are written or built: types of this package, public estimators of
+scikit-learn, and those in ``_TRUSTED``. Only functions that set their attributes are called, and
+there is no pickle. (skops does the same, but imports all of scikit-learn, which takes five times
+as long.) The nodes of a tree are not checked: open a head with trees only from someone you trust.
 
-``model.json`` is the record of the set (see ``pipeline.results``): a damaged or exchanged file is
-refused before a single object of it is built, and so is, beside other results, a head that
-``heads.json`` does not name. By ``fit.safetensors`` a later run of ``heads`` need not fit the head
-again, where all that the fit depends on is the same.
+``model.json`` is the record of the set (see ``pipeline.results``). A damaged or exchanged file is
+refused before any of its objects is built. A head among results is also refused if ``heads.json``
+does not name it. With ``fit.safetensors`` a later run of ``heads`` need not fit the head again, if
+everything that the fit depends on is the same.
 
-No name of a patient and no path of an image is in these files. Heads that compare with their
-training images keep the features of these, which are data about patients: the JSON says so in
-``contains_training_features``.
+These files hold no name of a patient and no path of an image. Heads that compare with their
+training images store the features of these images, which are data about patients: the JSON says
+so in ``contains_training_features``.
 """
 
 import hashlib
@@ -50,7 +49,7 @@ from pipeline.words import as_file_name
 _LOG = logging.getLogger(__name__)
 _FORMAT = 6
 _MODEL, DESCRIPTION, _FIT = "model.safetensors", "model.json", "fit.safetensors"
-#: The code that a fit depends on; the second deals the folds.
+#: The code that a fit depends on; the second file makes the folds.
 _CODE = (Path(__file__).parent, Path(patients.__file__), Path(randomness.__file__))
 _TRUSTED = frozenset(
     {
@@ -77,8 +76,8 @@ class Network:
     """A frozen network whose features a head takes.
 
     Attributes:
-        recipe: All that determines its features; has the digest of its weights.
-        dim: Width of its features.
+        recipe: Everything that determines its features, with the digest of its weights.
+        dim: Number of its features.
         weights: ``imagenet``, or the file that the weights were read from.
     """
 
@@ -94,14 +93,14 @@ class SavedHead:
     Attributes:
         head: Name of the head.
         study: Name of the study that it was fitted in.
-        classes: In the order of the probabilities.
-        networks: Their features, side by side, are what the head takes.
+        classes: Class names in the order of the probabilities.
+        networks: The networks whose concatenated features the head takes.
         models: Fitted classifiers, one for each seed; the head's probability is their mean.
-        seeds: Of the models, in order.
-        parameters: What was set or chosen; for people.
-        images: Number of images that it was fitted on.
-        window: Of the source: values that are black and white, of images of more than 8 bits.
-        frame: Of the source: which of several frames is read.
+        seeds: Seeds of the models, in order.
+        parameters: Parameters that were set or chosen, as information for users.
+        images: Number of images that it was fitted to.
+        window: The source's values of black and white, for images with more than 8 bits.
+        frame: The source's choice among several frames.
     """
 
     head: str
@@ -117,11 +116,11 @@ class SavedHead:
 
     @property
     def dim(self) -> int:
-        """Width of the features that the head takes."""
+        """Number of features that the head takes."""
         return sum(network.dim for network in self.networks)
 
     def to_json(self) -> dict[str, Any]:
-        """As ``model.json`` has it, without the models."""
+        """The content of ``model.json``, without the models."""
         values = {name: value for name, value in vars(self).items() if name != "models"}
         values["networks"] = [
             {**asdict(network), "recipe": network.recipe.to_json()} for network in self.networks
@@ -131,7 +130,7 @@ class SavedHead:
 
     @property
     def contains_training_features(self) -> bool:
-        """Whether features of the images that it was fitted on are in it."""
+        """Whether the models hold features of their training images."""
         heads = [getattr(model, "head", model) for model in self.models]
         return any(
             len(getattr(head, name, ())) > 0
@@ -143,7 +142,7 @@ class SavedHead:
         """Class probabilities ``(n, K)`` of features ``(n, dim)`` as the backbone gave them.
 
         Raises:
-            ModelError: The features have another width, or no probabilities come out.
+            ModelError: The features have a wrong width, or the results are not probabilities.
         """
         if X.ndim != 2 or X.shape[1] != self.dim:
             raise ModelError(f"features of shape {X.shape}: the head takes (n, {self.dim})")
@@ -160,14 +159,14 @@ class SavedHead:
 
 
 def head_folder(results: Path, backbone: str, head: str) -> Path:
-    """Where a head of a study is kept."""
+    """The folder of a saved head of a study."""
     return results / "heads" / as_file_name(backbone) / as_file_name(head)
 
 
 def save_head(
     folder: Path, head: SavedHead, beside: Mapping[str, bytes] = MappingProxyType({})
 ) -> dict[str, str]:
-    """Write a head, and files beside it; SHA-256 of each by name. An older one is replaced.
+    """Write a head and files beside it; returns their SHA-256 by name. Replaces an older head.
 
     Raises:
         ModelError: It holds objects of types that :func:`load_head` would refuse.
@@ -188,7 +187,7 @@ def load_head(folder: Path) -> SavedHead:
     """Read a head.
 
     Args:
-        folder: Where :func:`save_head` wrote, or the ``model.json`` in it.
+        folder: Folder that :func:`save_head` wrote, or the ``model.json`` in it.
 
     Raises:
         ModelError: There is none, it holds a type that is not trusted, or another version of
@@ -222,7 +221,7 @@ def load_head(folder: Path) -> SavedHead:
 
 
 def _check_named(folder: Path) -> None:
-    """Refuse a head among results that an interrupted or an older run left there."""
+    """Refuse a head that an interrupted or older run has left among the results."""
     results = folder.parent.parent.parent
     if folder == head_folder(results, folder.parent.name, folder.name):
         name = (folder / DESCRIPTION).relative_to(results).as_posix()
@@ -267,15 +266,15 @@ def fit_keys(
     seeds: Sequence[int],
     preprocessing: str,
 ) -> dict[str, str]:
-    """For each head, a hash of all that its fit and its ``model.json`` depend on.
+    """For each head, a hash of everything that its fit and its ``model.json`` depend on.
 
     Args:
-        unfitted: What the heads have in common.
+        unfitted: The parts that all heads have in common.
         samples: ``n`` images.
         X: Their features, ``(n, d)``, or those of ``k`` views, ``(n, k, d)``.
-        specs: By name.
-        seeds: Of stochastic heads.
-        preprocessing: Name in the table.
+        specs: The heads by name.
+        seeds: Seeds of stochastic heads.
+        preprocessing: Name of the preprocessing.
     """
     data = hashlib.sha256(np.ascontiguousarray(X).data)
     for array in (samples.label, samples.group, samples.domain, samples.split):
@@ -296,7 +295,7 @@ def digest_of(values: Sequence[Any]) -> str:
 
 @cache
 def code_version(*places: Path) -> str:
-    """Hash of source files, of those below folders, and of the libraries' versions."""
+    """Hash of source files, also those in folders, and of the libraries' versions."""
     digest = hashlib.sha256()
     for place in places:
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
@@ -307,9 +306,9 @@ def code_version(*places: Path) -> str:
 
 
 def save_fit(results: Path, backbone: str, head: SavedHead, fit: Fit, key: str) -> dict[str, str]:
-    """Save a head of a study with what its fit has shown, under its key.
+    """Save a head of a study with the results of its fit, under its key.
 
-    SHA-256 of each file, by name below the results; errors as :func:`save_head`.
+    Returns the SHA-256 of each file, by name below the results; errors as :func:`save_head`.
     """
     folder = head_folder(results, backbone, head.head)
     shown = _to_bytes(vars(replace(fit, models=())) | {"key": key})
@@ -319,9 +318,9 @@ def save_fit(results: Path, backbone: str, head: SavedHead, fit: Fit, key: str) 
 def read_fit(
     results: Path, backbone: str, name: str, key: str
 ) -> tuple[Fit, dict[str, str]] | None:
-    """The fit of that key of a saved head, without its models, and SHA-256 by file.
+    """The stored fit of a head with this key, without its models, and SHA-256 by file.
 
-    None where there is none, or none is whole.
+    None if there is none, or if it is damaged.
     """
     folder = head_folder(results, backbone, name)
     try:
@@ -348,14 +347,14 @@ def _below(results: Path, folder: Path, digests: Mapping[str, str]) -> dict[str,
 
 
 def _to_bytes(value: Any) -> bytes:
-    """Estimators, or lists of them, as a safetensors file; a ModelError where they cannot be."""
+    """Estimators, or lists of them, as a safetensors file; a ModelError if that is impossible."""
     arrays: dict[str, NDArray[np.uint8]] = {}
     text = json.dumps(_structure(value, arrays)).encode()
     return bytes(save({**arrays, _STRUCTURE: np.frombuffer(text, np.uint8)}))
 
 
 def _from_bytes(data: bytes) -> Any:
-    """What :func:`_to_bytes` wrote; a ModelError where it is damaged, or of other types."""
+    """Read what :func:`_to_bytes` wrote; a ModelError if it is damaged, or of other types."""
     try:
         arrays = load(data)
         return _object(json.loads(arrays.pop(_STRUCTURE).tobytes()), arrays)
@@ -366,7 +365,7 @@ def _from_bytes(data: bytes) -> Any:
 
 
 def _structure(value: Any, arrays: dict[str, NDArray[np.uint8]]) -> Any:
-    """JSON of a value whose arrays are put aside."""
+    """JSON of a value; its arrays are stored separately."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, np.ndarray | np.generic):
@@ -396,7 +395,7 @@ def _structure_of_object(value: Any, arrays: dict[str, NDArray[np.uint8]]) -> di
 
 
 def _store_array(value: NDArray[Any], arrays: dict[str, NDArray[np.uint8]]) -> list[Any]:
-    """Name, type, shape and order of an array whose bytes are kept."""
+    """Store the bytes of an array; returns its name, type, shape and order."""
     if value.dtype.hasobject:
         raise ModelError(f"it holds an array of Python objects ({value.ravel()[:3]!r})")
     columns = value.flags.f_contiguous and not value.flags.c_contiguous
@@ -407,7 +406,7 @@ def _store_array(value: NDArray[Any], arrays: dict[str, NDArray[np.uint8]]) -> l
 
 
 def _object(structure: Any, arrays: Mapping[str, NDArray[np.uint8]]) -> Any:
-    """What :func:`_structure` was given."""
+    """Build the value that :func:`_structure` was given."""
     if not isinstance(structure, dict):
         return structure
     if "array" in structure:
@@ -446,7 +445,7 @@ def _build(structure: Mapping[str, Any], arrays: Mapping[str, NDArray[np.uint8]]
 
 
 def _type(name: str, *, estimators: bool = True) -> Any:
-    """A type that is trusted; a ModelError where it is not."""
+    """A trusted type by its name; a ModelError if it is not trusted."""
     module, _, last = name.rpartition(".")
     ours = module.startswith("pipeline.heads.")
     if name in _TRUSTED or (estimators and (ours or module.startswith("sklearn."))):

@@ -1,6 +1,6 @@
-"""Heads that scikit-learn fits in pieces: support vectors, boosted trees, nearest neighbours.
+"""Heads on parts of scikit-learn: support vectors, boosted trees, nearest neighbours.
 
-Each is faster than scikit-learn's own way at equal scores, and the support vectors are calibrated.
+Each is faster than the scikit-learn estimator with equal scores. Support vectors are calibrated.
 """
 
 import warnings
@@ -20,9 +20,9 @@ from pipeline.data.patients import patient_folds
 from pipeline.heads.base import Head, row_blocks
 from pipeline.heads.closed_form import Calibration, fit_calibration
 
-#: More rows are not used: their inner products would take 200 MB and more, and minutes.
+#: Most rows that are used: more inner products would take over 200 MB, and minutes.
 _MOST_ROWS = 5000
-#: What trees are given: principal components, and columns beside them.
+#: Inputs of trees: number of principal components, and of further columns.
 _COMPONENTS, _COLUMNS = 32, 64
 
 
@@ -30,21 +30,21 @@ _COMPONENTS, _COLUMNS = 32, 64
 class SVMHead(Head):
     """Support vectors, with probabilities by a calibration of held-out scores.
 
-    It is fitted to a matrix of inner products: on 1,280 rows of 1,280 features that takes 10 ms,
-    where a fit on features takes 0.1 to 0.4 s.
+    It is fitted to a matrix of inner products: with 1,280 rows and 1,280 features that takes
+    10 ms, while a fit to the features takes 0.1 to 0.4 s.
 
     Args:
         kernel: ``linear`` or ``rbf``.
         C: Inverse strength of the penalty.
-        calibration: Scores to probabilities, of an earlier fit. None: patients are held out in
-            folds to fit one.
-        random_state: Of the folds.
+        calibration: From scores to probabilities, from an earlier fit. None: one is fitted, with
+            patients held out in folds.
+        random_state: Seed of the folds.
 
     Attributes:
-        support_vectors_: Rows that the scores are made from, float32 of shape ``(s, d)``.
-        gamma_: Of the RBF kernel: one over the features' number and variance.
-        calibration_: Scores to probabilities.
-        fixed_params_: As of :class:`pipeline.heads.closed_form.RidgeHead`.
+        support_vectors_: Rows from which scores are computed, float32 of shape ``(s, d)``.
+        gamma_: Of the RBF kernel: 1 / (number of features times their variance).
+        calibration_: From scores to probabilities.
+        fixed_params_: See :class:`pipeline.heads.closed_form.RidgeHead`.
     """
 
     kernel: str = "rbf"
@@ -75,7 +75,7 @@ class SVMHead(Head):
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities ``(n, K)`` of features ``(n, d)``."""
         rows = self._rows(X)
-        # The machine reads the columns of its support vectors only.
+        # The estimator reads only the columns of its support vectors.
         kernel = np.zeros((len(rows), self.machine_.shape_fit_[0]))
         kernels = _kernels([self], rows, self.support_vectors_, self.gamma_)
         kernel[:, self.machine_.support_] = kernels[self.kernel]
@@ -104,7 +104,7 @@ def svm_path(
 def _fewer_rows(
     rows: NDArray[np.float32], labels: NDArray[np.integer]
 ) -> tuple[NDArray[np.float32], NDArray[np.integer]]:
-    """As many rows as are used, the same share of each class."""
+    """The rows that are used: at most the limit, with the same share of each class."""
     step = -(-len(rows) // _MOST_ROWS)
     of_classes = [np.flatnonzero(labels == label)[::step] for label in np.unique(labels)]
     keep = np.sort(np.concatenate(of_classes)) if step > 1 else slice(None)
@@ -136,7 +136,7 @@ def _machine(head: SVMHead, kernels: Mapping[str, NDArray[np.float64]], y: NDArr
 
 
 def _columns(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One column for each class; of two classes the first has zero."""
+    """One column for each class; with two classes the first column is zero."""
     return np.column_stack([np.zeros(len(scores)), scores]) if scores.ndim == 1 else scores
 
 
@@ -144,21 +144,21 @@ def _columns(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 class BoostingHead(Head):
     """Small trees on histograms of a few columns; see ``HistGradientBoostingClassifier``.
 
-    Boosting spends nearly all its time on histograms of features that say much the same. It is
-    given 32 principal components and the 64 features that differ most between the classes: on
-    1,600 chest X-rays and 320 generated ones, patients held out, an AUROC of 0.987 and 0.980 in
-    0.1 s; all 1,280 features give 0.987 and 0.976 in 1.1 s, components alone 0.985 and 0.960.
+    Boosting spends nearly all its time on histograms of redundant features. So it gets 32
+    principal components and the 64 features that differ most between the classes. On 1,600 chest
+    X-rays and 320 generated ones, with patients held out, that gives an AUROC of 0.987 and 0.980
+    in 0.1 s; all 1,280 features give 0.987 and 0.976 in 1.1 s, components alone 0.985 and 0.960.
 
     Args:
         learning_rate: Share of each tree that is added.
-        max_iter: Trees, for each class where there are more than two.
-        max_leaf_nodes: Leaves of a tree.
+        max_iter: Number of trees; per class if there are more than two.
+        max_leaf_nodes: Most leaves of a tree.
         random_state: Seed of the trees.
 
     Attributes:
         columns_: Numbers of the features that are used beside the components.
-        pca_: Features to components.
-        trees_: Fitted, of scikit-learn.
+        pca_: From features to components.
+        trees_: Fitted trees of scikit-learn.
     """
 
     learning_rate: float = 0.2
@@ -196,7 +196,7 @@ class BoostingHead(Head):
 
 
 def _separation(X: NDArray[np.float32], y: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Variance between the classes by variance within, of each column; 0 of a constant one."""
+    """Variance between the classes divided by variance within, by column; 0 if constant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constant columns
         ratio = np.nan_to_num(f_classif(X, y)[0])
@@ -206,15 +206,15 @@ def _separation(X: NDArray[np.float32], y: NDArray[np.intp]) -> NDArray[np.float
 def neighbours_path(
     heads: Sequence[Any], X: NDArray[np.float32], y: NDArray[np.integer], other: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Probabilities ``(heads, m, K)`` of other rows ``(m, d)``; NaN where rows are too few.
+    """Probabilities ``(heads, m, K)`` of other rows ``(m, d)``; NaN if there are too few rows.
 
-    The heads weigh by one over the distance, and differ in ``n_neighbors``.
+    Neighbours are weighted by the inverse distance; the heads differ in ``n_neighbors``.
     """
     counts = [head.n_neighbors for head in heads]
     most = min(max(counts), len(X))
     search = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(X)
     distance, place = search.kneighbors(other)
-    # At a distance of zero nothing else counts, as scikit-learn has it.
+    # If a distance is zero, only such neighbours count, as in scikit-learn.
     same = distance == 0
     weight = np.where(same.any(axis=1, keepdims=True), same, 1 / np.where(same, 1, distance))
     votes = np.zeros((len(other), int(y.max()) + 1))

@@ -1,9 +1,9 @@
 """Fit heads to the fit split: parameters by folds of patients, then every seed on all rows.
 
-Folds serve two questions. Which parameters of a grid have the lowest log loss on patients
-that were held out; and, out of fold, which head is the best (``evaluation.bootstrap``).
-Each fold is preprocessed by its own rows, and no patient is both inside and outside. All fits
-of all heads are independent jobs, so they keep every core busy.
+Folds answer two questions: which parameters of a grid have the lowest log loss on held-out
+patients, and which head is the best out of fold (``evaluation.bootstrap``). Each fold is
+preprocessed by its own rows, and no patient is both inside and outside. All fits of all heads are
+independent jobs, so they keep every core busy.
 """
 
 import time
@@ -25,14 +25,14 @@ from pipeline.heads.base import PreprocessedHead, row_blocks, transform_in_block
 from pipeline.parallel import run_each
 from pipeline.progress import Progress
 
-#: Of more rows, or rows times classes, one fold is held out instead of five: it has rows
-#: enough to choose by, and five would take minutes.
+#: With more rows, or rows times classes, one fold is held out instead of five: it has enough
+#: rows for a choice, and five would take minutes.
 _MANY_ROWS, _MANY_SCORES = 10_000, 100_000
-#: Of fewer patients, every fold chooses its parameters anew by its own rows: a choice that the
-#: rows held out had a part in makes a value out of fold up to a point too high (README of
-#: ``pipeline/evaluation``). It takes five times the fits.
+#: With fewer patients, every fold chooses its parameters again by its own rows: if held-out rows
+#: took part in the choice, out-of-fold scores are up to a point too high (README of
+#: ``pipeline/evaluation``). This takes five times the fits.
 _NESTED_BELOW = 300
-#: Seconds after which one fit of a head is given up.
+#: Seconds after which one fit of a head is stopped.
 _TIME_LIMIT = 600.0
 _TINY = 1e-15
 #: How far from 1 the probabilities of an image may add up.
@@ -48,20 +48,20 @@ _Job = tuple[str, Callable[[], Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A kind of head, fitted.
+    """A fitted head.
 
     Attributes:
-        models: From features as the backbone gave them to ``predict_proba``: one for each
-            seed of a stochastic head, else one. Empty for a fit that was read back.
-        seeds: Of the models.
-        proba: What each model predicts for the images of the study, ``(S, N, K)``; NaN for
-            those that it was fitted to.
+        models: Classifiers of the backbone's raw features: one for each seed of a stochastic
+            head, else one. Empty for a fit that was read from disk.
+        seeds: Seeds of the models.
+        proba: Predictions of each model for the images of the study, ``(S, N, K)``; NaN for
+            images that it was fitted to.
         chosen: Parameters that were chosen by folds, with their values.
-        curves: Of the first model: a value for each epoch by name; empty without epochs.
+        curves: Learning curves of the first model, by name; empty without epochs.
         out_of_fold: Probabilities by fits that did not see the row's patient, for each
-            division in folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
-            asked for.
-        seconds: Time of its fits, without those that were only for ``out_of_fold``.
+            division into folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
+            requested.
+        seconds: Time of its fits, without those for ``out_of_fold`` only.
     """
 
     models: tuple[Any, ...]
@@ -78,8 +78,8 @@ class Fit:
         return np.asarray(self.proba.mean(axis=0))
 
 
-def deal_folds(data: DomainData, seed: int) -> list[FoldRows]:
-    """Row numbers (in, out) of each fold; of many rows only the first of the folds.
+def head_folds(data: DomainData, seed: int) -> list[FoldRows]:
+    """Row numbers (in, out) of each fold; with many rows only the first fold.
 
     Raises:
         StudyError: See :func:`pipeline.data.patients.patient_folds`.
@@ -94,17 +94,17 @@ class Fitting:
     """Several kinds of heads on one fit split.
 
     Args:
-        data: The fit split, with features as the backbone gave them and labels.
+        data: The fit split, with the backbone's raw features and labels.
         specs: How each head is made, by name.
-        seeds: A stochastic head is fitted for each; the first also deals the folds.
+        seeds: A stochastic head is fitted for each seed; the first also makes the folds.
         preprocessing: Makes an unfitted transformer.
-        limit: Seconds after which one fit of a head is given up.
-        views: ``(n, k, d)``: heads are fitted to all ``k`` views of the rows, and what is held
-            out is predicted by the features in ``data``, their mean. None: to those alone.
+        limit: Seconds after which one fit of a head is stopped.
+        views: ``(n, k, d)``: heads are fitted to all ``k`` views of the rows; held-out rows are
+            predicted from their mean, the features in ``data``. None: there is one view.
 
     Attributes:
-        failures: The reason for each head that has no fit, or none out of fold: whatever it
-            raises, probabilities that are none, a class of too few patients, or the limit.
+        failures: By head without a fit, or without one out of fold, the reason: an exception,
+            invalid probabilities, a class with too few patients, or the limit.
         seconds: Time of the fits of each head so far.
     """
 
@@ -142,11 +142,11 @@ class Fitting:
 
         Args:
             X: Features of all images of the study, ``(N, d)``.
-            predicted: Row numbers of those to be predicted.
-            validation: Rows that training curves are drawn of; they reach no fit.
+            predicted: Row numbers of the images to predict.
+            validation: Rows for learning curves; no fit uses them.
 
         Returns:
-            By head, without those in ``failures``.
+            The fits by head, without those in ``failures``.
         """
         import_heads({n: spec for n, spec in self.specs.items() if not spec.scikit_learn})
         y = self.data.labelled()
@@ -181,10 +181,10 @@ class Fitting:
         }
 
     def _fit_of(self, name: str, fitted: Sequence[tuple[Any, Proba]], chosen: _Choice) -> Fit:
-        """A head's models and predictions with what they say of themselves."""
+        """The fit of a head, from its models and predictions."""
         models, proba = zip(*fitted, strict=True)
         head = models[0].head
-        # What was chosen once is kept out of fold, where patients are many.
+        # With many patients, the choice on all rows is also used out of fold.
         self._fixed[name] = {**chosen, **getattr(head, "fixed_params_", {})}
         parameters = {**chosen, **getattr(head, "best_params_", {})}
         return Fit(
@@ -197,9 +197,9 @@ class Fitting:
         )
 
     def out_of_fold(self, fits: Mapping[str, Fit], repeats: int) -> dict[str, Fit]:
-        """The fits with ``out_of_fold``, where the head could be fitted in every fold.
+        """Add ``out_of_fold`` to the fits of heads that could be fitted in every fold.
 
-        ``repeats`` is the number of divisions in folds.
+        ``repeats`` is the number of divisions into folds.
         """
         by_head: dict[str, list[Proba]] = {name: [] for name in fits}
         nested = self.data.patients < _NESTED_BELOW
@@ -257,7 +257,7 @@ class Fitting:
     def _folds(self, seed: int) -> list["_Fold"]:
         """The folds of one division, preprocessed, with all views of the rows inside."""
         data, folds = self._fitted_to, []
-        for rows, outside in deal_folds(self.data, seed):
+        for rows, outside in head_folds(self.data, seed):
             inside = (rows[:, None] * self._views + np.arange(self._views)).ravel()
             transformer = self.preprocessing().fit(data.embedded()[inside])
             folds.append(

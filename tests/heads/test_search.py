@@ -15,7 +15,7 @@ from pipeline import parallel
 from pipeline.data.patients import patient_folds
 from pipeline.heads import HEADS, HeadSpec, search
 from pipeline.heads.base import PREPROCESSING, make_preprocessing
-from pipeline.heads.search import Fitting, deal_folds
+from pipeline.heads.search import Fitting, head_folds
 from tests.heads.made_up_rows import made_up_rows
 
 PLAIN = HeadSpec(make=lambda _: LogisticRegression(C=0.1), about="")
@@ -255,7 +255,7 @@ def test_of_many_rows_or_classes_one_fold_is_held_out(limit, monkeypatch):
     monkeypatch.setattr(search, limit, 100)
     data = made_up_rows()
     fits, _ = fit(data, {"linear": HEADS["linear"]}, repeats=1)
-    ((_, outside),) = deal_folds(data, 3)
+    ((_, outside),) = head_folds(data, 3)
     known = np.isfinite(fits["linear"].out_of_fold[0]).all(axis=1)
     np.testing.assert_array_equal(np.flatnonzero(known), outside)
 
