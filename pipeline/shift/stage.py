@@ -218,10 +218,12 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
     return _Analysis(list(records.values()), failures, predictions, maps)
 
 
-def _findings_about(target: DomainData, findings: Sequence[Finding], study: Study) -> list[Finding]:
-    """Those on the source or this target, and on no other target."""
-    others = {domain.name for domain in study.targets} - {target.name}
-    return [finding for finding in findings if not others & set(finding.where.split(" and "))]
+def _one_patient(target: DomainData) -> StudyError:
+    return StudyError(
+        f"Images: {len(target)}, all of one patient; a comparison by patient needs two, "
+        "better 20 or more. Add images of others; "
+        f"{single_patient_hint(f'target.{target.name}')}."
+    )
 
 
 def _run_each(
@@ -239,31 +241,10 @@ def _run_each(
     return records
 
 
-def _one_patient(target: DomainData) -> StudyError:
-    return StudyError(
-        f"Images: {len(target)}, all of one patient; a comparison by patient needs two, "
-        "better 20 or more. Add images of others; "
-        f"{single_patient_hint(f'target.{target.name}')}."
-    )
-
-
-def feature_map(model: SourceModel, target: DomainData) -> dict[str, NDArray[Any]]:
-    """Project a sample of both labelled domains, of equal weight, on two principal components.
-
-    Returns:
-        ``embedding`` (n, 2), ``embedding_target`` (n,) bool, ``embedding_label`` (n,).
-    """
-    rng = np.random.default_rng(0)
-    parts = [
-        data.take(np.sort(rng.permutation(len(data))[:_POINTS])) for data in (model.data, target)
-    ]
-    rows = np.vstack([model.standardise(part.embedded()) for part in parts])
-    pca = PCA(2, svd_solver="randomized", random_state=0)
-    return {
-        "embedding": pca.fit_transform(rows.clip(-_CLIP, _CLIP)),
-        "embedding_target": np.repeat([False, True], [len(part) for part in parts]),
-        "embedding_label": np.concatenate([part.labelled() for part in parts]),
-    }
+def _findings_about(target: DomainData, findings: Sequence[Finding], study: Study) -> list[Finding]:
+    """Those on the source or this target, and on no other target."""
+    others = {domain.name for domain in study.targets} - {target.name}
+    return [finding for finding in findings if not others & set(finding.where.split(" and "))]
 
 
 def analyse_target(
@@ -344,19 +325,6 @@ def analyse_target(
     }
 
 
-def _unlabelled_details(
-    source: DomainData, target: str, accuracy_range: _Record, *, shifted: bool
-) -> _Record:
-    scores = _scores(source, None)
-    sentences = verdict_without_labels(
-        target,
-        source_accuracy=scores["accuracy"]["source"],
-        accuracy_range=(accuracy_range["low"], accuracy_range["high"]),
-        shifted=shifted,
-    )
-    return {**_NEED_LABELS, **scores, "verdict": sentences, "labels_needed": shifted}
-
-
 def _labelled_details(
     head: AnalysedHead,
     target: DomainData,
@@ -405,6 +373,19 @@ def _labelled_details(
     }
 
 
+def _unlabelled_details(
+    source: DomainData, target: str, accuracy_range: _Record, *, shifted: bool
+) -> _Record:
+    scores = _scores(source, None)
+    sentences = verdict_without_labels(
+        target,
+        source_accuracy=scores["accuracy"]["source"],
+        accuracy_range=(accuracy_range["low"], accuracy_range["high"]),
+        shifted=shifted,
+    )
+    return {**_NEED_LABELS, **scores, "verdict": sentences, "labels_needed": shifted}
+
+
 def _scores(source: DomainData, target: DomainData | None) -> dict[str, _Record]:
     """Accuracy, and AUROC of the second class (macro of more, None where a class is absent)."""
     accuracy, auroc = {}, {}
@@ -412,3 +393,22 @@ def _scores(source: DomainData, target: DomainData | None) -> dict[str, _Record]
         accuracy[name] = None if data is None else float((~data.wrong()).mean())
         auroc[name] = None if data is None else metric("auroc", data.labelled(), data.scored())
     return {"accuracy": accuracy, "auroc": auroc}
+
+
+def feature_map(model: SourceModel, target: DomainData) -> dict[str, NDArray[Any]]:
+    """Project a sample of both labelled domains, of equal weight, on two principal components.
+
+    Returns:
+        ``embedding`` (n, 2), ``embedding_target`` (n,) bool, ``embedding_label`` (n,).
+    """
+    rng = np.random.default_rng(0)
+    parts = [
+        data.take(np.sort(rng.permutation(len(data))[:_POINTS])) for data in (model.data, target)
+    ]
+    rows = np.vstack([model.standardise(part.embedded()) for part in parts])
+    pca = PCA(2, svd_solver="randomized", random_state=0)
+    return {
+        "embedding": pca.fit_transform(rows.clip(-_CLIP, _CLIP)),
+        "embedding_target": np.repeat([False, True], [len(part) for part in parts]),
+        "embedding_label": np.concatenate([part.labelled() for part in parts]),
+    }
