@@ -41,7 +41,7 @@ from pipeline.shift.adapt import (
 from pipeline.shift.calibrate import calibration, choose_threshold, transferred_thresholds
 from pipeline.shift.covariates import acquisition_differences, summary
 from pipeline.shift.decompose import decompose, error_table
-from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, detect, images_differ
+from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, ShiftTest, detect, images_differ
 from pipeline.shift.head import AnalysedHead, SourceModel, analysed_head, fit_source
 from pipeline.shift.label_free import NO_OVERLAP, estimate_accuracy, without_accuracy
 from pipeline.shift.subgroups import subgroups
@@ -289,14 +289,7 @@ def analyse_target(
         # From here on the labels are open: no prediction that is scored comes after.
         opened = blind.with_(label=sealed.unseal(plan.digest()))
         details = _labelled_details(
-            head,
-            opened,
-            groups,
-            facts,
-            human_error=human_error,
-            seed=seed,
-            best=best,
-            differ=images_differ(tests),
+            head, opened, groups, facts, tests, best, human_error=human_error, seed=seed
         )
         details["adaptation"] = adaptation
         details["thresholds"] = transferred_thresholds(
@@ -330,11 +323,11 @@ def _labelled_details(
     target: DomainData,
     groups: tuple[Sequence[Grouping], Sequence[Grouping]],
     facts: NDArray[Any] | None,
+    tests: Sequence[ShiftTest],
+    best: BestMethod | None,
     *,
     human_error: float | None,
     seed: int,
-    best: BestMethod | None,
-    differ: bool | None,
 ) -> _Record:
     """What the labels of the target show, which are open now."""
     source, whole = head.source, head.model.data
@@ -354,7 +347,7 @@ def _labelled_details(
         target.name,
         effects,
         **scores,
-        images_differ=differ,
+        images_differ=images_differ(tests),
         best=best,
         measured=differences if any(c.named for c in covariates or ()) else None,
     )
