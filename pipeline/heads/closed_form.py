@@ -6,17 +6,17 @@ columns), every penalty ``a`` has ``w = V (L + a)^-1 V' X' y`` and the hat matri
 
     H_a = 1 1' / n + Z D_a Z',   Z = X V, D = (L + a)^-1,   or   Z = U, D = L / (L + a).
 
-Leaving out the rows ``g`` of one patient and fitting anew gives them exactly
+A new fit without the rows ``g`` of one patient predicts these rows exactly as
 
     yhat_g = y_g - (I - H_gg)^-1 (y_g - (H y)_g)
 
 (Sherman-Morrison-Woodbury; with one row, the PRESS residual). The penalty and the
 calibration are chosen from these, so no fold is ever fitted.
 
-A calibration makes probabilities of a head's scores: ``p = softmax(a s + b)``. One scale
-``a >= 0`` is for all classes and, where asked for, one offset for each: with two classes this is
-Platt's sigmoid. It is fitted to scores of rows that were held out. Targets are smoothed as
-Platt (1999) does, so that separated classes have a finite answer.
+A calibration turns a head's scores into probabilities: ``p = softmax(a s + b)``, with one scale
+``a >= 0`` for all classes and, optionally, an offset for each. With two classes this is Platt's
+sigmoid. It is fitted to scores of held-out rows. Targets are smoothed as in Platt (1999), so that
+separated classes have a finite solution.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ from scipy.special import log_softmax, softmax
 from pipeline.heads.base import Head, Parameters, row_blocks
 
 _PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
-#: Patients of one size are solved together, so many at a time that this many numbers are held.
+#: Patients with equally many rows are solved together, with this many numbers in memory.
 _HELD = 1 << 20
 _TINY = 1e-12
 
@@ -42,7 +42,7 @@ class Calibration(Parameters):
     """A fitted map from scores to probabilities.
 
     Attributes:
-        scale: Not negative: a higher score never means a lower probability.
+        scale: Not negative, so a higher score never means a lower probability.
         offset: Shape ``(K,)``.
         loss: Mean log loss of the rows that it was fitted to.
     """
@@ -65,7 +65,7 @@ def fit_calibration(
     counts = np.bincount(y, minlength=scores.shape[1])
     if (counts > 0).sum() < 2:
         raise ValueError("the held-out rows are of one class only: no probability can be fitted")
-    # A common unit: the optimiser must not care whether scores are margins or cosines.
+    # A common unit, so that margins and cosines are the same for the optimiser.
     unit = float((scores - scores.mean(axis=1, keepdims=True)).std()) or 1.0
     scores = scores / unit
     targets = np.repeat((1 / (counts + len(counts)))[y][:, None], len(counts), axis=1)
@@ -105,14 +105,14 @@ def _ridge_path(
         projected = vectors.T @ (Y - mean)
     else:
         values, vectors = eigh(_scatter(X, centre), driver="evd", overwrite_a=True)
-        # The columns of Y - mean have mean zero, so the centre falls out.
+        # The columns of Y - mean have mean zero, so the centre cancels.
         projected = vectors.T @ _transposed_times(X, Y - mean)
     values = np.maximum(values, 0)
     shrunk = 1 / (values + penalties[:, None])
     back = (centred.T @ vectors) if wide else vectors
     coef = np.tensordot(shrunk[:, :, None] * projected, back, (1, 1)).swapaxes(1, 2)
     hat = values * shrunk if wide else shrunk
-    # (p, r, K): what a row of Z is multiplied with for its fitted values.
+    # (p, r, K): factors of a row of Z that give its fitted values.
     fitting = hat[:, :, None] * projected
     held_out = np.empty((len(penalties), *Y.shape))
     for rows in _same_sized_groups(groups, len(values) + len(penalties)):
@@ -132,7 +132,7 @@ def _ridge_path(
 def _ridge(
     X: NDArray[np.floating], Y: NDArray[np.floating], penalty: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coefficients ``(d, K)`` and intercept ``(K,)`` of one penalty, a sixth of the time."""
+    """Coefficients ``(d, K)`` and intercept ``(K,)`` of one penalty, in a sixth of the time."""
     centre, mean = X.mean(axis=0, dtype=np.float64), Y.mean(axis=0)
     scatter = _scatter(X, centre)
     np.fill_diagonal(scatter, scatter.diagonal() + penalty)
@@ -145,7 +145,7 @@ def _scatter(
     centres: NDArray[np.floating],
     labels: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
-    """Sum ``(d, d)`` of the outer products of rows less the centre of all, or of their label."""
+    """Sum ``(d, d)`` of outer products of rows minus the mean of all rows, or of their class."""
     total = np.zeros((X.shape[1], X.shape[1]))
     for rows in row_blocks(X.shape):
         centred = X[rows] - (centres if labels is None else centres[labels[rows]])
@@ -162,7 +162,7 @@ def _transposed_times(X: NDArray[np.floating], v: NDArray[Any]) -> NDArray[np.fl
 
 
 def _same_sized_groups(groups: NDArray[Any], width: int) -> Iterator[NDArray[np.intp]]:
-    """Row numbers ``(G, m)`` of groups that all have ``m`` rows; pairs of rows are held."""
+    """Row numbers ``(G, m)`` of groups with equally many rows ``m``, in blocks for the memory."""
     numbers = np.unique(groups, return_inverse=True)[1]
     order = np.argsort(numbers, kind="stable")
     sizes = np.bincount(numbers)
@@ -176,20 +176,20 @@ def _same_sized_groups(groups: NDArray[Any], width: int) -> Iterator[NDArray[np.
 
 @dataclass(kw_only=True, eq=False)
 class RidgeHead(Head):
-    """Ridge regression on the classes; chooses its penalty among several as it is fitted.
+    """Ridge regression on the classes; the fit chooses one of several penalties.
 
-    The choice is by the log loss of rows held out with their group, after the calibration
-    that is fitted to the same held-out scores.
+    It takes the penalty with the lowest log loss of held-out rows, after the calibration that is
+    fitted to the same held-out scores.
 
     Args:
-        penalties: Of the sum of squares, positive.
-        calibration: Of an earlier fit, for one penalty: nothing is held out then.
+        penalties: Penalties on the sum of squares, positive.
+        calibration: From an earlier fit with one penalty; then no rows are held out.
 
     Attributes:
         coef_: Shape ``(d, K)``.
         intercept_: Shape ``(K,)``.
-        calibration_: Scores to probabilities.
-        fixed_params_: What the constructor takes to make the same choice again.
+        calibration_: From scores to probabilities.
+        fixed_params_: Arguments of the constructor that make the same choice again.
     """
 
     penalties: tuple[float, ...] = _PENALTIES
@@ -227,14 +227,14 @@ class RidgeHead(Head):
 class DiscriminantHead(Head):
     """Gaussian classes with one shrunk covariance.
 
-    With a given shrinkage the same answer as scikit-learn's
-    ``LinearDiscriminantAnalysis(solver="lsqr")``, which solves by singular values: 0.65 s for
-    1,280 features, where this takes 0.1 s. The covariance is one of all rows around the means
-    of their classes, because a class may have a few rows only.
+    With a given shrinkage the result is that of scikit-learn's
+    ``LinearDiscriminantAnalysis(solver="lsqr")``, which solves by singular values and takes 0.65 s
+    for 1,280 features instead of 0.1 s. One covariance is estimated from all rows around the means
+    of their classes, because a class may have only a few rows.
 
     Args:
         shrinkage: Share of a multiple of the identity in the covariance, in (0, 1]; ``"auto"``:
-            as Ledoit and Wolf (2004) estimate it, of columns at the same scale.
+            the estimate of Ledoit and Wolf (2004), with all columns at the same scale.
 
     Attributes:
         coef_: Shape ``(d, K)``.
@@ -265,7 +265,7 @@ def discriminant_path(
 
 
 def _fit_discriminants(heads: Sequence[DiscriminantHead], X: ArrayLike, y: ArrayLike) -> None:
-    """Fit several heads from the same products of the rows, which take most of the time."""
+    """Fit several heads from the same products of rows, which take most of the time."""
     for head in heads:
         rows, labels = head._rows_to_fit(X, y)  # noqa: SLF001 - of the same module
         allowed = head.shrinkage == "auto"
@@ -273,7 +273,7 @@ def _fit_discriminants(heads: Sequence[DiscriminantHead], X: ArrayLike, y: Array
             raise ValueError(f"shrinkage {head.shrinkage!r}: allowed are above 0 to 1, or 'auto'")
     counts = np.bincount(labels)
     means = (_transposed_times(rows, np.eye(len(counts))[labels]) / counts).T
-    # Products in float32 take half the time, and change a probability by a millionth.
+    # Products in float32 take half the time and change probabilities by a millionth.
     covariance = _scatter(rows, means.astype(np.float32), labels) / len(rows)
     for head in heads:
         shrunk = _shrunk(covariance, rows, means, labels, head.shrinkage)
@@ -288,11 +288,11 @@ def _shrunk(
     labels: NDArray[np.intp],
     share: float | str,
 ) -> NDArray[np.float64]:
-    """The covariance of rows around the means of their classes, shrunk."""
+    """The shrunk covariance of rows around the means of their classes."""
     scale = np.ones(len(covariance))
     if isinstance(share, str):
         scale = np.sqrt(covariance.diagonal())
-        # A constant column has a deviation of rounding errors.
+        # The deviation of a constant column is a rounding error.
         scale[scale <= 1e-6 * np.abs(means).max(axis=0)] = 1
         covariance = covariance / np.outer(scale, scale)
         # Ledoit and Wolf 2004, lemma 3.3: the share with the least expected squared error.
@@ -314,16 +314,16 @@ def _shrunk(
 class PrototypeHead(Head):
     """Cosine of a row with the mean of each class's unit rows.
 
-    Probabilities are ``softmax(scale * cosine)``; the scale (one over a temperature) is fitted
-    to cosines with means that the row's own group was taken out of, exactly.
+    Probabilities are ``softmax(scale * cosine)``. The scale (an inverse temperature) is fitted to
+    cosines with means from which the row's own group was removed exactly.
 
     Args:
-        calibration: Of an earlier fit: nothing is held out then.
+        calibration: From an earlier fit; then no rows are held out.
 
     Attributes:
         means_: Mean of the unit rows of each class, shape ``(K, d)``.
-        calibration_: Cosines to probabilities; its offsets are zero.
-        fixed_params_: As of :class:`RidgeHead`.
+        calibration_: From cosines to probabilities; its offsets are zero.
+        fixed_params_: See :class:`RidgeHead`.
     """
 
     calibration: Calibration | None = None
@@ -357,7 +357,7 @@ def _held_out_cosines(
     sums: NDArray[np.float64],
     patients: NDArray[Any],
 ) -> NDArray[np.float64]:
-    """Cosines ``(n, K)`` with means without the row's patient; NaN where no mean is left."""
+    """Cosines ``(n, K)`` with means without the row's patient; NaN if no rows are left."""
     numbers = np.unique(patients, return_inverse=True)[1]
     order = np.argsort(numbers, kind="stable")
     cosines = np.empty(share.shape)

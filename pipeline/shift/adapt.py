@@ -1,10 +1,10 @@
 """Domain adaptation: methods that need no labels of a target, and what each of them gains.
 
-A model of the source and unlabelled target rows give a predictor. A method adapts to several
-parts of a target in one call, because what the parts share is then computed once: both halves of
-the target's patients, for several divisions; it predicts the other half. The plan is hashed
-before any label is read. The labels are opened once, under that plan, after all predictions;
-then every method is compared with the head that was not adapted, paired by patient.
+From a model of the source and unlabelled target rows, a method makes a predictor. It adapts to one
+half of the target's patients and predicts the other half, both ways, for several divisions; one
+call handles all halves, so that common parts are computed once. The plan is hashed before any
+label is read. The labels are opened once, under that plan, after all predictions; then every
+method is compared with the unadapted head, paired by patient.
 """
 
 import hashlib
@@ -45,14 +45,14 @@ _Predictor = Callable[[_Rows], NDArray[np.float64]]
 _Adapter = Callable[[SourceModel, _Rows, _Parts], list[_Predictor]]
 """Model, raw target features (m, d), parts of them -> one predictor for each part."""
 
-#: Of standardisation: how many source rows are mixed with the target's.
+#: For standardisation: number of source rows that are mixed with the target's.
 _PSEUDO_COUNT = 16.0
-#: Of the maps between covariances: principal components of the source.
+#: For the maps between covariances: number of principal components of the source.
 _COMPONENTS = 128
-#: Of importance weighting: power of the density ratio (0 is no weighting, 1 the full ratio),
-#: and the quantile at which the weights are clipped.
+#: For importance weighting: exponent of the density ratio (0 is no weighting, 1 the full ratio),
+#: and the quantile at which weights are clipped.
 _RATIO_EXPONENT, _RATIO_CLIP = 0.5, 0.95
-#: All of these, for the plan that is hashed before a label is read.
+#: All these settings, for the plan that is hashed before a label is read.
 SETTINGS: Mapping[str, float] = MappingProxyType(
     {
         "pseudo_count": _PSEUDO_COUNT,
@@ -69,7 +69,7 @@ _TINY = 1e-12
 
 
 def _source_only(model: SourceModel, _target: _Rows, parts: _Parts) -> list[_Predictor]:
-    """The head as it left the source: what every other method is compared with."""
+    """The unadapted source head, with which every other method is compared."""
     return [model.predict_proba] * len(parts)
 
 
@@ -106,11 +106,11 @@ def _balanced_statistics(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Mean (d,), scale (d,) of the target at the source's class mix, and its own class mix (K,).
 
-    Plain target statistics confuse "more ill patients" with "brighter images". Here each
-    class has its own mean and variance, weighted by the head's responsibilities, and the
-    classes are put together at the source's shares. Responsibilities and statistics are
-    improved in turns, starting from the plain statistics. The head is calibrated first:
-    with an unsure one the turns stop short of the target's class mix.
+    Plain target statistics confuse "more ill patients" with "brighter images". Here each class has
+    its own mean and variance, weighted by the head's probabilities, and the classes are combined
+    with the source's shares. Probabilities and statistics are updated in turns, starting from the
+    plain statistics. The head is calibrated first: with low confidence the turns would stop before
+    they reach the target's class mix.
     """
     rows = np.asarray(target, dtype=np.float64)
     squares, weights = rows**2, model.head.coef_.T
@@ -140,8 +140,8 @@ def coral_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArr
 def transport_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
     """The optimal linear map Cs^-1/2 (Cs^1/2 Ct Cs^1/2)^1/2 Cs^-1/2, symmetric.
 
-    Of all linear maps that carry one Gaussian to the other it moves rows least (Flamary et
-    al. 2020). POT has it too, a compiled package of 33 MB that the tests compare with.
+    Of all linear maps from one Gaussian to the other it moves rows least (Flamary et al. 2020).
+    The tests compare it with POT, a compiled package of 33 MB.
     """
     root, inverse = _matrix_power(source, 0.5), _matrix_power(source, -0.5)
     return inverse @ _matrix_power(root @ target @ root, 0.5) @ inverse
@@ -153,10 +153,10 @@ def _covariance_mapping(
     parts: _Parts,
     map_between: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
 ) -> list[_Predictor]:
-    """Carry the source's rows over by a map made from the two shrunk covariances; fit them there.
+    """Map the source's rows to the target's covariance, and fit a head to them.
 
-    Both are taken in the source's principal components: there a covariance of a few hundred
-    rows can be estimated.
+    Both shrunk covariances are in the source's principal components, where a few hundred rows are
+    enough to estimate them.
     """
     label = model.data.labelled()
     count = min(_COMPONENTS, *model.standard.shape)
@@ -174,7 +174,7 @@ def _covariance_mapping(
 
 
 def _covariance(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shrunk covariance (Ledoit and Wolf 2004), shape (d, d); 0 of a single row."""
+    """Shrunk covariance (Ledoit and Wolf 2004), shape (d, d); 0 for a single row."""
     if len(rows) == 1:
         return np.zeros((rows.shape[1], rows.shape[1]))
     return np.asarray(ledoit_wolf(rows)[0])
@@ -190,10 +190,10 @@ def _matrix_power(covariance: NDArray[np.float64], exponent: float) -> NDArray[n
 def _importance_weighting(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
     """Weight source rows by how much they look like the target (Shimodaira 2000).
 
-    The density ratio is a logistic domain classifier's odds, flattened by an exponent and
-    clipped. It acts through the penalised head only: an unregularised one would ignore
-    the weights (Byrd and Lipton 2019). The parts differ in the weights of rows alone, so
-    their domain classifiers are one batch and their heads another.
+    The density ratio is the odds of a logistic domain classifier, flattened by an exponent and
+    clipped. It needs a penalised head: an unregularised head would ignore the weights (Byrd and
+    Lipton 2019). The parts differ only in the weights of rows, so their domain classifiers are
+    fitted as one batch, and their heads as another.
     """
     label = model.data.labelled()
     rows = np.vstack([model.standard, model.standardise(target).astype(np.float32)])
@@ -255,13 +255,13 @@ def _nonzero(scale: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptationPlan:
-    """Everything that could be chosen, written down before any target label is read.
+    """All choices of the comparison, fixed before any target label is read.
 
     Attributes:
-        methods: Entries of ``ADAPTERS``, with ``source_only``, to which all are compared.
-        seeds: One division of the target into halves for each.
-        shots: Labelled target images of each class, for the rows that do use labels.
-        draws: Bootstrap draws and sign flips.
+        methods: Entries of ``ADAPTERS``, with ``source_only``, with which all are compared.
+        seeds: Seeds; each gives one division of the target into halves.
+        shots: Numbers of labelled target images per class, for heads that use labels.
+        draws: Number of bootstrap draws and of sign flips.
     """
 
     methods: tuple[str, ...] = tuple(ADAPTERS)
@@ -277,7 +277,7 @@ class AdaptationPlan:
 
 
 class SealedLabels:
-    """Labels of a target that only a declared plan opens; neither printing nor pickling does.
+    """Labels of a target that only a declared plan can open; printing or pickling cannot.
 
     Args:
         label: Shape (n,), integers; None if the target has no labels.
@@ -295,7 +295,7 @@ class SealedLabels:
         """The labels, shape (n,); the reading is counted.
 
         Raises:
-            CheckFailedError: The plan in hand is not the one that they were sealed under.
+            CheckFailedError: They were sealed under another plan.
             StudyError: The target has no labels.
         """
         if plan_hash != self.__plan_hash:
@@ -322,7 +322,7 @@ def predict_target(model: SourceModel, target: DomainData, plan: AdaptationPlan)
 
     Args:
         model: Head of the source.
-        target: Features of two patients or more; labels are not looked at.
+        target: Features of two or more patients; labels are not used.
         plan: Methods and seeds.
     """
     features, folds = target.embedded(), _halves(target, plan)
@@ -339,7 +339,7 @@ def predict_target(model: SourceModel, target: DomainData, plan: AdaptationPlan)
 
 
 def _halves(target: DomainData, plan: AdaptationPlan) -> list[Fold]:
-    """Both halves of each seed, one after the other: rows to adapt to, rows to predict."""
+    """For each seed both halves in turn: rows to adapt to, rows to predict."""
     halves = (patient_folds(None, target.group, folds=2, seed=seed) for seed in plan.seeds)
     return [fold for folds in halves for fold in folds]
 
@@ -348,8 +348,7 @@ def _halves(target: DomainData, plan: AdaptationPlan) -> list[Fold]:
 class BestMethod:
     """The method that gains most accuracy, with its gain corrected for that choice.
 
-    It is ``shown`` to help where the 95 % interval lies above 0 and the adjusted p-value is at
-    most 0.05.
+    It is ``shown`` to help if the 95 % interval lies above 0 and the adjusted p is at most 0.05.
     """
 
     method: str
@@ -369,16 +368,16 @@ def score(
     """Open the labels and compare every method with the baseline.
 
     Args:
-        predicted: From :func:`predict_target`, of the same model, target and plan.
+        predicted: From :func:`predict_target`, for the same model, target and plan.
         sealed: Labels of the target, numbered like the source's.
         model: Head of the source.
         target: Features.
-        plan: Under which the labels were sealed.
+        plan: The plan under which the labels were sealed.
 
     Returns:
-        A row for each method, see :func:`_compare_methods`; last the fewest labels of the target
-        that are shown to help, else the most that were tried, if a half has any. And the best
-        method.
+        A row for each method, see :func:`_compare_methods`. The last row is for the fewest target
+        labels that are shown to help, else for the most that were tried, if there are any. Then
+        the best method.
 
     Raises:
         CheckFailedError: The labels were sealed under another plan.
@@ -402,9 +401,9 @@ def _is_better(low: float, high: float, p_adjusted: float, **_: float) -> bool:
 
 
 def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Predicted:
-    """Fit heads to k labelled images per class of one half, in the source's scale; test the other.
+    """Fit heads to k labelled images per class of one half, scaled as the source; test the other.
 
-    A k that some half cannot provide is left out.
+    A k is left out if some half has fewer images.
     """
     label, folds = target.labelled(), _halves(target, plan)
     available = min(np.bincount(label[fit], minlength=model.classes).min() for fit, _ in folds)
@@ -437,7 +436,7 @@ def _compare_methods(
     *,
     target_labels: bool = False,
 ) -> list[_Record]:
-    """Score one family of methods; Holm's correction runs over it, the baseline aside.
+    """Score one family of methods; Holm's correction covers all but the baseline.
 
     Returns:
         ``method``; ``accuracy`` and ``auroc``, means over the divisions (None where a class is
@@ -474,10 +473,10 @@ def _compare_methods(
 def _best_method(
     rows: list[_Record], gains: Mapping[str, NDArray[np.float64]], draws: PatientDraws
 ) -> BestMethod:
-    """The best method at the mean gain out of bag of whatever is best in bag.
+    """The best method; its gain is the mean out-of-bag gain of the method that is best in bag.
 
     That is bootstrap bias correction (Tsamardinos et al. 2018). The lower end of the method's
-    interval moves with the gain. The upper one stays: where one method is truly the best, the
+    interval moves with the gain. The upper end does not: if one method is truly the best, the
     corrected gain is too low.
     """
     unseen = replace(draws, counts=(draws.counts == 0).astype(np.uint8))

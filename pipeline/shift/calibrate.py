@@ -1,8 +1,8 @@
-"""Do the source's probabilities and thresholds still serve on the target?
+"""Do the source's probabilities and thresholds still work on the target?
 
-Calibration is of one event with a predicted probability: the second of two classes, or "the
-predicted class is right" of more. Thresholds are chosen on the source, from out-of-fold
-probabilities; the target's labels measure them and choose nothing.
+Calibration is for one event with a predicted probability: the second of two classes, or, with more
+classes, "the predicted class is right". Thresholds are chosen on the source, from out-of-fold
+probabilities; the target's labels only measure them.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,14 +20,14 @@ from pipeline.evaluation.intervals import rate_interval
 from pipeline.shift.label_free import fit_calibration
 
 _TINY = 1e-12
-#: Bins of the calibration error, of equal mass.
+#: Bins of the calibration error, with equally many images.
 _BINS = 15
-#: Least specificity and sensitivity that the rules of these names ask for.
+#: Lowest specificity and sensitivity in the rules of these names.
 SPECIFICITY, SENSITIVITY = 0.90, 0.95
 _Record = dict[str, Any]
 _Rates = NDArray[np.float64]
 
-#: What a rule makes as large as it can, of sensitivity and specificity at every threshold.
+#: The value that a rule maximises, from sensitivity and specificity at every threshold.
 RULES: Mapping[str, Callable[[_Rates, _Rates], _Rates]] = MappingProxyType(
     {
         "youden": lambda sensitivity, specificity: sensitivity + specificity,
@@ -73,7 +73,7 @@ def calibration(data: DomainData) -> _Record:
 def _calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> float:
     """Mean gap between confidence and accuracy in bins of equal mass, in [0, 1].
 
-    Rows of one confidence stand in a bin with their mean, in whatever order they come.
+    Rows with equal confidence share their mean, so their order does not matter.
     """
     order = np.argsort(confidence, kind="stable")
     steps, drift = confidence[order], np.r_[0.0, np.cumsum((right - confidence)[order])]
@@ -149,7 +149,7 @@ def choose_threshold(rule: str, source: DomainData) -> float:
 def measure_threshold(data: DomainData, threshold: float, prevalence: float) -> _Record:
     """Sensitivity, specificity and, at a prevalence in [0, 1], the predictive values.
 
-    Positive is called where the probability is at least the threshold.
+    An image is called positive if its probability is at least the threshold.
     """
     called, positive = _second_class(data) >= threshold, data.labelled() == 1
     sensitivity = rate_interval(called[positive], data.group[positive])
@@ -164,7 +164,7 @@ def measure_threshold(data: DomainData, threshold: float, prevalence: float) -> 
 
 
 def _predictive_value(true_rate: float, false_rate: float, share: float) -> float:
-    """Predictive value; NaN where nothing is called."""
+    """Predictive value; NaN if there are no such calls."""
     called = true_rate * share + false_rate * (1 - share)
     return true_rate * share / called if called > 0 else float("nan")
 
@@ -177,7 +177,7 @@ def corrected_threshold(threshold: float, source_prevalence: float, prevalence: 
     """Threshold for prior-corrected probabilities that calls the same images as before.
 
     Correcting a probability from one prevalence in (0, 1) to another adds the difference of their
-    log odds to its logit; a threshold must move along.
+    log odds to its logit, so the threshold must move by the same amount.
     """
     odds = logit(np.clip([threshold, source_prevalence, prevalence], _TINY, 1 - _TINY))
     return float(expit(odds[0] + odds[2] - odds[1]))

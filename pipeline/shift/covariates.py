@@ -1,8 +1,8 @@
 """Acquisition differences: which measures of the images differ between two domains.
 
-Measures are compared within each class: more ill patients are no other exposure. A difference
-is named only where its whole simultaneous interval lies beyond half a standard deviation: in
-large data sets everything differs a little.
+Measures are compared within each class, so that more ill patients do not count as another
+exposure. A difference is named only if its whole simultaneous interval lies beyond half a standard
+deviation: in large data sets everything differs a little.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from pipeline.data.patients import DRAWS, PatientDraws, draw_patients
 from pipeline.evaluation.bootstrap import percentile_interval
 from pipeline.evaluation.intervals import LEVEL
 
-#: A medium difference, in standard deviations (Cohen 1988): what lies inside is not named.
+#: A medium difference, in standard deviations (Cohen 1988): smaller ones are not named.
 _MEDIUM = 0.5
-#: A difference is at most so many standard deviations: beyond, nothing overlaps.
+#: Largest difference, in standard deviations: beyond it nothing overlaps.
 _LARGEST_DIFFERENCE = 10.0
-#: Patients of a domain below which draws of them are too much alike.
+#: Fewest patients of a domain: draws of fewer are too similar.
 _FEWEST = 10
 
 

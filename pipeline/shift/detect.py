@@ -1,8 +1,8 @@
 """Do the source and a target differ? Three two-sample tests by permutation of patients.
 
-The tests look at the head's scores (BBSD-KS), at what a classifier finds in the features
-(C2ST), and at distances between features (MMD). The domains of whole patients are permuted:
-permuting single images, which resemble each other, would reject too often.
+The tests compare the head's scores (BBSD-KS), the predictions of a domain classifier on the
+features (C2ST), and distances between features (MMD). The domains of whole patients are permuted:
+permuting single images would reject too often, because images of a patient resemble each other.
 """
 
 import math
@@ -32,11 +32,11 @@ TESTS = ("bbsd_ks", "ridge_c2st", "mmd_aggregated")
 DRAWS = 999
 #: Level of the tests.
 LEVEL = 0.05
-#: Adjusted p-values at which the images surely differ, and above which nothing hints at it.
+#: Adjusted p-values: at most the first, the images differ; above the second, there is no hint.
 _SURE, _NO_HINT = 0.02, 0.2
-#: Permutations below which no p-value, 1 / (draws + 1) at least, reaches the level.
+#: Fewest permutations: with fewer, no p-value, at least 1 / (draws + 1), reaches the level.
 FEWEST_DRAWS = math.ceil(1 / LEVEL) - 1
-#: Below this many patients in a domain, the tests of the features are refused.
+#: With fewer patients in a domain, the tests of the features are refused.
 _NEEDED_PATIENTS = 20
 #: Multiples of the median distance that serve as bandwidths of the Gaussian kernels; each is
 #: half of the one before.
@@ -64,10 +64,10 @@ class ShiftTest:
 def detect(
     source: DomainData, target: DomainData, *, draws: int = DRAWS, seed: int = 0
 ) -> tuple[list[ShiftTest], Interval]:
-    """Test whether two domains differ. Labels are not looked at.
+    """Test whether two domains differ. Labels are not used.
 
     Args:
-        source: Features, and probabilities out of fold, as those of the target are.
+        source: Features, and probabilities out of fold.
         target: Features, and probabilities of the same head.
         draws: Permutations of each test.
         seed: Of permutations and folds.
@@ -119,9 +119,9 @@ def _largest_standard_score(statistics: NDArray[np.float64]) -> NDArray[np.float
 
 
 def images_differ(tests: Iterable[ShiftTest]) -> bool | None:
-    """True where a test is sure, False where none has a hint, None between the two.
+    """True if a test is sure, False if no test has a hint, None in between.
 
-    A wrong True or False would name a wrong cause, so both ask for more than one level.
+    A wrong True or False would name a wrong cause, so there are two levels.
     """
     p = [test.p_adjusted for test in tests]
     least = min(value for value in p if value is not None)

@@ -1,9 +1,8 @@
-"""Which head a shift is analysed of, and the linear one that the adaptation methods start from.
+"""The head that shift analyses, and the linear head from which the adaptation methods start.
 
-The first is the best of the comparison, unless another is asked for. Its probabilities are
-those that ``headrace heads`` has stored, of the images that it was fitted to out of fold: the
-numbers of a shift are those of the comparison. Where there is none, the linear head is analysed,
-and the record says so.
+The analysed head is the best of the comparison, unless the user names another. Its probabilities
+are those stored by ``headrace heads``, out of fold for its training images, so the numbers agree
+with the comparison. Without a comparison the linear head is analysed, and the record says so.
 """
 
 from dataclasses import dataclass
@@ -28,9 +27,9 @@ from pipeline.words import counted
 
 #: C of the logistic head on standardised features. It is fixed, so that no row selects it.
 INVERSE_PENALTY = 0.01
-#: The head that is fitted where none was compared.
+#: The head that is fitted if no heads were compared.
 _LINEAR = "linear"
-#: Patients of a class that the head was tested on, at least.
+#: Fewest patients of a class on which the head was tested.
 _FEWEST_PATIENTS = 2
 
 
@@ -40,9 +39,9 @@ class SourceModel:
 
     Attributes:
         data: The source: raw features, labels, and ``proba`` out of fold by patient.
-        mean: Of the raw features, shape (d,).
+        mean: Mean of the raw features, shape (d,).
         scale: See :func:`mean_and_scale`.
-        head: Fitted to all rows of the source, standardised.
+        head: The head, fitted to all standardised rows of the source.
     """
 
     data: DomainData
@@ -117,12 +116,12 @@ class AnalysedHead:
 
     Attributes:
         trained: Its name, and the seed that its probabilities are stored under.
-        about: A sentence for people: which head it is, and why this one.
-        proba: Of all images of the study, ``(N, K)``; NaN where it was fitted to an image that
-            was never held out.
+        about: A sentence for users: which head it is, and why.
+        proba: Probabilities of all images of the study, ``(N, K)``; NaN for training images that
+            were never held out.
         source: The images of the source that are not NaN, with these probabilities.
-        training: The images that it was fitted to, with its probabilities of them.
-        model: A linear head of the whole source, which the adaptation methods start from.
+        training: Its training images, with its probabilities for them.
+        model: A linear head of the whole source, from which the adaptation methods start.
     """
 
     trained: Trained
@@ -140,16 +139,16 @@ class AnalysedHead:
 def analysed_head(
     results: Path, table: FeatureTable, model: SourceModel, wanted: str | None
 ) -> AnalysedHead:
-    """The head that was asked for, else the best of the comparison, else the linear one.
+    """The head that the user named, else the best of the comparison, else the linear one.
 
     Args:
-        results: Of the study.
+        results: Folder of the study's results.
         table: Features of all its images on one backbone.
-        model: A head of the source.
+        model: A linear head of the source.
         wanted: Name of a compared head; None: the best one on validation.
 
     Raises:
-        MissingResultsError: A head is asked for, and cannot be taken from the comparison.
+        MissingResultsError: The named head cannot be taken from the comparison.
     """
     try:
         return _compared_head(results, table, model, wanted)
@@ -174,7 +173,7 @@ def analysed_head(
 def _compared_head(
     results: Path, table: FeatureTable, model: SourceModel, wanted: str | None
 ) -> AnalysedHead:
-    """See :func:`analysed_head`; refuses a comparison of other images or features."""
+    """The head from the comparison; refuses a comparison on other images or features."""
     compared = compared_heads(results)
     again = f"run headrace {compared.stage} STUDY again"
     entries = {entry["backbone"]: entry for entry in compared.record["backbones"]}
@@ -222,9 +221,9 @@ def _compared_head(
 
 
 def _stored_rows(stored: Predictions, samples: Samples) -> list[int]:
-    """Where each image is stored, in the same order; none where a label or role is another.
+    """The stored row of each image, in order; empty if a label or role differs.
 
-    The source must be the same; images of targets may be gone.
+    The source must be the same; images of targets may have been removed.
     """
     parts = [
         list(zip(map(bytes, part.key), part.label, part.domain, part.split, strict=True))

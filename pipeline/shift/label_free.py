@@ -1,8 +1,8 @@
 """Accuracy and class mix of a target, estimated without its labels.
 
-Three formulas with two assumptions give a range that holds where either is true. They read
+Three formulas with two assumptions give a range that holds if either assumption is true. They use
 calibrated probabilities of one head, which are out of fold on the source. The bootstrap draws
-patients of both domains and repeats everything, the calibration included.
+patients of both domains and repeats everything, including the calibration.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ from pipeline.evaluation.metrics import weighted_mean
 _DRAWS = 200
 #: Names of the estimates of the accuracy, see :func:`_estimates`.
 FORMULAS = ("atc", "doc", "label_shift")
-#: Domain classifier AUC above which nothing is estimated. Of two Gaussians with this AUC, 4 %
-#: of the source's images stand for the target's.
+#: Domain classifier AUC above which nothing is estimated. With two Gaussians of this AUC, only
+#: 4 % of the source's images are like the target's.
 NO_OVERLAP = 0.9
 _ASSUMPTION = (
     "The estimates by sure images and by mean confidence hold if a score means the same on the "
@@ -74,7 +74,7 @@ def estimate_accuracy(
     estimate = _estimates(source, target, np.ones(len(source)), np.ones(len(target)), start)
     drawn = np.stack(
         [
-            # Each calibration starts where that of the data ended: a few steps are left.
+            # Each calibration starts from that of the data, so a few steps are enough.
             _estimates(source, target, of_source.weights(row)[0], of_target.weights(row)[0], start)
             for row in (slice(draw, draw + 1) for draw in range(draws))
         ]
@@ -103,7 +103,7 @@ def estimate_accuracy(
 
 
 def without_accuracy(estimate: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without an accuracy, where no image of the source stands for the target's."""
+    """The same without an accuracy, because hardly any source image is like the target's."""
     return {**estimate, "low": None, "high": None, "estimates": [], "warning": _OVERLAP}
 
 
@@ -127,9 +127,9 @@ def _estimates(
 ) -> _Shares:
     """All estimates for weights (n,) and (m,) of the rows, shape (3 + K,).
 
-    - ``atc``: share of the target above the confidence below which as many images of the
-      source lie as the head errs on (average thresholded confidence, Garg et al. 2022)
-    - ``doc``: the source's accuracy less the drop of the mean confidence (Guillory et al. 2021)
+    - ``atc``: share of the target above a confidence threshold; below that threshold lies as
+      large a share of the source as the head's error there (Garg et al. 2022)
+    - ``doc``: the source's accuracy minus the drop of the mean confidence (Guillory et al. 2021)
     - ``label_shift``: the source's accuracy in each class, at the class mix of the target
 
     The class mix of the target follows them. The calibration starts from one nearby.
@@ -203,7 +203,7 @@ def _log_proba(proba: NDArray[np.floating]) -> _Shares:
 def reweighted(proba: NDArray[np.floating], class_weights: NDArray[np.floating]) -> _Shares:
     """Probabilities (m, K) times the weights (K,) of the classes, as probabilities again.
 
-    A row that is surely of classes without weight stays as it is: 0 / 0 says nothing.
+    A row does not change if all its classes have weight 0, because 0 / 0 is undefined.
     """
     weighted = np.asarray(proba * class_weights, dtype=np.float64)
     total = weighted.sum(axis=1, keepdims=True)

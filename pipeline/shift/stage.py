@@ -1,9 +1,9 @@
 """Stage 4: why a head is worse on a target, and what helps; from the features in the store.
 
-Read from top to bottom: what is loaded and checked, the head in question, then each target. The
-adaptation methods start from a linear head of their own. Until each has predicted a target, its
-labels are sealed; after that they measure, and heads that are fitted to them are a diagnosis and
-no result. No image is read.
+Read from top to bottom: load and check, choose the head, then analyse each target. The adaptation
+methods start from their own linear head. A target's labels are sealed until all methods have
+predicted it; after that they only measure. Heads that are fitted to them are a diagnosis, not a
+result. No image is read.
 
 The record, ``shift.json``, is described key by key in the README beside this file.
 """
@@ -72,9 +72,9 @@ class ShiftOptions:
     """How stage 4 runs.
 
     Attributes:
-        draws: Permutations of each test, 19 at least: of fewer none gives p <= 0.05.
-        seeds: Divisions of the target into halves for the adaptation methods, 1 at least.
-        head: Which of the compared heads is analysed; None: the best on validation.
+        draws: Permutations of each test, at least 19: with fewer, p <= 0.05 is impossible.
+        seeds: Divisions of the target into halves for the adaptation methods, at least 1.
+        head: Name of the compared head to analyse; None: the best on validation.
         samples: See :class:`pipeline.data.samples.SampleOptions`.
     """
 
@@ -91,7 +91,7 @@ class ShiftOptions:
             )
 
 
-#: Fewer draws for a first look; more where a number must hardly move.
+#: Fewer draws for a first look; more draws for stable numbers.
 QUICK = ShiftOptions(draws=199, seeds=2)
 THOROUGH = ShiftOptions(draws=4999, seeds=30)
 
@@ -115,7 +115,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     Raises:
         StudyError: No target can be compared, or the source has too few patients.
         MissingFeaturesError: Stage 1 has not been run.
-        MissingResultsError: A head is asked for that was compared on no backbone.
+        MissingResultsError: The named head was compared on no backbone.
         CheckFailedError: A patient or an image is in two roles.
     """
     options = options or ShiftOptions()
@@ -266,7 +266,7 @@ def analyse_target(
         classes: Their names.
         groups: The images of source and target by attribute, where a file has any.
         facts: Of all images of the study, where an audit has measured them.
-        human_error: Of a person on the source, where one measured it.
+        human_error: Error of a person on the source; None if unknown.
         seed: Of the study.
         options: How the stage runs.
 

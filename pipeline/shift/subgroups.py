@@ -1,7 +1,7 @@
-"""How the head does in each subgroup of a target, and whether one is surely worse.
+"""Scores of the head in each subgroup of a target, and whether a group is surely worse.
 
-Intervals hold for all groups at once (max-T), so the worst may be
-picked after looking. Groups and classes with too few patients get a reason, not a number.
+Intervals hold for all groups at once (max-T), so the worst group may be picked after looking.
+Groups and classes with too few patients get a reason instead of a number.
 """
 
 from collections.abc import Mapping, Sequence

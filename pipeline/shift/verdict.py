@@ -1,8 +1,8 @@
 """Say in a few sentences why a target is worse, and what may help.
 
-A cause is named only where the loss is shown and so is the effect that stands for it; else
-the text says that nothing is shown, which is not the same as "no difference". Causes that
-leave the same numbers are named together.
+A cause is named only if both the loss and the effect behind the cause are shown. Otherwise the
+text says that nothing is shown, which does not mean "no difference". Causes that lead to the same
+numbers are named together.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,17 +18,17 @@ from pipeline.words import counted, percent
 
 _Effects = Mapping[str, Effect]
 
-#: Causes that are named in the sentences at most.
+#: Most causes that are named in the sentences.
 _MOST_CAUSES = 2
 #: A term is called the cause only if it is the largest in this share of the draws.
 _DOMINANT = 0.9
 
 
 class Verdict(NamedTuple):
-    """What may be said of one labelled target, the most important first.
+    """The sentences about one labelled target, the most important first.
 
-    Causes are keys of :data:`CAUSES`. Estimates and thresholds that were made without labels must
-    not be used where ``labels_needed``.
+    Causes are keys of :data:`CAUSES`. If ``labels_needed``, estimates and thresholds that were
+    made without labels must not be used.
     """
 
     sentences: list[str]
@@ -37,7 +37,7 @@ class Verdict(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """What is said of a cause, what it may be, and whether measures of the images tell more."""
+    """The sentence about a cause, what fits it, and whether measures of the images are added."""
 
     sentence: str
     fits: str
@@ -86,9 +86,8 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         ),
     }
 )
-#: Which cause an effect stands for where the images may differ, and where nothing hints at it.
-#: Images that differ for one reason may have wrong labels for another, so a difference that is
-#: shown excludes no label errors.
+#: The cause of each effect if the images may differ, and if nothing hints at a difference. Images
+#: that differ may also have wrong labels, so a difference does not exclude label errors.
 _OF_EFFECT: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "transfer_gap": ("acquisition_or_labels", "label_definition"),
@@ -100,17 +99,17 @@ _OF_EFFECT: Mapping[str, tuple[str, str]] = MappingProxyType(
 def causes_of(
     effects: _Effects, *, images_differ: bool | None, adaptable: bool
 ) -> dict[str, Effect]:
-    """The causes that may be named, each with the effect that stands for it.
+    """The causes that may be named, each with its effect.
 
-    Another mix of classes or groups comes first; others follow by the size of the effect.
-    They need a loss within all groups too: another mix alone makes the target harder, or the
-    source's head unfit.
+    Another mix of classes or groups comes first; others follow by the size of the effect. These
+    also need a loss within all groups, because another mix alone can make the target harder, or
+    the source's head worse.
 
     Args:
         effects: From :func:`pipeline.shift.decompose.decompose`, with the steps
             ``target_hardness`` and ``transfer_gap`` of the error table where there are any.
         images_differ: See :func:`pipeline.shift.detect.images_differ`.
-        adaptable: Whether a method without labels of the target surely helps.
+        adaptable: Whether a method without target labels is shown to help.
     """
     if effects["accuracy_loss"].low <= 0:
         return {}
@@ -160,8 +159,8 @@ def verdict(
     Args:
         target: Its name.
         effects: See :func:`causes_of`.
-        accuracy: Of the head on the ``source``, out of fold, and on the ``target``.
-        auroc: The same of its AUROC.
+        accuracy: Accuracy of the head on the ``source``, out of fold, and on the ``target``.
+        auroc: Its AUROC on both.
         images_differ: See :func:`causes_of`.
         best: The best adaptation method that uses no target labels.
         measured: A sentence on how the images differ; None where nothing is shown.
@@ -232,12 +231,12 @@ def verdict_without_labels(
     accuracy_range: tuple[float | None, float | None],
     shifted: bool,
 ) -> list[str]:
-    """Turn what can be said of a target without labels into sentences.
+    """Sentences about a target without labels.
 
     Args:
         target: Its name.
-        source_accuracy: Of the head, out of fold.
-        accuracy_range: Where the accuracy on the target may lie; of None nothing can be said.
+        source_accuracy: Accuracy of the head, out of fold.
+        accuracy_range: Range of the accuracy on the target; None if it is not estimated.
         shifted: Whether a test shows a shift.
     """
     sentences = [f"The accuracy on {target} cannot be measured: it has no labels."]
@@ -262,7 +261,7 @@ def verdict_without_labels(
 
 
 def caveats(source: DomainData, target: DomainData, findings: Iterable[Finding]) -> list[str]:
-    """Sentences on what limits the numbers of one target: few patients, and what checks found."""
+    """Sentences on what limits the numbers of one target: few patients, and failed checks."""
     few = [
         f"The {data.role} has {counted(data.patients, 'patient')}. With so few, intervals are "
         "rough, and a test that finds nothing proves nothing."
