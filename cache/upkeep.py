@@ -13,10 +13,10 @@ _MAX_PART_BYTES = 256 << 20
 
 
 def compact(store: FeatureStore) -> int:
-    """Merge small parts of the same provenance; returns how many parts fewer there are.
+    """Merge small parts of the same provenance; returns by how many the parts decreased.
 
-    Each key is kept once. The merged part is put in place first and the old ones are removed after,
-    so a kill in between leaves the same rows twice, which is harmless.
+    Each key is kept once. The merged part is put in place before the old ones are removed, so a
+    kill in between leaves the same rows twice, which is harmless.
     """
     store.scan()
     before = len(store.parts)
@@ -29,7 +29,7 @@ def compact(store: FeatureStore) -> int:
 def gc(store: FeatureStore) -> list[str]:
     """Remove temporary files whose writer is dead on this host, or that are a day old.
 
-    Returns their names. Files in ``quarantine/`` are left for a person.
+    Returns their names. Files in ``quarantine/`` stay until a person removes them.
     """
     folders = (store.path, store.path / "parts")
     return [name for folder in folders for name in disk.remove_abandoned(folder)]

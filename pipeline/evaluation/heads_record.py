@@ -1,9 +1,9 @@
 """The entry of one backbone in ``heads.json``: how it is made, and how later stages read it.
 
 It has a row for each head in each domain (scores with intervals, differences from the baseline,
-what a clinician asks), and what the best head is worth after correction for the selection; where
-they are asked for, the spread over seeds, the comparison of algorithms over folds, and the sets
-of heads that may be the best.
+measures for clinical use), and the value of the best head, corrected for the selection. With
+``--thorough`` it also has the spread over seeds, the comparison of algorithms over folds, and the
+sets of heads that may be the best.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,10 +37,10 @@ from pipeline.results import ResultSet, read_set
 HEADS_REPORT = "heads.json"
 #: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
 HEADS_SCHEMA = 8
-#: What the printed table shows; all other scores are computed after it.
+#: Metrics of the printed table; all other scores are computed later.
 _SHOWN = ("accuracy", "auroc")
 Record = dict[str, Any]
-#: Probabilities for each seed, or each division in folds.
+#: Probabilities for each seed, or for each division into folds.
 Stack = NDArray[np.float64]
 
 
@@ -48,8 +48,8 @@ Stack = NDArray[np.float64]
 class Scoring:
     """How the heads of a study are scored.
 
-    Probabilities are those of all images of the study, ``(N, K)`` or by seed ``(S, N, K)``; out
-    of fold, those of the fit rows for each division in folds, ``(R, n, K)``; always by head.
+    Probabilities, by head, are for all images of the study, ``(N, K)`` or by seed ``(S, N, K)``.
+    Out-of-fold ones are for the fit rows and each division into folds, ``(R, n, K)``.
 
     Attributes:
         baseline: The head that the others are compared with.
@@ -64,7 +64,7 @@ class Scoring:
     def shown(
         self, sets: Sequence[DomainData], proba: Mapping[str, Proba], seconds: Mapping[str, float]
     ) -> Record:
-        """What the printed table shows of an entry; the rest is empty still.
+        """The part of an entry that the printed table shows; the rest is still empty.
 
         ``sets`` are those of ``eval_sets``; ``seconds`` the time of the fits of each head.
         """
@@ -98,7 +98,7 @@ class Scoring:
         fit_rows: DomainData,
         out_of_fold: Mapping[str, Stack],
     ) -> None:
-        """Add what the printed table does not show, and what is known of heads out of fold."""
+        """Add all other scores, and the out-of-fold results."""
         metrics = COMPARED_BY if out_of_fold else ()
         jobs: list[Callable[[], Any]] = [
             *(partial(self.selection_corrected, m, fit_rows, out_of_fold) for m in metrics),
@@ -114,7 +114,7 @@ class Scoring:
                 row["clinical"] = by_head[row["head"]]["clinical"]
 
     def _shown_of(self, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
-        """By head, what the printed table shows of a domain, with differences from the baseline."""
+        """By head, the scores of the printed table in a domain, with differences from baseline."""
         by_head: dict[str, Record] = {
             name: {"scores": scores, "differences": {}, "clinical": None}
             for name, scores in self._scores(data, proba, _SHOWN).items()
@@ -127,7 +127,7 @@ class Scoring:
         return by_head
 
     def _more_of(self, data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Record]:
-        """By head, what the printed table does not show: other scores, what a clinician asks."""
+        """By head, the scores in a domain that the printed table lacks, with clinical measures."""
         scores = self._scores(data, proba, [m for m in METRICS if m not in _SHOWN])
         drawn = draw_patients(data.group, self._rng("clinical", data), draws=self.draws)
         return {
@@ -152,9 +152,9 @@ class Scoring:
     def selection_corrected(
         self, metric: str, fit_rows: DomainData, out_of_fold: Mapping[str, Stack]
     ) -> Record | None:
-        """What the best head is worth on new patients, by the first division in folds.
+        """The value of the best head on new patients, from the first division into folds.
 
-        None where the metric is not defined on the rows that every head was asked out of fold.
+        None if the metric is undefined on the rows that every head has predicted out of fold.
         """
         proba = {name: p[0] for name, p in out_of_fold.items()}
         held_out = np.isfinite(np.stack(list(proba.values()))).all(axis=(0, 2))
@@ -180,7 +180,7 @@ class Scoring:
         out_of_fold: Mapping[str, Stack],
         divisions: Sequence[Sequence[Fold]],
     ) -> Record:
-        """What ``--thorough`` adds to an entry; ``divisions`` are those of ``out_of_fold``."""
+        """The part of an entry for ``--thorough``; ``divisions`` are those of ``out_of_fold``."""
         spread = run_parallel([partial(self.seed_spread, data, proba) for data in sets])
         return {
             "seed_spread": [row for rows in spread for row in rows],
@@ -191,7 +191,7 @@ class Scoring:
         }
 
     def seed_spread(self, data: DomainData, proba: Mapping[str, Stack]) -> list[Record]:
-        """Mean and spread of the scores of each head that was fitted for several seeds."""
+        """Mean and spread of the scores of each head with several seeds."""
         rows = []
         for head, of_seeds in proba.items():
             for metric in COMPARED_BY:
@@ -232,7 +232,7 @@ class Scoring:
         out_of_fold: Mapping[str, Stack],
         divisions: Sequence[Sequence[Fold]],
     ) -> Iterator[Record]:
-        """Every kind of head against the baseline, fitted again on each fold of each division."""
+        """Each kind of head against the baseline, fitted again on each fold of each division."""
         folds = [(k, outside) for k, division in enumerate(divisions) for _, outside in division]
         label = fit_rows.labelled()
         for metric in COMPARED_BY:
@@ -263,7 +263,7 @@ def _of(data: DomainData, proba: Mapping[str, Proba]) -> dict[str, Proba]:
 
 
 def _short(record: Mapping[str, Any]) -> Record:
-    """Without what the domain or the report says once for all."""
+    """A row without the counts that its domain has."""
     return {k: v for k, v in record.items() if k not in ("images", "patients")}
 
 

@@ -1,4 +1,4 @@
-"""What is refused before it reaches a store: features that cannot be right, empty pictures."""
+"""Checks before features reach a store: invalid features, and images of one colour."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from pipeline.errors import EngineError, StudyError
 from pipeline.features.decoding import CONSTANT
 from pipeline.words import counted, printable
 
-#: From this many rows on, this share of them is suspicious.
+#: From this many rows on, a larger share of invalid or duplicate rows stops the run.
 _FEW, _SHARE_OF_FEW = 20, 0.5
 _MANY, _SHARE_OF_MANY = 1000, 0.01
-#: More than this share of black, white or transparent pictures, and so many, are no accident.
+#: A larger share, and number, of black, white or transparent images is not an accident.
 _FEW_CONSTANT, _SHARE_CONSTANT = 3, 0.01
 
 
 class FeatureGuard:
-    """Finds features that cannot be right before they reach the store.
+    """Finds invalid features before they reach the store.
 
     Args:
-        policy: Of the pixels. Masked pictures are often equal: many have four black corners.
+        policy: Pixel policy. Masked images are often equal: many have four black corners.
     """
 
     def __init__(self, policy: PixelPolicy) -> None:
@@ -32,7 +32,7 @@ class FeatureGuard:
         self._rows = self._bad = self._duplicates = 0
 
     def objection(self, row: NDArray[np.float32]) -> str | None:
-        """Why a feature row must not be stored; None when it may.
+        """The reason why a feature row must not be stored; None if it may be.
 
         Raises:
             EngineError: Most rows so far, or more than 1 % of many, are bad or equal to
@@ -51,21 +51,21 @@ class FeatureGuard:
         return None
 
     def _stop_if_many(self, count: int, what: str) -> None:
-        """A few copies of one picture in a small set are no sign of a dead network."""
+        """Stop the run if too many rows are bad; a few copies in a small set are not a reason."""
         allowed = _SHARE_OF_MANY if self._rows >= _MANY else _SHARE_OF_FEW
         if self._rows >= _FEW and count > allowed * self._rows:
             raise EngineError(
-                f"{count} of {self._rows} images {what}: the backbone looks dead. "
-                "Are these its weights?"
+                f"{count} of {self._rows} images {what}: the backbone does not work. "
+                "Check its weights"
             )
 
 
 def refuse_many_constant(
     title: str, missing: Mapping[bytes, Item], unusable: Mapping[bytes, str], *, images: int
 ) -> None:
-    """More than a few black pictures are a mistake of an export; the others' rows are stored.
+    """Refuse many images of one colour, a mistake of an export; other rows are stored.
 
-    The share is of all images: a later run misses these alone.
+    The share is of all images, because a later run lacks only these.
     """
     empty = [key for key, reason in unusable.items() if reason == CONSTANT]
     if len(empty) >= _FEW_CONSTANT and len(empty) > _SHARE_CONSTANT * images:

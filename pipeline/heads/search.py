@@ -229,7 +229,7 @@ class Fitting:
         beside: Sequence[_Job] = (),
         shared: Sequence[Any] = (),
     ) -> tuple[list[NDArray[np.intp]], dict[str, Proba], dict[str, list[Any]]]:
-        """Fit every choice of parameters of each head to each fold of one division.
+        """Fit each head with every choice of parameters to each fold of one division.
 
         The rows held out of each fold; by head their probabilities ``(choices, n, K)``, of
         heads that were fitted in every fold; and what the jobs of other heads return, which are
@@ -292,7 +292,7 @@ class Fitting:
     ) -> tuple[list[_Job], list[Any]]:
         """Jobs for each seed of each head, which return model and predictions; and the rows.
 
-        A head that keeps its rows keeps these. None where they cannot be prepared.
+        A head that stores its rows stores these. None if the rows cannot be prepared.
         """
         if not chosen:
             return [], []
@@ -326,7 +326,7 @@ class Fitting:
         *,
         shared: Sequence[Any] = (),
     ) -> dict[str, list[Any]]:
-        """What the jobs of each head return, of heads of which none failed.
+        """The results of the jobs of each head, for heads without a failed job.
 
         ``what`` begins the reason of a failure; a job stands with the name of its head.
         """
@@ -374,7 +374,7 @@ class Fitting:
 
 
 def import_heads(specs: Mapping[str, HeadSpec]) -> None:
-    """Make each head once: what it imports is then in every fork."""
+    """Make each head once, so that every fork has its imports."""
     for name, spec in specs.items():
         with suppress(Exception):  # whoever fits it says so
             spec.make(0)
@@ -382,13 +382,13 @@ def import_heads(specs: Mapping[str, HeadSpec]) -> None:
 
 
 def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
-    """What a job returns, and its seconds."""
+    """The result of a job, and its seconds."""
     start = time.perf_counter()
     return job(), time.perf_counter() - start
 
 
 def _reason(cause: BaseException) -> str:
-    """What is shown of an exception; its kind too where that is a surprise."""
+    """The text of an exception; with its type if the exception is unexpected."""
     expected = isinstance(cause, ValueError | TimeoutError | EngineError | np.linalg.LinAlgError)
     text = " ".join(str(cause).split())[:_LONGEST_REASON]
     return text if expected and text else f"{type(cause).__name__}: {text}".rstrip(": ")
@@ -396,7 +396,7 @@ def _reason(cause: BaseException) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fold:
-    """A fold after preprocessing: rows to fit to, of all views, and rows held out."""
+    """A fold after preprocessing: rows to fit to, with all views, and held-out rows."""
 
     X: NDArray[np.float32]
     y: NDArray[np.integer]
@@ -407,13 +407,13 @@ class _Fold:
 
 
 def _fit_choices(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: int) -> Proba:
-    """Probabilities ``(choices, out, K)`` of the rows held out, or scores of several choices.
+    """Probabilities ``(choices, out, K)`` of held-out rows, or scores if there are several choices.
 
     A choice that cannot be fitted to the rows of a fold (more neighbours than rows), or gives
     no probabilities (naive Bayes without smoothing), has NaN.
 
     Raises:
-        ValueError: None can be fitted.
+        ValueError: No choice can be fitted.
     """
     shape = len(fold.outside), fold.classes
     heads = [spec.make(seed).set_params(**choice) for choice in choices]
@@ -439,10 +439,10 @@ def _fit_choices(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: 
 
 
 def _fit_nested(spec: HeadSpec, fixed: Sequence[_Choice], fold: _Fold, seed: int) -> Proba:
-    """Probabilities ``(1, out, K)`` of the rows held out, which have no part in any choice.
+    """Probabilities ``(1, out, K)`` of held-out rows, which take no part in any choice.
 
-    ``fixed``, chosen by all rows, are taken where a class has too few patients in the fold to
-    divide it once more.
+    If a class has too few patients to divide the fold again, ``fixed`` is used, which was chosen
+    on all rows.
     """
     try:
         best = _best_inside(spec, fold, seed) if len(spec.choices) > 1 else spec.choices[0]
@@ -452,7 +452,7 @@ def _fit_nested(spec: HeadSpec, fixed: Sequence[_Choice], fold: _Fold, seed: int
 
 
 def _best_inside(spec: HeadSpec, fold: _Fold, seed: int) -> _Choice:
-    """The choice of the lowest log loss in folds of a fold's own rows."""
+    """The choice with the lowest log loss in folds of the fold's own rows."""
     by_choice = np.full((len(spec.choices), len(fold.y), fold.classes), np.nan)
     for inside, outside in patient_folds(fold.y, fold.group, seed=seed):
         part = _Fold(
@@ -468,9 +468,9 @@ def _best_inside(spec: HeadSpec, fold: _Fold, seed: int) -> _Choice:
 
 
 def _choose(spec: HeadSpec, by_choice: Proba, y: NDArray[np.integer]) -> tuple[_Choice, Proba]:
-    """The choice of the lowest log loss on held-out rows, and probabilities by every choice.
+    """The choice with the lowest log loss on held-out rows, and probabilities by every choice.
 
-    Of scores each choice has a calibration, which stays with it.
+    If there are scores, each choice has its own calibration.
 
     Raises:
         ValueError: See :func:`pipeline.heads.closed_form.fit_calibration`.
@@ -490,9 +490,9 @@ def _choose(spec: HeadSpec, by_choice: Proba, y: NDArray[np.integer]) -> tuple[_
 def chosen_elsewhere(
     by_choice: Proba, y: NDArray[np.integer], folds: Sequence[NDArray[np.intp]]
 ) -> Proba:
-    """Held-out probabilities ``(n, K)``, of ``(choices, n, K)`` and labels ``(n,)``.
+    """Held-out probabilities ``(n, K)``, from ``(choices, n, K)`` and labels ``(n,)``.
 
-    No row has a say in the choice that is made for its fold.
+    No row takes part in the choice for its own fold.
     """
     held_out = np.full(by_choice.shape[1:], np.nan)
     for rows in folds:
@@ -505,7 +505,7 @@ def chosen_elsewhere(
 
 
 def _log_losses(by_choice: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Mean log loss of each choice on the rows held out; infinite where a fold could not fit it."""
+    """Mean log loss of each choice on held-out rows; infinite if a fold could not fit it."""
     held_out = np.flatnonzero(np.isfinite(by_choice).all(axis=2).any(axis=0))
     of_label = by_choice[:, held_out, y[held_out]]
     loss = -np.log(np.maximum(of_label, _TINY)).mean(axis=1)

@@ -13,7 +13,7 @@ POLICY = PixelPolicy(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 def test_a_dead_backbone_stops_the_run():
     """More than one row in a hundred equal to another image's, or none at all."""
     guard = FeatureGuard(POLICY)
-    with pytest.raises(EngineError, match="the backbone looks dead"):
+    with pytest.raises(EngineError, match="the backbone does not work"):
         for _ in range(50):
             guard.objection(np.ones(4, np.float32))
     with pytest.raises(EngineError, match="not finite or all zero"):
