@@ -323,7 +323,7 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
     folders, hint = "images at any depth", ""
     if domain.labelled:
         folders = "a folder for each class with images at any depth"
-        hint = '. Images without labels may lie in a target as they are, with labels = "absent"'
+        hint = '. A target without labels needs no class folders: write labels = "absent"'
     raise StudyError(
         f"{domain.path} holds {' and '.join(kinds) or 'no input'}; allowed is one of: "
         f"{folders}, .npy stacks (n, H, W) or (n, H, W, 3), one class a file, a .npz file, or a "

@@ -234,8 +234,8 @@ def _missing(folder: Path) -> str:
         heads = ", ".join(str(folder / name) for name in below[:20])
         return f"the folder holds several heads; name one: {heads}"
     return (
-        f"there is no {DESCRIPTION}; `headrace heads` writes results/STUDY/heads/BACKBONE/HEAD, "
-        "and lists in heads.json under `not_saved` the heads that cannot be saved"
+        f"there is no {DESCRIPTION}; `headrace heads` writes results/STUDY/heads/BACKBONE/HEAD; "
+        "heads that cannot be saved are listed in heads.json under `not_saved`"
     )
 
 
