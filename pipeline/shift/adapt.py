@@ -30,7 +30,12 @@ from pipeline.evaluation.paired_tests import ALPHA, holm, sign_flip, verdict
 from pipeline.heads.logistic import fit_weighted, softmax_or_sigmoid
 from pipeline.parallel import run_parallel
 from pipeline.shift.head import INVERSE_PENALTY, SourceModel
-from pipeline.shift.label_free import Calibration, estimate_prior, fit_calibration, reweighted
+from pipeline.shift.label_free import (
+    TemperatureScaling,
+    estimate_prior,
+    fit_temperature_scaling,
+    reweighted,
+)
 
 _BASELINE = "source_only"
 _Record = dict[str, Any]
@@ -102,7 +107,7 @@ def _balanced_standardisation(model: SourceModel, target: _Rows, parts: _Parts) 
 
 
 def _balanced_statistics(
-    model: SourceModel, target: _Rows, calibration: Calibration
+    model: SourceModel, target: _Rows, calibration: TemperatureScaling
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Mean (d,), scale (d,) of the target at the source's class mix, and its own class mix (K,).
 
@@ -242,8 +247,8 @@ ADAPTERS: Mapping[str, _Adapter] = MappingProxyType(
 )
 
 
-def _calibration(model: SourceModel) -> Calibration:
-    return fit_calibration(model.data.scored(), model.data.labelled())
+def _calibration(model: SourceModel) -> TemperatureScaling:
+    return fit_temperature_scaling(model.data.scored(), model.data.labelled())
 
 
 def _nonzero(scale: NDArray[np.float64]) -> NDArray[np.float64]:

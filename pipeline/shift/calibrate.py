@@ -17,7 +17,7 @@ from sklearn.metrics import roc_curve
 
 from pipeline.data.domain import DomainData
 from pipeline.evaluation.intervals import rate_interval
-from pipeline.shift.label_free import fit_calibration
+from pipeline.shift.label_free import fit_temperature_scaling
 
 _TINY = 1e-12
 #: Bins of the calibration error, with equally many images.
@@ -58,7 +58,7 @@ def calibration(data: DomainData) -> _Record:
     brier, best = (float(np.mean((q - event) ** 2)) for q in (p, recalibrated))
     slope = intercept = None
     if event.any() and not event.all():
-        line = fit_calibration(np.column_stack([1 - p, p]), event.astype(np.int64))
+        line = fit_temperature_scaling(np.column_stack([1 - p, p]), event.astype(np.int64))
         slope, intercept = line.slope, float(line.bias[1])
     return {
         "domain": data.role,

@@ -70,7 +70,7 @@ def estimate_accuracy(
     """
     of_source = draw_patients(source.group, rng, draws=draws, label=source.labelled())
     of_target = draw_patients(target.group, rng, draws=draws)
-    start = fit_calibration(source.scored(), source.labelled())
+    start = fit_temperature_scaling(source.scored(), source.labelled())
     estimate = _estimates(source, target, np.ones(len(source)), np.ones(len(target)), start)
     drawn = np.stack(
         [
@@ -123,7 +123,7 @@ def _estimates(
     target: DomainData,
     weights_s: _Shares,
     weights_t: _Shares,
-    start: "Calibration",
+    start: "TemperatureScaling",
 ) -> _Shares:
     """All estimates for weights (n,) and (m,) of the rows, shape (3 + K,).
 
@@ -135,7 +135,7 @@ def _estimates(
     The class mix of the target follows them. The calibration starts from one nearby.
     """
     label, right = source.labelled(), ~source.wrong()
-    calibrated = fit_calibration(source.scored(), label, weights=weights_s, start=start)
+    calibrated = fit_temperature_scaling(source.scored(), label, weights=weights_s, start=start)
     proba = calibrated(target.scored())
     sure_s = calibrated(source.scored())[np.arange(len(source)), source.predicted()]
     sure_t = proba[np.arange(len(target)), target.predicted()]
@@ -150,7 +150,7 @@ def _estimates(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class TemperatureScaling:
     """Bias-corrected temperature scaling: softmax(slope * log p + bias), bias (K,)."""
 
     slope: float
@@ -161,13 +161,13 @@ class Calibration:
         return np.asarray(softmax(self.slope * _log_proba(proba) + self.bias, axis=1), np.float64)
 
 
-def fit_calibration(
+def fit_temperature_scaling(
     proba: NDArray[np.floating],
     label: NDArray[np.integer],
     *,
     weights: _Shares | None = None,
-    start: Calibration | None = None,
-) -> Calibration:
+    start: TemperatureScaling | None = None,
+) -> TemperatureScaling:
     """Fit slope and per-class bias by maximum likelihood (BCTS, Alexandari et al. 2020).
 
     Args:
@@ -193,7 +193,7 @@ def fit_calibration(
     first = nothing if start is None else np.r_[start.slope, start.bias[1:]]
     options = {"ftol": 1e-16, "gtol": 1e-6}
     theta = minimize(loss, first, jac=True, method="L-BFGS-B", options=options).x
-    return Calibration(slope=float(theta[0]), bias=np.r_[0.0, theta[1:]])
+    return TemperatureScaling(slope=float(theta[0]), bias=np.r_[0.0, theta[1:]])
 
 
 def _log_proba(proba: NDArray[np.floating]) -> _Shares:

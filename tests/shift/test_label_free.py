@@ -10,7 +10,7 @@ from pipeline.shift.label_free import (
     FORMULAS,
     estimate_accuracy,
     estimate_prior,
-    fit_calibration,
+    fit_temperature_scaling,
     without_accuracy,
 )
 from tests.shift.worlds import draw_scores, scored
@@ -58,7 +58,7 @@ def test_formulas_are_their_definitions_and_the_range_spans_their_intervals():
     rng = np.random.default_rng(3)
     source, label = draw_scores(rng, 400)
     target, _ = draw_scores(rng, 300, 0.7)
-    calibrate = fit_calibration(source, label)
+    calibrate = fit_temperature_scaling(source, label)
     right = source.argmax(axis=1) == label
     result = estimated(source, label, target, draws=40)
     sure, sure_t = (calibrate(p)[np.arange(len(p)), p.argmax(axis=1)] for p in (source, target))
@@ -137,7 +137,7 @@ def test_calibration_is_the_maximum_of_the_likelihood(classes):
     label = np.array([rng.choice(classes, p=row) for row in honest])
     bias = rng.normal(size=classes)
     timid = softmax(np.log(honest) / 3 + bias, axis=1)
-    fit = fit_calibration(timid, label)
+    fit = fit_temperature_scaling(timid, label)
 
     def likelihood(slope, offset):
         proba = softmax(slope * np.log(timid) + offset, axis=1)
