@@ -756,7 +756,10 @@ def predict(images: tuple[Path, ...], **flags: Any) -> dict[str, Any]:
 @_backbone_option
 @click.option("--int8", is_flag=True, help="Round to 8 bits, and measure the loss on validation.")
 @click.option(
-    "--margin", default=0.01, show_default=True, help="Accuracy and AUROC that --int8 may lose."
+    "--margin",
+    default=0.01,
+    show_default=True,
+    help="Largest loss of accuracy and of AUROC that --int8 may cause, 0 to 1.",
 )
 @command
 def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str, Any]:
@@ -776,7 +779,7 @@ def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str
 @main.command()
 @click.option(
     "--head",
-    help="Head, or method of fine-tuning; default: the best on validation that can be explained.",
+    help="Head, or method of fine-tuning; default: the best on validation that has layers.",
 )
 @click.option("--backbone", help="Backbone; needed with --head when the study has several.")
 @click.option(

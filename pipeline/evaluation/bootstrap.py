@@ -108,7 +108,8 @@ def bbc_cv(
             larger is better.
         group: Patient of each row.
         rng: Source of randomness.
-        bases: Patients that the statistics rest on; see :class:`Share`.
+        bases: Patients that the statistics rest on; see
+            :class:`pipeline.evaluation.intervals.Share`.
         draws: Bootstrap draws of patients; draws in which the value is undefined in or out of
             bag are left out.
 

@@ -19,6 +19,7 @@ from sklearn.svm import SVC
 from pipeline.data.patients import patient_folds
 from pipeline.heads.base import Head, row_blocks
 from pipeline.heads.closed_form import Calibration, fit_calibration
+from pipeline.randomness import stream
 
 #: Most rows that are used: more inner products would take over 200 MB, and minutes.
 _MOST_ROWS = 5000
@@ -106,7 +107,8 @@ def _fewer_rows(
 ) -> tuple[NDArray[np.float32], NDArray[np.integer]]:
     """The rows that are used: at most the limit, with the same share of each class."""
     step = -(-len(rows) // _MOST_ROWS)
-    of_classes = [np.flatnonzero(labels == label)[::step] for label in np.unique(labels)]
+    shuffled = stream("svm rows", 0).permutation(len(rows))
+    of_classes = [shuffled[labels[shuffled] == label][::step] for label in np.unique(labels)]
     keep = np.sort(np.concatenate(of_classes)) if step > 1 else slice(None)
     return rows[keep], labels[keep]
 
@@ -124,8 +126,13 @@ def _kernels(
     kernels = {"linear": inner}
     if any(head.kernel == "rbf" for head in heads):
         squares, of_other = (np.einsum("ij,ij->i", a, a, dtype=np.float64) for a in (rows, other))
-        distances = squares[:, None] + of_other - 2 * inner
-        kernels["rbf"] = np.exp(-gamma * np.maximum(distances, 0))
+        # In place: a fresh array of this size costs as much as a sum of two.
+        distances = -2 * inner
+        distances += squares[:, None]
+        distances += of_other
+        np.maximum(distances, 0, out=distances)
+        distances *= -gamma
+        kernels["rbf"] = np.exp(distances, out=distances)
     return kernels
 
 

@@ -1,6 +1,6 @@
 """Fit heads to the fit split: parameters by folds of patients, then every seed on all rows.
 
-Folds answer two questions: which parameters of a grid have the lowest log loss on held-out
+Folds answer two questions: which choice of parameters has the lowest log loss on held-out
 patients, and which head is the best out of fold (``evaluation.bootstrap``). Each fold is
 preprocessed by its own rows, and no patient is both inside and outside. All fits of all heads are
 independent jobs, so they keep every core busy.
@@ -242,13 +242,13 @@ class Fitting:
             self.failures.update(dict.fromkeys([what] if what else choices, _reason(cause)))
             folds = []
         jobs = [
-            (name, partial(fit, self.specs[name], grid, fold, seed))
-            for name, grid in choices.items()
+            (name, partial(fit, self.specs[name], of_head, fold, seed))
+            for name, of_head in choices.items()
             for fold in folds
         ]
         results = self._run([*beside, *jobs], what, shared=shared)
         held_out: dict[str, Proba] = {}
-        for name in choices.keys() & results.keys():
+        for name in [name for name in choices if name in results]:
             held_out[name] = np.full((len(choices[name]), len(self.data), folds[0].classes), np.nan)
             for fold, proba in zip(folds, results.pop(name), strict=True):
                 held_out[name][:, fold.outside] = proba

@@ -82,7 +82,8 @@ def headline(records: _Records, head: PageHead | None) -> str:
         sentences = [*_accuracies(head, effects), *_gain_of_training(effects)]
     if leaks:
         sentences.insert(
-            0, "Images or patients are in two roles: do not trust the numbers on this page."
+            0,
+            "Images or patients are on both sides of a split: do not trust the numbers here.",
         )
     elif leaks == 0:
         sentences.append("No leak was found.")

@@ -69,7 +69,7 @@ def audit_of(leak=0, **severities):
 FALLS = "Accuracy falls from 96 % on new patients of the source to"
 IS = "Accuracy is 96 % on new patients of the source."
 MOST = "Training on the target would regain most of the loss on b. No leak was found."
-LEAK = "Images or patients are in two roles: do not trust the numbers on this page."
+LEAK = "Images or patients are on both sides of a split: do not trust the numbers here."
 
 
 @pytest.mark.parametrize(
