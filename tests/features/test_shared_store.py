@@ -26,7 +26,7 @@ COMMANDS = {
     "audit study.toml --no-shortcuts": "No leak was found",
     "report study.toml": "report.html: ",
     "predict ../here --model results/tiny/heads/tiny/linear --store ../features":
-        "0 images computed, 40 from the store",
+        "0 computed, 40 from the store",
     "predict ../new --model ../results/tiny/heads/tiny/linear --store ../features":
         "4 images computed, 0 from the store",
     "cache ls --store ../features": "60",
