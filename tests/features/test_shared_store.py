@@ -28,7 +28,7 @@ COMMANDS = {
     "predict ../here --model results/tiny/heads/tiny/linear --store ../features":
         "0 computed, 40 from the store",
     "predict ../new --model ../results/tiny/heads/tiny/linear --store ../features":
-        "4 images computed, 0 from the store",
+        "4 computed, 0 from the store",
     "cache ls --store ../features": "60",
     "cache verify --store ../features": "60 rows in 1 part, every byte checked",
     "cache verify study.toml --sample 4": "4 images recomputed",
