@@ -37,8 +37,9 @@ from pipeline.evaluation.predictions import (
     predictions_of,
 )
 from pipeline.features.load import FeatureTable, feature_tables
-from pipeline.heads import HeadSpec, all_heads
+from pipeline.heads import HeadSpec
 from pipeline.heads.base import PREPROCESSING, STANDARDISE, make_preprocessing
+from pipeline.heads.custom import all_heads
 from pipeline.heads.save import (
     Network,
     SavedHead,

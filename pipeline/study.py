@@ -169,7 +169,7 @@ class BackboneChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class CustomHead:
-    """A head that the study adds to the table of heads; see :func:`pipeline.heads.all_heads`.
+    """A head that the study adds to the table of heads; see :mod:`pipeline.heads.custom`.
 
     Attributes:
         name: Its name, which must not be one of ``HEADS``.

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.heads import late
+from pipeline.heads import lazy_import
 
 STANDARDISE = "standardise"
 #: Elements of one block of rows: 8 MB as float64.
@@ -214,11 +214,11 @@ def transform_in_blocks(
 PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
         STANDARDISE: Standardiser,
-        "none": late("sklearn.preprocessing.FunctionTransformer"),
-        "l2": late("sklearn.preprocessing.Normalizer"),
+        "none": lazy_import("sklearn.preprocessing.FunctionTransformer"),
+        "l2": lazy_import("sklearn.preprocessing.Normalizer"),
         # Directions beyond 99 % of the variance are noise that whitening would amplify.
         "pca_whiten": partial(
-            late("sklearn.decomposition.PCA"),
+            lazy_import("sklearn.decomposition.PCA"),
             n_components=0.99,
             whiten=True,
             svd_solver="covariance_eigh",
@@ -238,4 +238,4 @@ def make_preprocessing(name: str, widths: Sequence[int]) -> Any:
     transformer = PREPROCESSING[name]()
     if len(widths) == 1 or name == "none":
         return transformer
-    return late("sklearn.pipeline.make_pipeline")(standardiser, transformer)
+    return lazy_import("sklearn.pipeline.make_pipeline")(standardiser, transformer)

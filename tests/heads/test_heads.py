@@ -6,8 +6,9 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.errors import StudyError
-from pipeline.heads import HEADS, all_heads
+from pipeline.heads import HEADS
 from pipeline.heads.base import PREPROCESSING, make_preprocessing
+from pipeline.heads.custom import all_heads
 from pipeline.heads.logistic import fit_weighted
 from pipeline.study import CustomHead
 from pipeline.study_file import load_study
