@@ -137,7 +137,7 @@ def _check_dataset(file: h5py.File, name: str, dataset: str, dtype: np.dtype[Any
     """Accept only plain numbers that lie in this file, unfiltered, in one piece."""
     link = file.get(dataset, getlink=True)
     data = file[dataset] if isinstance(link, h5py.HardLink) else None
-    plain = (
+    as_written = (
         isinstance(data, h5py.Dataset)
         and data.dtype == dtype
         and data.ndim >= 2
@@ -149,7 +149,7 @@ def _check_dataset(file: h5py.File, name: str, dataset: str, dtype: np.dtype[Any
         and data.id.get_offset() is not None
         and data.id.get_storage_size() == data.size * dtype.itemsize
     )
-    if not plain:
+    if not as_written:
         raise DamagedPartError(f"{name}: {dataset} is not a plain contiguous {dtype} dataset")
 
 

@@ -127,7 +127,7 @@ class FeatureStore:
         for _ in range(_RESCANS):
             if missing := sum(key not in self._row_of for key in wanted):
                 raise MissingRowsError(self.path, missing, len(wanted))
-            features = self._gather(wanted)
+            features = self._read_parts(wanted)
             if features is not None:
                 return features
             # Another process has compacted, so the rows are in a new part; or a part has
@@ -237,7 +237,7 @@ class FeatureStore:
             name=name, rows=len(part.key), size=size, row_shape=shape, provenance=part.provenance
         )
 
-    def _gather(self, wanted: list[bytes]) -> NDArray[np.float32] | None:
+    def _read_parts(self, wanted: list[bytes]) -> NDArray[np.float32] | None:
         """Rows by position, with one part in memory at a time; None if a part is unusable."""
         wanted_of: dict[str, list[tuple[int, int]]] = {}
         for position, key in enumerate(wanted):

@@ -229,7 +229,7 @@ def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(function)
     def run(study: Path, *, findings: tuple[str, ...], **flags: Any) -> Any:
-        from pipeline.errors import PartsError, go_on
+        from pipeline.errors import PartsError, record_failure
 
         whole = _load(study, flags)
         parts = _studies_by_finding(whole, findings)
@@ -241,7 +241,7 @@ def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
         failures: dict[str, Exception] = {}
         for number, (finding, part) in enumerate(parts.items(), start=1):
             _LOG.info("finding %d of %d: %s", number, len(parts), finding)
-            with go_on(finding, failures):
+            with record_failure(finding, failures):
                 records[finding] = function(part, **flags)
             if record := getattr(failures.get(finding), "record", None):
                 records[finding] = record
@@ -723,7 +723,7 @@ def predict(images: tuple[Path, ...], **flags: Any) -> dict[str, Any]:
 
     Example: headrace predict --model results/demo/heads/densenet121/linear new/1.png
     """
-    from pipeline.errors import PartsError, go_on
+    from pipeline.errors import PartsError, record_failure
     from pipeline.predict import predict as run
 
     models, table = flags.pop("models"), flags.pop("table")
@@ -731,7 +731,7 @@ def predict(images: tuple[Path, ...], **flags: Any) -> dict[str, Any]:
     records: dict[str, Any] = {}
     failures: dict[str, Exception] = {}
     for model in models:
-        with go_on(str(model), failures, alone=len(models) == 1):
+        with record_failure(str(model), failures, alone=len(models) == 1):
             records[str(model)] = run(model, images, engine=_engine(flags), **given)
     if not records:
         raise next(iter(failures.values()))

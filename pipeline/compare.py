@@ -200,7 +200,7 @@ def compare(
         study.results / HEADS_REPORT,
         record,
         {PROBABILITIES: predictions_file({h.backbone: h.predictions() for h in scored if h.fits})},
-        kept={name: digest for heads in scored for name, digest in heads.files.items()},
+        unchanged={name: digest for heads in scored for name, digest in heads.files.items()},
         owned=("heads*.csv", "figures/heads-*", "heads/*/*/*"),
     )
     return record

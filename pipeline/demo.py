@@ -490,10 +490,10 @@ def _opacities(rng: np.random.Generator, lung: _Plane) -> _Plane:
     """Share of air lost: two to five soft, ragged clouds, mostly low, some of them faint."""
     x, y, _ = _axes()
     weight = (lung > _DEEP) * np.exp(1.8 * y)
-    places = rng.choice(lung.size, size=rng.integers(2, 6), p=(weight / weight.sum()).ravel())
+    centres = rng.choice(lung.size, size=rng.integers(2, 6), p=(weight / weight.sum()).ravel())
     cloud = np.zeros_like(lung)
-    for place in places:
-        centre = (float(x.flat[place]), float(y.flat[place]))
+    for pixel in centres:
+        centre = (float(x.flat[pixel]), float(y.flat[pixel]))
         axes = tuple(rng.uniform(0.14, 0.32, 2))
         strength = rng.uniform(0.8, 1.6) if rng.random() > _FAINT else 0.35
         cloud += strength * np.exp(-_ellipse(centre, axes, rng.uniform(0, np.pi)))

@@ -2,7 +2,7 @@
 
 Each says what was got, what is allowed and what to do next, and derives from the builtin that a
 Python caller would expect. The command line turns them into one line and an exit code. Before
-that, only :func:`go_on` catches them, so that one part that fails does not stop the others.
+that, only :func:`record_failure` catches them, so that a part that fails does not stop the others.
 """
 
 import logging
@@ -101,7 +101,9 @@ class UnknownNameError(PipelineError, KeyError):
 
 
 @contextmanager
-def go_on(part: str, failures: dict[str, Exception], *, alone: bool = False) -> Iterator[None]:
+def record_failure(
+    part: str, failures: dict[str, Exception], *, alone: bool = False
+) -> Iterator[None]:
     """Record and log the failure of one part, such as a target or a backbone, and go on.
 
     A full disk stops everything, because the other parts would fail too. So does the failure of a

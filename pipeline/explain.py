@@ -1,7 +1,7 @@
 """Where a model looks: maps of its score over the image, and the shares of border and corners.
 
-Pooled features are the mean over places of the last activations ``A``, so a score that is linear
-in them is a sum over places. The map gives what each place adds to the score of the predicted
+Pooled features are the mean over positions of the last activations ``A``, so a score that is linear
+in them is a sum over positions. The map gives what each position adds to the score of the predicted
 class (minus the mean score of the other classes), relative to the mean features ``m`` of the fit
 split:
 
@@ -11,7 +11,7 @@ For linear heads this is exact: the mean of the map is the score minus a constan
 maps, Zhou et al. 2016). For other heads it is a linear approximation (Grad-CAM, Selvaraju et al.
 2017). With several views, the map is that of the first view, the unchanged image.
 
-Each place of the last activations depends on a large area around it. The share of the map's
+Each position of the last activations depends on a large area around it. The share of the map's
 positive part in the border says how much the model relies on the border. A linear head that was
 fitted to shuffled labels shows which share the network alone would cause.
 """
@@ -82,7 +82,7 @@ def explain(
         with sheets of pictures and their maps beside it.
 
     Raises:
-        ExportError: The model has no layers, or its features are not a mean over places.
+        ExportError: The model has no layers, or its features are not a mean over positions.
     """
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
@@ -218,7 +218,7 @@ class ActivationMaps:
 
     Args:
         network: From uint8 pixels ``(n, size, size, 3)`` to features ``(n, d)`` that are a mean
-            over places of the output of one of its modules, after ReLU or not.
+            over positions of the output of one of its modules, after ReLU or not.
         pixels: Images whose mean features, ``(m, d)`` in ``features``, are the reference.
         device: Where the network runs.
 
@@ -286,8 +286,8 @@ def _last_activations(
             ):
                 return module, after
     raise ExportError(
-        "the features of this backbone are not a mean over places, so its score has no map: maps "
-        "need a network that ends in global average pooling"
+        "the features of this backbone are not a mean over positions, so its score has no map: "
+        "maps need a network that ends in global average pooling"
     )
 
 
@@ -324,8 +324,8 @@ def _shares(
 def mass_shares(maps: _Maps) -> dict[str, NDArray[np.float64]]:
     """Share of the positive part of each of ``n`` maps in a region; NaN for an empty map.
 
-    ``border`` is outside the middle 70 % of each side, ``corners`` are 20 % of each side. A place
-    of the map counts with the part of it that lies in the region.
+    ``border`` is outside the middle 70 % of each side, ``corners`` are 20 % of each side. A
+    position of the map counts with the part of it that lies in the region.
     """
     positive = np.maximum(maps, 0).astype(np.float64)
     mass = positive.sum((1, 2))
@@ -338,11 +338,11 @@ def mass_shares(maps: _Maps) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _overlap(places: int, low: float, high: float) -> NDArray[np.float64]:
-    """Divide 0 to 1 into equal places; the part of each that lies between two numbers."""
-    edges = np.linspace(0, 1, places + 1)
+def _overlap(positions: int, low: float, high: float) -> NDArray[np.float64]:
+    """Divide 0 to 1 into equal parts; the share of each that lies between two numbers."""
+    edges = np.linspace(0, 1, positions + 1)
     inside: NDArray[np.float64] = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
-    return np.asarray(inside.clip(0) * places)
+    return np.asarray(inside.clip(0) * positions)
 
 
 def _interval(

@@ -45,13 +45,13 @@ def _of_heads(study: Study, record: Record) -> Iterator[Record]:
     """The best head on validation, in each domain; its AUROC is tested against 0.5."""
     predictions = read_predictions(study.results / PROBABILITIES)
     for entry in record["backbones"]:
-        kept = predictions[entry["backbone"]]
-        proba = {name: values for (name, _), values in kept.proba.items()}
+        stored = predictions[entry["backbone"]]
+        proba = {name: values for (name, _), values in stored.proba.items()}
         for domain in entry["domains"]:
             best = domain["rows"][0]
-            rows = (kept.domain == domain["domain"]) & (kept.split == domain["role"])
-            label, score = kept.label[rows], proba[best["head"]][rows, 1]
-            patient, chance = kept.patient[rows], np.full(len(score), 1 / 2)
+            rows = (stored.domain == domain["domain"]) & (stored.split == domain["role"])
+            label, score = stored.label[rows], proba[best["head"]][rows, 1]
+            patient, chance = stored.patient[rows], np.full(len(score), 1 / 2)
             tested = _is_tested(label, patient)
             yield {
                 "backbone": entry["backbone"],
@@ -92,13 +92,13 @@ _ROWS: Mapping[str, Callable[[Study, Record], Iterator[Record]]] = MappingProxyT
 )
 
 
-def _p_of_loss(kept: Predictions, target: str) -> float | None:
+def _p_of_loss(stored: Predictions, target: str) -> float | None:
     """Two-sided p of "source and target have the same AUROC"; their patients differ."""
     shares = []
-    ((_, proba),) = kept.proba.items()  # of the analysed head
+    ((_, proba),) = stored.proba.items()  # of the analysed head
     for name in (SOURCE, target):
-        rows = (kept.domain == name) & np.isfinite(proba[:, 1])
-        label, group = kept.label[rows], kept.patient[rows]
+        rows = (stored.domain == name) & np.isfinite(proba[:, 1])
+        label, group = stored.label[rows], stored.patient[rows]
         if not _is_tested(label, group):
             return None
         area = weighted_auroc(label == 1, proba[rows, 1])

@@ -137,8 +137,8 @@ def _study_name(output: Path) -> str:
 
 def _folder_name(text: str) -> str:
     """A folder's name in a form that a study allows; letters lose their accents."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-") or "study"
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", ascii_text).strip("._-") or "study"
 
 
 def _findings(path: Path, read: _Read) -> list[str]:

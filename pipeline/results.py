@@ -91,7 +91,7 @@ def write_set(
     record: Mapping[str, Any],
     files: Mapping[str, bytes] = _NOTHING,
     *,
-    kept: Mapping[str, str] = _NOTHING,
+    unchanged: Mapping[str, str] = _NOTHING,
     owned: Sequence[str] = (),
 ) -> dict[str, str]:
     """Put the files of a run in place, the record last, and remove older files.
@@ -103,13 +103,13 @@ def write_set(
         file: Path of the record.
         record: JSON values.
         files: Contents by name, relative to the record's folder.
-        kept: Existing files that belong to the run, with their SHA-256.
+        unchanged: Existing files that belong to the run, with their SHA-256.
         owned: Patterns of files that only this stage writes.
 
     Returns:
         SHA-256 by name, including the record.
     """
-    digests = {**kept, **{name: _sha256(data) for name, data in files.items()}}
+    digests = {**unchanged, **{name: _sha256(data) for name, data in files.items()}}
     sealed = _seal(json.dumps({**record, "files": digests}, indent=1, allow_nan=False))
     contents = {file.parent / name: data for name, data in files.items()} | {file: sealed}
     disk.publish_all(contents)
@@ -124,7 +124,7 @@ def add_files(
     before = read_set(file, stage)
     if before.record != json.loads(json.dumps(record)):
         raise ResultsError(f"another run has replaced {file}: run headrace {stage} STUDY again")
-    write_set(file, record, files, kept=before.digests)
+    write_set(file, record, files, unchanged=before.digests)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -18,7 +18,7 @@ def rewrite(
     """Other values in a record, other files in its set, or none that end so."""
     found = read_set(file, "stage")
     kept = {name: digest for name, digest in found.digests.items() if not name.endswith(without)}
-    write_set(file, found.record | (values or {}), files or {}, kept=kept)
+    write_set(file, found.record | (values or {}), files or {}, unchanged=kept)
 
 
 def record_of(file: Path) -> dict:

@@ -81,7 +81,7 @@ def _heads(folder: Path, run: bytes) -> None:
     owned = ("heads*.csv", "figures/heads-*", "heads/*/*/*")
     record = {"run": run.decode()}
     files = {"probabilities.h5": run * 5}
-    write_set(folder / "heads.json", record, files, kept=kept, owned=owned)
+    write_set(folder / "heads.json", record, files, unchanged=kept, owned=owned)
     more = {"heads.csv": run, "figures/heads-roc.png": run}
     if run == b"old":
         more["figures/heads-gone.png"] = run

@@ -44,7 +44,7 @@ from pipeline.data.near_copies import NearPair
 from pipeline.data.samples import ALL_IMAGES, Samples, load_samples
 from pipeline.data.sources import read_image
 from pipeline.data.tables import read_lines
-from pipeline.errors import ImageError, MissingFeaturesError, go_on
+from pipeline.errors import ImageError, MissingFeaturesError, record_failure
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, feature_tables, load_features
@@ -102,7 +102,7 @@ def audit(
     failures = [(n, reason) for n, reason in loaded.items() if isinstance(reason, Exception)]
     failures += tables[0].samples.failures.items()  # a target may have the name of a backbone
     if shortcuts and engine is not None:
-        with go_on("masked pictures", {}):
+        with record_failure("masked pictures", {}):
             extract(masked_study(study), engine, report="features_masked.json")
     first, facts, measured = _measure_facts(study, tables[0])
     used = first.samples

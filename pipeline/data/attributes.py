@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import Samples
 from pipeline.data.tables import Row, fail, find_columns, read_table
-from pipeline.errors import StudyError, go_on
+from pipeline.errors import StudyError, record_failure
 from pipeline.study import HEADER, Attribute, Domain, ImageTable, SourceDomain, Study
 from pipeline.words import composed, counted, have, printable
 
@@ -60,7 +60,7 @@ def groupings(
     groups: dict[str, list[tuple[str, ...]]] = {}
     for domain in study.domains:
         if domain.attributes is not None and domain.name not in failures:
-            with go_on(domain.name, failures, alone=domain is study.source):
+            with record_failure(domain.name, failures, alone=domain is study.source):
                 groups[domain.name] = _groups_of_images(
                     domain, domain.attributes, study.subgroups, samples
                 )

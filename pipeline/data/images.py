@@ -361,7 +361,7 @@ def _split_jpeg(data: bytes) -> tuple[bytes, int]:
     Of the application segments only JFIF and Adobe are kept, by which a decoder knows the
     colours. Where the structure is broken, the rest is kept for the decoder to refuse.
     """
-    kept, exif, xmp = [data[:2]], b"", b""
+    pieces, exif, xmp = [data[:2]], b"", b""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = unpack_from(">BH", data, at + 1)
@@ -374,10 +374,10 @@ def _split_jpeg(data: bytes) -> tuple[bytes, int]:
         elif marker == _APP1 and body.startswith(_XMP):
             xmp += body
         if _is_needed(marker, body):
-            kept.append(data[at:end])
+            pieces.append(data[at:end])
         at = end
-    if sum(map(len, kept)) < at:  # a file from which nothing is cut is not copied either
-        data = b"".join([*kept, memoryview(data)[at:]])
+    if sum(map(len, pieces)) < at:  # a file from which nothing is cut is not copied either
+        data = b"".join([*pieces, memoryview(data)[at:]])
     return data, _orientation(exif, xmp)
 
 
@@ -387,7 +387,7 @@ def _split_png(data: bytes) -> tuple[bytes, int]:
     Every chunk is checked: Pillow alone checks neither the CRC of the pixel data nor that the end
     is there.
     """
-    kept, metadata = [data[:_PNG_MAGIC_BYTES]], dict[bytes, bytes]()
+    pieces, metadata = [data[:_PNG_MAGIC_BYTES]], dict[bytes, bytes]()
     at, name = _PNG_MAGIC_BYTES, b""
     while name != b"IEND":
         if at + _CHUNK_FRAME > len(data):
@@ -400,7 +400,7 @@ def _split_png(data: bytes) -> tuple[bytes, int]:
             raise ImageError(f"damaged (wrong checksum of PNG chunk at byte {at})")
         body = memoryview(data)[at + 8 : end]
         if name in _PIXEL_CHUNKS:
-            kept.append(data[at : end + 4])
+            pieces.append(data[at : end + 4])
         elif name == b"acTL" and length >= 4 and (frames := unpack_from(">I", body)[0]) > 1:
             raise ImageError(
                 f"{frames} frames: which one is meant cannot be known; save the one as a file"
@@ -409,7 +409,7 @@ def _split_png(data: bytes) -> tuple[bytes, int]:
             keyword, text = _text(name, bytes(body))
             metadata[keyword] = text
         at = end + 4
-    return b"".join(kept), _orientation(_exif_of_png(metadata), metadata.get(_PNG_XMP, b""))
+    return b"".join(pieces), _orientation(_exif_of_png(metadata), metadata.get(_PNG_XMP, b""))
 
 
 def _text(chunk: bytes, body: bytes) -> tuple[bytes, bytes]:
@@ -569,8 +569,8 @@ def views_of(count: int) -> list[dict[str, float]]:
     is wrong for a label that means a side. ``side`` is the side of the visible part as a share of
     the picture's; ``right`` and ``down`` say where its centre lies.
     """
-    plain = {"mirror": 0, "degrees": 0.0, "side": 1.0, "right": 0.0, "down": 0.0, "brightness": 1.0}
-    return [plain, *map(_drawn, range(1, count))]
+    whole = {"mirror": 0, "degrees": 0.0, "side": 1.0, "right": 0.0, "down": 0.0, "brightness": 1.0}
+    return [whole, *map(_drawn, range(1, count))]
 
 
 def _drawn(number: int) -> dict[str, float]:

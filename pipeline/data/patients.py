@@ -476,11 +476,11 @@ def draw_patients(
     share = np.full(patients.size, 1 / patients.size)
     classes = [] if label is None else np.unique(label).tolist()
     with_class = [np.unique(member[label == k]) for k in classes]
-    kept: list[NDArray[np.uint8]] = []
-    while missing := draws - sum(map(len, kept)):
+    accepted: list[NDArray[np.uint8]] = []
+    while missing := draws - sum(map(len, accepted)):
         # One byte is enough: no patient is ever drawn more than 255 times.
         counts = rng.multinomial(patients.size, share, size=missing).astype(np.uint8)
         for members in with_class:
             counts = counts[counts[:, members].any(axis=1)]
-        kept.append(counts)
-    return PatientDraws(patients=patients, counts=np.concatenate(kept), member=member)
+        accepted.append(counts)
+    return PatientDraws(patients=patients, counts=np.concatenate(accepted), member=member)

@@ -23,7 +23,7 @@ from pipeline.data.items import MAX_PIXELS, Item, Reading, window_of
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patients_or_paths, split_source
 from pipeline.data.sources import check_layout, layout_hint, scan
 from pipeline.data.tables import read_lines
-from pipeline.errors import CheckFailedError, NoImagesError, StudyError, go_on
+from pipeline.errors import CheckFailedError, NoImagesError, StudyError, record_failure
 from pipeline.parallel import Each, in_threads
 from pipeline.progress import Progress
 from pipeline.study import HEADER, SOURCE, Domain, SourceDomain, Study
@@ -158,7 +158,7 @@ def load_samples(
     classes: tuple[str, ...] = ()
     with Progress("reading files") as progress:
         for domain in study.domains:
-            with go_on(domain.name, failures, alone=domain is study.source):
+            with record_failure(domain.name, failures, alone=domain is study.source):
                 images, unreadable, unlabelled = _key_images(study, domain, options, progress, each)
                 skipped += unreadable
                 unused += [_name(domain.name, path) for path in unlabelled]
@@ -380,7 +380,7 @@ def without_empty(study: Study, samples: Samples) -> Samples:
     failures = dict(samples.failures)
     for target in study.targets:
         if target.name not in failures:
-            with go_on(target.name, failures):
+            with record_failure(target.name, failures):
                 _check_any_left(study.exclude, samples.domain == target.name, str(target.path))
     return replace(samples, failures=failures)
 

@@ -199,7 +199,7 @@ def find_columns(
         if missing := [name for name in names if name not in header.cells]:
             fail(table.file, header.line, f"no column {missing[0]!r}; the columns are {shown}")
     for use in COLUMNS:
-        fits = [name for name in header.cells if _plain(name) in _USUAL[use]]
+        fits = [name for name in header.cells if _normalised(name) in _USUAL[use]]
         if use in columns or not fits or (use == "label" and not labelled):
             continue
         if len(fits) > 1:
@@ -229,7 +229,7 @@ def several_findings(header: Row, rows: Sequence[Row]) -> list[str]:
     """
     columns = dict(zip(header.cells, zip(*(row.cells for row in rows), strict=True), strict=False))
     for name, cells in columns.items():
-        if _plain(name) in _USUAL["label"]:
+        if _normalised(name) in _USUAL["label"]:
             texts = {text.strip() for cell in cells for text in cell.split("|")}
             return sorted(texts - {"No Finding", ""}) if any("|" in c for c in cells) else []
     marks = {name: [_whole(cell).lower() for cell in cells] for name, cells in columns.items()}
@@ -362,7 +362,7 @@ class _Table:
         return _MARKS[cell]
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return re.sub(r"[\s_\-]", "", name).casefold()
 
 

@@ -292,11 +292,11 @@ def _less_chance(auc: float, chance: float) -> float:
 def _sampled(label: NDArray[np.integer], patient: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
     """Rows of randomly drawn patients up to a limit; two patients of each class come first."""
     classes = np.unique(label)
-    place = np.random.default_rng([seed, 3]).permutation(patient.max() + 1)
+    rank = np.random.default_rng([seed, 3]).permutation(patient.max() + 1)
     for k in classes:
         of_class = np.unique(patient[label == k])
-        place[of_class[np.argsort(place[of_class])[:2]]] = -1
-    order = np.argsort(place, kind="stable")
+        rank[of_class[np.argsort(rank[of_class])[:2]]] = -1
+    order = np.argsort(rank, kind="stable")
     images = np.bincount(patient)[order].cumsum()
     most = _RANKED // (_FEWEST_DRAWS * max(1, classes.size - 1))
     return np.flatnonzero(np.isin(patient, order[images <= max(most, images[0])]))

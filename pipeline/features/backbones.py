@@ -180,12 +180,12 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "encoder_q.", "backbone.", "netw
 
 def _unwrapped(content: Any, file: Path) -> _State:
     """The state dict in a file's content, without the prefixes of an outer network."""
-    places, state = [], content
+    removed, state = [], content
     while isinstance(state, dict) and (inner := [k for k in _WRAPPERS if k in state]):
         if not isinstance(state[inner[0]], dict):
             break
         state = state[inner[0]]
-        places.append(f"[{inner[0]!r}]")
+        removed.append(f"[{inner[0]!r}]")
     if (
         not state
         or not isinstance(state, dict)
@@ -196,10 +196,10 @@ def _unwrapped(content: Any, file: Path) -> _State:
             "torch.save(model.state_dict(), FILE)"
         )
     while before := next((p for p in _PREFIXES if any(k.startswith(p) for k in state)), None):
-        places.append(f"{before}*")
+        removed.append(f"{before}*")
         state = {k.removeprefix(before): t for k, t in state.items() if k.startswith(before)}
-    if places:
-        _LOG.info("%s: the weights are those of %s", file, " ".join(places))
+    if removed:
+        _LOG.info("%s: the weights are those of %s", file, " ".join(removed))
     return state
 
 

@@ -86,7 +86,7 @@ def decode_batches(
     pool = ThreadPoolExecutor(processes or threads or os.cpu_count(), "decode")
     try:
         with Processes(processes, memory=_ROWS_PER_REQUEST * policy.size**2 * 3) as running:
-            yield from started_ahead(items, size, start, unusable)
+            yield from prefetched(items, size, start, unusable)
     finally:
         pool.shutdown(wait=bool(processes), cancel_futures=True)
 
@@ -112,7 +112,7 @@ def _processes_for(device: str, items: Collection[Item]) -> int:
     return 0 if any(is_archive(Path(file)) for file in large) else cores
 
 
-def started_ahead(
+def prefetched(
     items: Mapping[bytes, Item],
     size: int,
     start: Callable[[Request], Callable[[], Decoded]],

@@ -20,7 +20,7 @@ from pipeline.data.images import Content, PixelPolicy, Pixels, plain_jpeg
 from pipeline.data.items import Item
 from pipeline.data.sources import read_image
 from pipeline.errors import EngineError, ImageError
-from pipeline.features.decoding import CONSTANT, Batch, Decoded, Request, started_ahead
+from pipeline.features.decoding import CONSTANT, Batch, Decoded, Request, prefetched
 from pipeline.words import are, counted
 
 _LOG = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def device_batches(
             return decoders.submit(lambda: decoder([future.result() for future in read])).result
 
         try:
-            yield from started_ahead(items, size, start, unusable)
+            yield from prefetched(items, size, start, unusable)
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(wait=False, cancel_futures=True)

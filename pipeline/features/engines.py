@@ -304,7 +304,7 @@ def run_batches(batches: Iterable[Batch], engine: Engine) -> Iterator[tuple[list
 
 
 @contextmanager
-def named_failure() -> Iterator[None]:
+def engine_errors() -> Iterator[None]:
     """What torch and OpenVINO raise, as an error of ours."""
     try:
         yield
@@ -317,7 +317,7 @@ def named_failure() -> Iterator[None]:
 
 
 def _finished(keys: list[bytes | None], wait: Wait) -> tuple[list[bytes], Features]:
-    with named_failure():
+    with engine_errors():
         features = wait()
     usable = {row: key for row, key in enumerate(keys) if key is not None}
     return list(usable.values()), features[list(usable)]

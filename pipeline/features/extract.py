@@ -27,7 +27,13 @@ from pipeline.data.images import PixelPolicy
 from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, Samples, SkippedImage, load_samples
 from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
-from pipeline.errors import EngineError, NoImagesError, PartsError, SkippedImagesError, go_on
+from pipeline.errors import (
+    EngineError,
+    NoImagesError,
+    PartsError,
+    SkippedImagesError,
+    record_failure,
+)
 from pipeline.features.backbones import policy_of, spec_of
 from pipeline.features.decoding import Batch, decode_batches
 from pipeline.features.engines import (
@@ -37,8 +43,8 @@ from pipeline.features.engines import (
     Features,
     canary_features,
     check_engine,
+    engine_errors,
     load_early,
-    named_failure,
     resolve_engine,
     run_batches,
     start_engine,
@@ -138,12 +144,12 @@ def _extract(
     failed: dict[str, Exception] = {}
     for choice in study.backbones:
         # Missing weights must be reported before the first backbone has run for an hour.
-        with go_on(_part(choice), failed, alone=alone):
+        with record_failure(_part(choice), failed, alone=alone):
             store = store_for(study.store_root, choice)
             networks[replace(choice, name=choice.network.name)][choice] = store
     backbones, skipped = [], list(unreadable)
     for choice, stores in networks.items():
-        with go_on(_part(choice), failed, alone=alone):
+        with record_failure(_part(choice), failed, alone=alone):
             rows, unusable = _extract_network(stores, samples, len(unreadable), fill)
             backbones += rows
             skipped += unusable
@@ -313,7 +319,7 @@ class StoreFiller:
         cuts = ", ".join(store.recipe.cut for store in stores)
         name = f"{replace(recipe, cut=cuts).fingerprint[:16]}.openvino"
         converted_file = stores[0].path.parent / "index" / "networks" / name
-        with named_failure():
+        with engine_errors():
             started = start_engine(
                 self._build,
                 self.choice,
@@ -323,7 +329,7 @@ class StoreFiller:
             )
         self._provenance = started.provenance()
         try:
-            with named_failure():
+            with engine_errors():
                 canaries = np.split(canary_features(started, self._policy), self._edges, axis=-1)
             for store, rows in zip(stores, canaries, strict=True):
                 check_canaries(store.path, store.recipe, rows, provenance=self._provenance)
@@ -449,7 +455,7 @@ def _emptied(samples: Samples, skipped: Sequence[SkippedImage]) -> dict[str, Exc
     for domain in dict.fromkeys(samples.domain.tolist()):
         paths = [samples.items[i].path for i in np.flatnonzero(samples.domain == domain)]
         if all((domain, path) in lost for path in paths):
-            with go_on(domain, failures):
+            with record_failure(domain, failures):
                 raise NoImagesError(
                     f"none of its images can be used; first: {paths[0]}: {lost[domain, paths[0]]}"
                 )

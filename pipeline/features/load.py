@@ -23,7 +23,7 @@ from pipeline.errors import (
     StudyError,
     UnknownNameError,
     WeightsError,
-    go_on,
+    record_failure,
 )
 from pipeline.features.backbones import file_digest, policy_of, spec_of, weights_file
 from pipeline.results import read_set
@@ -160,7 +160,7 @@ def feature_tables(
     failures: dict[str, Exception] = {}
     for name, parts in study.variants.items():
         table = None
-        with go_on(name, failures, alone=len(study.variants) == 1):
+        with record_failure(name, failures, alone=len(study.variants) == 1):
             table = load_features(study, parts, samples)
             samples = table.samples
         yield name, table or failures[name]

@@ -18,7 +18,13 @@ from cache.recipe import CANARY_TOLERANCE, Recipe, canonical, check_canaries, re
 from cache.store import stores_in
 from cache.upkeep import quarantined
 from pipeline.data.samples import SampleOptions, load_samples
-from pipeline.errors import CheckFailedError, MissingFeaturesError, PartsError, StudyError, go_on
+from pipeline.errors import (
+    CheckFailedError,
+    MissingFeaturesError,
+    PartsError,
+    StudyError,
+    record_failure,
+)
 from pipeline.features.backbones import BACKBONES, policy_of
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import (
@@ -122,7 +128,7 @@ def recompute(study: Study, sample: int, choice: EngineChoice) -> list[str]:
     lines: list[str] = []
     failures: dict[str, Exception] = {}
     for backbone in study.backbones:
-        with go_on(backbone.name, failures):
+        with record_failure(backbone.name, failures):
             lines.append(_recomputed(study, backbone, sample, choice))
     if failures:
         raise PartsError(failures, {"checks": lines})

@@ -146,11 +146,11 @@ class Checkpoints:
         """
         content = {"format": _FORMAT, "identity": self._identity, "state": state}
         # As safetensors takes them: on the CPU, dense, row by row, each with its storage.
-        plain = {
+        dense = {
             name: t.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
             for name, t in tensors.items()
         }
-        data = save(plain, metadata={"json": json.dumps(content)})
+        data = save(dense, metadata={"json": json.dumps(content)})
         matches = [_NAME.fullmatch(name) for name in disk.listdir(self.folder)]
         number = 1 + max((int(match[1]) for match in matches if match), default=0)
         name = f"checkpoint-{number:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
@@ -170,12 +170,12 @@ class Checkpoints:
         return content["identity"], (content["state"], load(data))
 
     def _check(self, has: Mapping[str, Any]) -> None:
-        plain = json.loads(json.dumps(self._identity))  # tuples are lists in JSON
-        for name in {**plain, **has}:
-            if has.get(name) != plain.get(name):
+        identity = json.loads(json.dumps(self._identity))  # tuples are lists in JSON
+        for name in {**identity, **has}:
+            if has.get(name) != identity.get(name):
                 raise CheckpointError(
                     f"an unfinished training has {name} {has.get(name)!r}, asked for is "
-                    f"{plain.get(name)!r}; finish it with the settings it has, or delete the "
+                    f"{identity.get(name)!r}; finish it with the settings it has, or delete the "
                     f"folder {self.folder}"
                 )
 
@@ -241,14 +241,14 @@ def restore(
         return TrainingState(), {}
     state, tensors = checkpoint
     device = next(model.parameters()).device
-    kept: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
+    by_kind: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
-        kept[kind][rest] = value
-    model.load_state_dict(kept["model"])
-    best = {name: value.to(device) for name, value in kept["best"].items()}
+        by_kind[kind][rest] = value
+    model.load_state_dict(by_kind["model"])
+    best = {name: value.to(device) for name, value in by_kind["best"].items()}
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in kept["optimiser"].items():
+    for name, value in by_kind["optimiser"].items():
         number, key = name.split(".")
         moments.setdefault(int(number), {})[key] = value
     if moments:

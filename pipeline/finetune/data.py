@@ -221,7 +221,7 @@ def fit_batches(
     return _ahead(load, range(first * size, len(rows), size), settings.device)
 
 
-def plain_batches(
+def ordered_batches(
     examples: Examples, settings: TrainingSettings, group: Group | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and labels in order; in a group, each process gets every ``size``-th batch."""

@@ -24,7 +24,7 @@ def torch_settings(settings: TrainingSettings) -> Iterator[None]:
     TF32 is used only if requested; by default cuDNN would use it.
 
     Raises:
-        EngineError: A precision that the device does not have; see also :func:`named_errors`.
+        EngineError: A precision that the device does not have; see also :func:`batch_errors`.
     """
     device, tf32 = torch.device(settings.device), settings.precision == "tf32"
     on_cuda, repeatable = device.type == "cuda", settings.deterministic
@@ -32,7 +32,7 @@ def torch_settings(settings: TrainingSettings) -> Iterator[None]:
         raise EngineError(f"tf32 is a precision of CUDA devices, not of {device.type}: use fp32")
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     with ExitStack() as stack:
-        stack.enter_context(named_errors(settings.device, settings.batch_size))
+        stack.enter_context(batch_errors(settings.device, settings.batch_size))
         stack.enter_context(torch.random.fork_rng([device] if on_cuda else []))
         stack.enter_context(
             cudnn.flags(enabled=True, benchmark=False, deterministic=repeatable, allow_tf32=tf32)
@@ -52,7 +52,7 @@ def torch_settings(settings: TrainingSettings) -> Iterator[None]:
 
 
 @contextmanager
-def named_errors(device: str, batch_size: int) -> Iterator[None]:
+def batch_errors(device: str, batch_size: int) -> Iterator[None]:
     """Turn torch's errors about a batch into errors that say what to do.
 
     Raises:
@@ -126,7 +126,7 @@ def group() -> Group:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[str]:
+def process_group(device: str) -> Iterator[str]:
     """Join the group that ``torchrun`` describes in the environment, and leave it at the end.
 
     Yields:
@@ -158,7 +158,7 @@ def _local_gpu() -> int:
     return local
 
 
-def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model that the steps call; all processes begin with the weights of rank 0."""
     if group().size == 1:
         return model
@@ -166,23 +166,23 @@ def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=ids)
 
 
-def summed(values: Tensor) -> Tensor:
+def sum_over_processes(values: Tensor) -> Tensor:
     """Sum over all processes, in place; each process gets the same."""
     if group().size > 1:
         distributed.all_reduce(values)
     return values
 
 
-def take_buffers_of_first(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Give all processes the running statistics of rank 0, so that all have the same model."""
     if group().size > 1:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
 
 
-def wait_for_all(device: str) -> None:
+def barrier(device: str) -> None:
     """Wait until all processes of the group have reached this point."""
-    summed(torch.zeros(1, device=device)).item()  # NCCL alone would not stop the host
+    sum_over_processes(torch.zeros(1, device=device)).item()  # NCCL alone would not stop the host
 
 
 def check_same(text: str, device: torch.device, what: str) -> None:

@@ -22,7 +22,7 @@ from pipeline.finetune.checkpoint import (
     pack_tensors,
     restore,
 )
-from pipeline.finetune.data import Examples, dropout_seed, fit_batches, plain_batches
+from pipeline.finetune.data import Examples, dropout_seed, fit_batches, ordered_batches
 from pipeline.finetune.distributed import autocast, seed_generators, torch_settings
 from pipeline.finetune.methods import TrainingSettings
 from pipeline.finetune.networks import BATCH_NORMS, main_logits, training_loss
@@ -86,7 +86,7 @@ def train(  # noqa: C901, PLR0915
         now, best = restore(last, model, optimiser)
         if now.finished:
             return now.rows
-        network = parallel.wrapped(model, device)
+        network = parallel.data_parallel(model, device)
         # The last step of an epoch has a shape of its own: neither compiling nor measuring
         # algorithms would pay for it.
         compiled = torch.compile(network, dynamic=False) if settings.compile else network
@@ -121,7 +121,7 @@ def train(  # noqa: C901, PLR0915
                 optimiser.step()
                 hits = (main_logits(output).argmax(1) == labels).double().mean()
                 tally = torch.stack([loss.detach().double(), hits, torch.ones_like(hits)])
-                totals += parallel.summed(tally * (len(labels) if factor else 0))
+                totals += parallel.sum_over_processes(tally * (len(labels) if factor else 0))
                 now.step += 1
                 now.seconds = before + time.perf_counter() - start
                 if group.rank == 0:
@@ -131,7 +131,7 @@ def train(  # noqa: C901, PLR0915
                     save()
             now.totals = _finite(totals, epoch)  # waits for the device: its work is timed too
             now.seconds = before + time.perf_counter() - start
-            parallel.take_buffers_of_first(model)
+            parallel.broadcast_buffers(model)
             row = _epoch_row(model, now, validation, settings)
             now = TrainingState(epoch=epoch + 1, rows=[*now.rows, row])
             if settings.patience and _best_epoch(now.rows) == epoch:
@@ -164,7 +164,7 @@ def predict(
         model.to(device).eval()
         rows = [
             main_logits(model(inputs)).double().softmax(1).cpu().numpy()
-            for inputs, _ in plain_batches(examples, settings)
+            for inputs, _ in ordered_batches(examples, settings)
         ]
         proba: NDArray[np.float64] = np.concatenate(rows)
         return proba
@@ -251,13 +251,13 @@ def _score(model: nn.Module, examples: Examples, settings: TrainingSettings) -> 
     model.eval()
     torch.backends.cudnn.benchmark = False
     with torch.no_grad():
-        for inputs, labels in plain_batches(examples, settings, parallel.group()):
+        for inputs, labels in ordered_batches(examples, settings, parallel.group()):
             with autocast(settings):
                 logits = main_logits(model(inputs))
             losses = cross_entropy(logits.double(), labels, reduction="sum")
             right = (logits.argmax(1) == labels).double().sum()
             totals += torch.stack([losses, right])
-    loss, hits = parallel.summed(totals).tolist()
+    loss, hits = parallel.sum_over_processes(totals).tolist()
     return loss / len(examples), hits / len(examples)
 
 

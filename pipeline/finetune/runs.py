@@ -33,7 +33,7 @@ from pipeline.features.load import check_weights, store_for
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.data import Examples, load_pixels, stored_rows
-from pipeline.finetune.distributed import named_errors, wait_for_all
+from pipeline.finetune.distributed import barrier, batch_errors
 from pipeline.finetune.loop import predict, train
 from pipeline.finetune.methods import (
     ACTIVATIONS,
@@ -121,8 +121,8 @@ class ModelFolder:
             _WEIGHTS: save({name: t.detach().cpu().contiguous() for name, t in state.items()}),
             _PROBABILITIES: save({"probabilities": torch.from_numpy(np.ascontiguousarray(proba))}),
         }
-        kept = {"format": _FORMAT, "record": asdict(record)}
-        write_set(self.path / _RECORD, kept, files, owned=(f"{_CHECKPOINTS}/*",))
+        content = {"format": _FORMAT, "record": asdict(record)}
+        write_set(self.path / _RECORD, content, files, owned=(f"{_CHECKPOINTS}/*",))
 
     def _read(self) -> ResultSet | None:
         """The set of files; None unless all files are as they were written."""
@@ -193,8 +193,8 @@ class Experiment:
         kind, size = self.device.split(":")[0], self.settings(BASELINE).batch_size
         first = parallel.group().rank == 0
         if not first:
-            wait_for_all(self.device)
-        with named_errors(self.device, size):
+            barrier(self.device)
+        with batch_errors(self.device, size):
             store = self.store(at_cut=at_cut)
             rows = stored_rows(
                 store,
@@ -205,7 +205,7 @@ class Experiment:
                 device=self.device,
             )
         if first:
-            wait_for_all(self.device)
+            barrier(self.device)
         return rows
 
     def _frozen(self, recipe: Recipe, *, at_cut: bool) -> Frozen:
@@ -270,18 +270,18 @@ class Experiment:
             "backbone": self.backbone(name),
             "weights": store.recipe.weights if method.pretrained else None,
             "preprocessing": self.policy.to_json(),
-            "images": digest_of(self.samples.where(self.samples.domain == SOURCE)),
+            "images": samples_digest(self.samples.where(self.samples.domain == SOURCE)),
             "starts from": [self.model(start).weights_sha256() for start in method.starts_from],
             **({f"settings.{k}": v for k, v in settings.items()} if method.trains else {}),
         }
 
 
-def digest_of(samples: Samples) -> str:
+def samples_digest(samples: Samples) -> str:
     """Digest of images, labels and splits in their order; hex, 16 digits."""
     digest = hashlib.sha256()
     for row, key in enumerate(samples.key):
-        place = f"{samples.domain[row]}|{samples.split[row]}|{samples.label[row]}"
-        digest.update(key + place.encode())
+        text = f"{samples.domain[row]}|{samples.split[row]}|{samples.label[row]}"
+        digest.update(key + text.encode())
     return digest.hexdigest()[:16]
 
 
@@ -295,9 +295,9 @@ def run_method(run: Experiment, name: str) -> None:
         CheckpointError: Another training was interrupted in its folder.
         PipelineError: See the modules this calls.
     """
-    model, identity, samples = run.model(name), run.identity(name), digest_of(run.samples)
+    model, identity, samples = run.model(name), run.identity(name), samples_digest(run.samples)
     record, is_first = model.record(), parallel.group().rank == 0
-    wait_for_all(run.device)  # or a late process would see what the first is about to write
+    barrier(run.device)  # or a late process would see what the first is about to write
     is_current = record is not None and record.identity == identity
     if record and record.samples == samples and (is_current or name not in run.named):
         _LOG.info("%s on %s: trained already", name, run.backbone(name))
@@ -314,7 +314,7 @@ def run_method(run: Experiment, name: str) -> None:
         if proba is None:
             proba = run.predict(name, assembly, np.arange(len(run.samples)))
         model.save(replace(record, identity=identity, samples=samples), assembly.state(), proba)
-    wait_for_all(run.device)
+    barrier(run.device)
 
 
 def _train(run: Experiment, name: str, assembly: Assembly, identity: Mapping[str, Any]) -> Record:

@@ -19,7 +19,7 @@ from cache import disk
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT
 from pipeline.data.samples import SampleOptions, Samples, load_samples
-from pipeline.errors import MissingResultsError, go_on
+from pipeline.errors import MissingResultsError, record_failure
 from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
 from pipeline.evaluation.heads_record import compared_heads
 from pipeline.evaluation.metrics import Proba
@@ -48,8 +48,8 @@ from pipeline.finetune.runs import (
     Experiment,
     ModelFolder,
     Record,
-    digest_of,
     run_method,
+    samples_digest,
 )
 from pipeline.results import write_set
 from pipeline.study import Study
@@ -108,14 +108,14 @@ def finetune(
     folder = study.results / f"finetune{trial}"
     _check(study, names, settings)
     disk.prepare(study.results)
-    with parallel.joined(choose_device(device)) as process_device:
+    with parallel.process_group(choose_device(device)) as process_device:
         samples, _ = load_samples(study, options)
         tables: dict[str, Samples] = {}
         failures: dict[str, Exception] = {}
         # Of several processes all stop at once, or the others would wait for one.
         alone = parallel.group().size > 1
         for choice in {b.network: b for b in study.backbones}.values():
-            with go_on(choice.name, failures, alone=alone):
+            with record_failure(choice.name, failures, alone=alone):
                 samples = load_features(study, choice, samples).samples
             if choice.name in failures:
                 continue
@@ -132,12 +132,12 @@ def finetune(
             for name in names:
                 if METHODS[name].pretrained or not tables:
                     _LOG.info("%s on %s", name, run.backbone(name))
-                    with go_on(f"{name} on {run.backbone(name)}", failures, alone=alone):
+                    with record_failure(f"{name} on {run.backbone(name)}", failures, alone=alone):
                         run_method(run, name)
             tables[run.choice.name] = run.samples
         if tables:
             tables[FROM_PIXELS] = next(iter(tables.values()))
-        models = _kept_models(folder, tables)
+        models = _saved_models(folder, tables)
         if failures and not models:
             raise next(iter(failures.values()))
         record = {**_evaluate(study, tables, models), "trial": trial}
@@ -158,10 +158,10 @@ def _check(study: Study, names: Sequence[str], settings: Mapping[str, Any]) -> N
         stored_predictions(study.results / PROBABILITIES)
 
 
-def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[_Model]:
+def _saved_models(folder: Path, tables: Mapping[str, Samples]) -> list[_Model]:
     """Every saved model of these images, in the order of the table."""
     models = []
-    digests = {backbone: digest_of(samples) for backbone, samples in tables.items()}
+    digests = {backbone: samples_digest(samples) for backbone, samples in tables.items()}
     for name in disk.listdir(folder):
         model = ModelFolder(folder / name)
         record = model.record()

@@ -199,7 +199,7 @@ def load_head(folder: Path) -> SavedHead:
         saved = read_set(folder / DESCRIPTION, "heads")
     except MissingResultsError as cause:
         raise ModelError(f"{folder}: {_missing(folder)}") from cause
-    _check_named(folder)
+    _check_in_record(folder)
     values, data = saved.record, saved.read(_MODEL)
     if values.get("format") != _FORMAT:
         raise ModelError(
@@ -220,7 +220,7 @@ def load_head(folder: Path) -> SavedHead:
         ) from cause
 
 
-def _check_named(folder: Path) -> None:
+def _check_in_record(folder: Path) -> None:
     """Refuse a head that an interrupted or older run has left among the results."""
     results = folder.parent.parent.parent
     if folder == head_folder(results, folder.parent.name, folder.name):
@@ -294,11 +294,11 @@ def digest_of(values: Sequence[Any]) -> str:
 
 
 @cache
-def code_version(*places: Path) -> str:
+def code_version(*paths: Path) -> str:
     """Hash of source files, also those in folders, and of the libraries' versions."""
     digest = hashlib.sha256()
-    for place in places:
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+    for path in paths:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
     for name in ("numpy", "scipy", "scikit-learn", "torch"):
         digest.update(f"{name} {version(name)} ".encode())
@@ -339,8 +339,8 @@ def read_fit(
 
 
 def _below(results: Path, folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
-    place = folder.relative_to(results).as_posix()
-    return {f"{place}/{file}": digest for file, digest in digests.items()}
+    prefix = folder.relative_to(results).as_posix()
+    return {f"{prefix}/{file}": digest for file, digest in digests.items()}
 
 
 # Objects as bytes.
@@ -415,9 +415,9 @@ def _object(structure: Any, arrays: Mapping[str, NDArray[np.uint8]]) -> Any:
         return array[()] if structure["scalar"] else array
     if "dict" in structure:
         return {_object(k, arrays): _object(v, arrays) for k, v in structure["dict"]}
-    for plain in (list, tuple):
-        if plain.__name__ in structure:
-            return plain(_object(item, arrays) for item in structure[plain.__name__])
+    for kind in (list, tuple):
+        if kind.__name__ in structure:
+            return kind(_object(item, arrays) for item in structure[kind.__name__])
     return _build(structure, arrays)
 
 

@@ -220,7 +220,7 @@ def neighbours_path(
     counts = [head.n_neighbors for head in heads]
     most = min(max(counts), len(X))
     search = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(X)
-    distance, place = search.kneighbors(other)
+    distance, neighbour = search.kneighbors(other)
     # If a distance is zero, only such neighbours count, as in scikit-learn.
     same = distance == 0
     weight = np.where(same.any(axis=1, keepdims=True), same, 1 / np.where(same, 1, distance))
@@ -228,7 +228,7 @@ def neighbours_path(
     proba = np.full((len(heads), *votes.shape), np.nan)
     every = np.arange(len(other))
     for k in range(most):
-        votes[every, y[place[:, k]]] += weight[:, k]
+        votes[every, y[neighbour[:, k]]] += weight[:, k]
         for at in np.flatnonzero(np.equal(counts, k + 1)):
             proba[at] = votes / votes.sum(axis=1, keepdims=True)
     return proba

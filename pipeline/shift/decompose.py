@@ -262,17 +262,17 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
     confidence is wrong more often. It is what every estimate without labels must miss.
     """
     confidence, of_target = (outcome.data.scored().max(axis=1) for outcome in (source, target))
-    knots, place = np.unique(confidence, return_inverse=True)
+    knots, knot = np.unique(confidence, return_inverse=True)
 
     def expected_error(w_source: NDArray[np.float64], w_target: NDArray[np.float64]) -> float:
         # Sorted once for all draws: scikit-learn's class takes five times as long.
-        mass = np.bincount(place, weights=w_source)
-        wrong = np.bincount(place, weights=w_source * source.wrong)
+        mass = np.bincount(knot, weights=w_source)
+        wrong = np.bincount(knot, weights=w_source * source.wrong)
         used = mass > 0
         curve = isotonic_regression(wrong[used] / mass[used], weights=mass[used], increasing=False)
         return float(w_target @ np.interp(of_target, knots[used], curve.x) / w_target.sum())
 
-    expected = [expected_error(np.ones(len(place)), np.ones(len(of_target)))]
+    expected = [expected_error(np.ones(len(knot)), np.ones(len(of_target)))]
     for which in max(source, target, key=lambda outcome: len(outcome.data)).draws.blocks():
         drawn = zip(source.draws.weights(which), target.draws.weights(which), strict=True)
         expected += [expected_error(*weights) for weights in drawn]

@@ -25,7 +25,7 @@ from pipeline.data.index import APPEARANCE, stored_facts
 from pipeline.data.leaks import Finding, check_leaks, refuse_leaks
 from pipeline.data.patients import single_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
-from pipeline.errors import PipelineError, StudyError, go_on
+from pipeline.errors import PipelineError, StudyError, record_failure
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
 from pipeline.features.load import FeatureTable, feature_tables
@@ -129,7 +129,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         if isinstance(table, Exception):
             failures[backbone] = table
             continue
-        with go_on(backbone, failures, alone=len(study.variants) == 1):
+        with record_failure(backbone, failures, alone=len(study.variants) == 1):
             analyses[backbone] = _analyse_backbone(study, table, options)
     if not analyses:
         raise next(iter(failures.values()))

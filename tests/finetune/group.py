@@ -96,7 +96,7 @@ if __name__ == "__main__":
         answer = _published(where, arguments)
     else:
         torch.set_num_threads(1)
-        with parallel.joined("cpu") as device:
+        with parallel.process_group("cpu") as device:
             assert device == "cpu"
             answer = _compared(where)
     (where / f"{os.environ['RANK']}.json").write_text(json.dumps(answer))

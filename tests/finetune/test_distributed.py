@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.cli import main
 from pipeline.errors import EngineError
 from pipeline.features.extract import extract
-from pipeline.finetune.distributed import Group, joined
+from pipeline.finetune.distributed import Group, process_group
 from pipeline.study_file import load_study
 from tests.finetune.conftest import TORCH
 from tests.finetune.group import curves, install_repeatable_tiny
@@ -104,7 +104,7 @@ def test_more_processes_than_gpus_is_an_error(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(EngineError, match="process 4 .* 2 CUDA devices.*--nproc-per-node 2"):
-        joined("cuda").__enter__()
+        process_group("cuda").__enter__()
 
 
 #: Of 32 images, seven steps: shares of 3 and 2 images, and one of one image each.

@@ -104,8 +104,8 @@ def _reliability(scored: _Scored, name: str) -> _Curve:
     label, proba = scored
     binary = proba.shape[1] == 2
     event, p = (label == 1, proba[:, 1]) if binary else (proba.argmax(1) == label, proba.max(1))
-    values, place, images = np.unique(p, return_inverse=True, return_counts=True)
-    observed = np.bincount(place, weights=event) / images
+    values, inverse, images = np.unique(p, return_inverse=True, return_counts=True)
+    observed = np.bincount(inverse, weights=event) / images
     return values, isotonic_regression(observed, weights=images).x, name, ()
 
 

@@ -194,8 +194,8 @@ def summary(series: Mapping[str, Mapping[str, _Interval]]) -> Figure:
         _draw_intervals(axes, rows, **_line_style(number))
         axes.plot([], [], label=printable(name), **_line_style(number))
         for height, (value, *_) in rows:
-            place = axes.get_yaxis_transform()
-            axes.text(1.01, height, f"{value:.1f}", transform=place, va="center")
+            transform = axes.get_yaxis_transform()
+            axes.text(1.01, height, f"{value:.1f}", transform=transform, va="center")
     _name_rows(axes, domains)
     axes.tick_params(axis="y", labelsize=8.5)
     axes.set_ylim(-0.5, len(domains) - 0.5)

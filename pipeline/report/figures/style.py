@@ -112,8 +112,8 @@ def grid(axes: Axes, axis: Any = "x") -> None:
 
 def legend_below(axes: Axes, gap: float = 0.2, **more: Any) -> None:
     """Put the legend below the panel; ``gap`` is a share of the panel's height."""
-    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -gap)}
-    axes.legend(frameon=False, **place, **more)
+    position: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -gap)}
+    axes.legend(frameon=False, **position, **more)
 
 
 def shortened(name: str, most: int = 40) -> str:
