@@ -369,7 +369,7 @@ from pipeline.heads import HEADS
 from pipeline.heads.base import Standardiser
 from pipeline.heads.save import _from_bytes, _to_bytes
 from pipeline.heads.search import Fitting
-from tests.heads.made_up_rows import made_up_rows
+from tests.made_up import made_up_rows
 rows = made_up_rows(n=40)
 fitting = Fitting(rows, HEADS, seeds=(0,), preprocessing=Standardiser)
 fits = fitting.fit(rows.features, rows.label)

@@ -24,7 +24,7 @@ from pipeline.evaluation.intervals import rate_interval, share_of, wilson
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import holm, mcnemar, sign_flip
 from pipeline.randomness import stream
-from tests.made_up_heads import domain, head
+from tests.made_up import domain, head
 
 
 def heads(y, gains=(1.0, 1.2, 0.0, 3.0)):

@@ -11,7 +11,7 @@ from pipeline.evaluation.heads_record import Scoring
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import correlated_t
 from pipeline.randomness import stream
-from tests.made_up_heads import domain, head
+from tests.made_up import domain, head
 
 SCORING = Scoring(baseline="a", seed=7, draws=300)
 

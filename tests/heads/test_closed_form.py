@@ -20,7 +20,7 @@ from pipeline.heads.closed_form import (
     _ridge_path,
     discriminant_path,
 )
-from tests.heads.made_up_rows import made_up_rows
+from tests.made_up import made_up_rows
 
 PENALTIES = np.array([0.3, 5.0, 200.0])
 

@@ -12,7 +12,7 @@ from pipeline.heads.custom import all_heads
 from pipeline.heads.logistic import fit_weighted
 from pipeline.study import CustomHead
 from pipeline.study_file import load_study
-from tests.heads.made_up_rows import made_up_rows
+from tests.made_up import made_up_rows
 
 
 @pytest.mark.parametrize("classes", [2, 3])

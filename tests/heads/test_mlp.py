@@ -13,7 +13,7 @@ from pipeline.heads import mlp
 from pipeline.heads.mlp import MLPHead, _scale
 from pipeline.parallel import run_each
 from pipeline.randomness import stream
-from tests.heads.made_up_rows import made_up_rows
+from tests.made_up import made_up_rows
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

@@ -20,21 +20,10 @@ from pipeline.data import patients
 from pipeline.errors import ModelError, ResultsError
 from pipeline.heads import HEADS, mlp, save
 from pipeline.heads.base import PREPROCESSING, PreprocessedHead, make_preprocessing
-from pipeline.heads.save import (
-    _FIT,
-    DESCRIPTION,
-    Network,
-    SavedHead,
-    fit_keys,
-    head_folder,
-    load_head,
-    read_fit,
-    save_fit,
-    save_head,
-)
+from pipeline.heads.save import Network, SavedHead, fit_keys, head_folder, load_head, save_head
 from pipeline.heads.search import Fit
 from tests import result_files
-from tests.heads.made_up_rows import made_up_rows
+from tests.made_up import made_up_rows
 
 RECIPE = Recipe(
     backbone="tiny", cut="end", pooling="mean", weights="0" * 64, preprocessing={"size": 32}
@@ -43,20 +32,16 @@ RECIPE = Recipe(
 SMALL = {"mlp": {"epochs": 2}, "forest": {"n_estimators": 5}}
 
 
-def world(classes=2, d=9, n=90):
-    """Rows of overlapping classes, and other rows, float32."""
-    rng = np.random.default_rng([classes, d, n])
-    y = np.arange(n) % classes
-    X = rng.normal(size=(n, d)) + y[:, None] * rng.normal(size=d) * 0.5
-    return X.astype(np.float32), y, rng.normal(size=(50, d)).astype(np.float32)
+#: Of patients that no head was fitted to.
+OTHER = made_up_rows(n=50, d=9, seed=1).features
 
 
 def fitted(name="linear", *, classes=2, seed=0, preprocessing="standardise"):
-    X, y, _ = world(classes)
+    rows = made_up_rows(classes, n=90, d=9, gap=0.5)
     if isinstance(head := name, str):
         head = HEADS[name].make(seed).set_params(**SMALL.get(name, {}))
-    transformer = make_preprocessing(preprocessing, (9,)).fit(X)
-    return PreprocessedHead(transformer, head.fit(transformer.transform(X), y))
+    transformer = make_preprocessing(preprocessing, (9,)).fit(rows.features)
+    return PreprocessedHead(transformer, head.fit(transformer.transform(rows.features), rows.label))
 
 
 def saved(*models, classes=2, **more):
@@ -77,26 +62,22 @@ def test_a_head_is_the_same_to_the_last_bit_after_saving(name, how, classes, tmp
     """Every head and every preprocessing of the tables, and two seeds as their mean."""
     models = [fitted(name, classes=classes, seed=seed, preprocessing=how) for seed in (0, 1)]
     save_head(tmp_path / "m", saved(*models, classes=classes))
-    other = world(classes)[2]
-    expected = np.mean([model.predict_proba(other) for model in models], axis=0)
-    np.testing.assert_array_equal(load_head(tmp_path / "m").predict_proba(other), expected)
-
-
-def test_the_description_comes_back_as_it_was_given(tmp_path):
-    """Names, networks with their recipes, seeds, parameters."""
-    head = saved(fitted(), window=(0.0, 9.0))
-    save_head(tmp_path / "m", head)
-    found = load_head(tmp_path / "m" / "model.json")
-    assert replace(found, models=()) == replace(head, models=())
+    expected = np.mean([model.predict_proba(OTHER) for model in models], axis=0)
+    np.testing.assert_array_equal(load_head(tmp_path / "m").predict_proba(OTHER), expected)
 
 
 @pytest.mark.parametrize(("name", "keeps"), [("knn", True), ("svm", True), ("linear", False)])
-def test_a_file_says_whether_it_holds_features_of_patients(name, keeps, tmp_path):
-    """Neighbours and support vectors are rows of the fit split."""
-    save_head(tmp_path / "m", saved(fitted(name)))
+def test_the_description_comes_back_and_says_whether_it_holds_features_of_patients(
+    name, keeps, tmp_path
+):
+    """Networks with their recipes, seeds; neighbours and support vectors are rows of patients."""
+    head = saved(fitted(name), window=(0.0, 9.0))
+    save_head(tmp_path / "m", head)
+    found = load_head(tmp_path / "m" / "model.json")
+    assert replace(found, models=()) == replace(head, models=())
+    assert found.contains_training_features is keeps
     values = result_files.record_of(tmp_path / "m" / "model.json")
     assert values["contains_training_features"] is keeps
-    assert load_head(tmp_path / "m").contains_training_features is keeps
 
 
 class _Mine(LogisticRegression):
@@ -131,18 +112,13 @@ def test_a_foreign_type_in_a_file_is_named_and_never_built(name, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"format": 1}, "has format 1, this headrace reads 6: install"),
-        ({"classes": None}, "model.json is damaged"),
-        ({"networks": [{}]}, "model.json is damaged"),
-        ({"images": "many"}, "model.json is damaged"),
-    ],
+    "change", [{"format": 1}, {"classes": None}, {"networks": [{}]}, {"images": "many"}]
 )
-def test_a_description_that_does_not_fit_is_one_clear_error(change, reason, tmp_path):
+def test_a_description_that_does_not_fit_is_one_clear_error(change, tmp_path):
     """Wrong types, another version, another file."""
     save_head(tmp_path / "m", saved(fitted()))
     rewrite(tmp_path / "m", **change)
+    reason = "has format 1, this headrace reads 6: install" if "format" in change else "is damaged"
     with pytest.raises(ModelError, match=reason):
         load_head(tmp_path / "m")
 
@@ -179,7 +155,7 @@ def test_any_bytes_are_a_head_or_one_error_of_ours(at, byte, truncated, tmp_path
     data[at] = byte
     rewrite(folder, bytes(data[:at] if truncated else data))
     try:
-        proba = load_head(folder).predict_proba(world()[2])
+        proba = load_head(folder).predict_proba(OTHER)
     except ModelError:
         return
     assert np.isfinite(proba).all()
@@ -187,13 +163,13 @@ def test_any_bytes_are_a_head_or_one_error_of_ours(at, byte, truncated, tmp_path
 
 def test_features_of_another_width_are_refused():
     """Before anything is computed from them."""
-    with pytest.raises(ModelError, match=r"features of shape \(90, 4\): the head takes \(n, 9\)"):
-        saved(fitted()).predict_proba(world()[0][:, :4])
+    with pytest.raises(ModelError, match=r"features of shape \(50, 4\): the head takes \(n, 9\)"):
+        saved(fitted()).predict_proba(OTHER[:, :4])
 
 
 # What a fit has shown.
 
-
+FILES = ("model.json", "model.safetensors", save._FIT)
 FIT = Fit(
     models=("never written",),
     seeds=(0, 1),
@@ -208,15 +184,14 @@ FIT = Fit(
 @pytest.fixture
 def stored(tmp_path):
     """Whether the fit is read back, under a key and with as many divisions in folds."""
-    save_fit(tmp_path, "tiny", saved(fitted("prior")), FIT, "key")
-    return partial(read_fit, tmp_path, "tiny", "some")
+    save.save_fit(tmp_path, "tiny", saved(fitted("prior")), FIT, "key")
+    return partial(save.read_fit, tmp_path, "tiny", "some")
 
 
 def test_a_fit_comes_back_without_its_models(stored):
     """Numbers as they were."""
     found, digests = stored("key")
-    files = (DESCRIPTION, "model.safetensors", _FIT)
-    assert digests.keys() == {f"heads/tiny/some/{name}" for name in files}
+    assert digests.keys() == {f"heads/tiny/some/{name}" for name in FILES}
     assert found.models == ()
     for name in ("seeds", "chosen", "curves", "seconds"):
         assert getattr(found, name) == getattr(FIT, name)
@@ -228,13 +203,13 @@ def test_what_cannot_be_used_is_no_error(stored, tmp_path):
     """Another key, a damaged file, a head that is not saved, nothing at all."""
     assert stored("other") is None
     folder = head_folder(tmp_path, "tiny", "some")
-    for name in (_FIT, "model.safetensors", DESCRIPTION):
+    for name in FILES:
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[:-1])
         assert stored("key") is None
         (folder / name).write_bytes(data)
     assert stored("key") is not None
-    (folder / DESCRIPTION).unlink()
+    (folder / "model.json").unlink()
     assert stored("key") is None
 
 

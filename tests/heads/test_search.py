@@ -16,7 +16,7 @@ from pipeline.data.patients import patient_folds
 from pipeline.heads import HEADS, HeadSpec, search
 from pipeline.heads.base import PREPROCESSING, make_preprocessing
 from pipeline.heads.search import Fitting, head_folds
-from tests.heads.made_up_rows import made_up_rows
+from tests.made_up import made_up_rows
 
 PLAIN = HeadSpec(make=lambda _: LogisticRegression(C=0.1), about="")
 
@@ -28,35 +28,28 @@ def fit(data, specs, repeats=0, **more):
     return fitting.out_of_fold(fits, repeats), fitting.failures
 
 
-def test_out_of_fold_rows_are_predicted_by_a_head_that_has_not_seen_their_patient():
-    """The same as by hand, scaler and all, in each division; parameters as chosen once."""
-    data = made_up_rows(gap=1.0)
-    fits, failures = fit(data, {"lr": PLAIN}, repeats=2)
-    assert not failures
-    for repeat in range(2):
-        for inside, outside in patient_folds(data.label, data.group, seed=3 + repeat):
-            again = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
-            again.fit(data.features[inside], data.label[inside])
-            expected = again.predict_proba(data.features[outside])
-            found = fits["lr"].out_of_fold[repeat, outside]
-            np.testing.assert_allclose(found, expected, atol=1e-6)
+@pytest.mark.parametrize("count", [1, 3], ids=["one view", "three views"])
+def test_out_of_fold_rows_are_predicted_by_a_head_that_has_not_seen_their_patient(count):
+    """The same as by hand, scaler and all, in each division; of views it learns from all.
 
-
-def test_heads_learn_from_all_views_and_predict_the_mean_of_them():
-    """The same as by hand: no view of a patient held out is learned from."""
+    What is predicted is the mean of the views. No view of a patient held out is learned from.
+    """
     data = made_up_rows(gap=1.0)
-    views = np.random.default_rng(0).normal(data.features[:, None], 1, (120, 3, 8)).astype("f4")
+    views = np.random.default_rng(0).normal(data.features[:, None], 1, (120, count, 8)).astype("f4")
     data = data.with_(features=views.mean(axis=1))
-    fits, failures = fit(data, {"lr": PLAIN}, repeats=1, views=views)
+    fits, failures = fit(data, {"lr": PLAIN}, repeats=2, views=views if count > 1 else None)
     assert not failures
-    for inside, outside in patient_folds(data.label, data.group, seed=3):
+
+    def by_hand(rows):
         again = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
-        again.fit(np.concatenate(views[inside]), np.repeat(data.label[inside], 3))
-        expected = again.predict_proba(data.features[outside])
-        np.testing.assert_allclose(fits["lr"].out_of_fold[0, outside], expected, atol=1e-5)
-    again = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
-    again.fit(np.concatenate(views), np.repeat(data.label, 3))
-    np.testing.assert_allclose(fits["lr"].proba[0], again.predict_proba(data.features), atol=1e-5)
+        again.fit(np.concatenate(views[rows]), np.repeat(data.label[rows], count))
+        return again.predict_proba(data.features)
+
+    for repeat, found in enumerate(fits["lr"].out_of_fold):
+        for inside, outside in patient_folds(data.label, data.group, seed=3 + repeat):
+            expected = by_hand(inside)[outside]
+            np.testing.assert_allclose(found[outside], expected, atol=1e-6)
+    np.testing.assert_allclose(fits["lr"].proba[0], by_hand(np.arange(120)), atol=1e-6)
 
 
 def test_the_choice_is_the_lowest_log_loss_on_patients_held_out():
@@ -155,6 +148,8 @@ class Bad(DummyClassifier):
     def fit(self, X, y):
         if isinstance(self.how, BaseException):
             raise self.how
+        if self.how == "folds" and len(X) < 120:
+            raise np.linalg.LinAlgError("singular")
         while self.how == "endless":
             time.sleep(0.001)
         return super().fit(X, y)
@@ -203,18 +198,9 @@ def test_a_class_of_one_patient_is_a_reason_for_every_head_that_needs_folds():
     assert "one patient alone" in failures["linear"]
 
 
-class NotInFolds(DummyClassifier):
-    """Needs all rows."""
-
-    def fit(self, X, y):
-        if len(X) < 120:
-            raise np.linalg.LinAlgError("singular")
-        return super().fit(X, y)
-
-
 def test_a_head_that_fails_out_of_fold_keeps_its_scores():
     """It is no candidate for the best; so is none where the folds cannot be dealt."""
-    bad = HeadSpec(make=lambda _: NotInFolds(strategy="prior"), about="")
+    bad = HeadSpec(make=lambda _: Bad("folds"), about="")
     fits, failures = fit(made_up_rows(), {"bad": bad, "lr": PLAIN}, repeats=1)
     assert failures == {"bad": "out of fold: singular"}
     assert [fits[name].out_of_fold is None for name in ("bad", "lr")] == [True, False]

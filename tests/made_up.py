@@ -1,4 +1,4 @@
-"""Domains and probabilities of made-up heads, for the tests of comparisons."""
+"""Made-up patients: rows for tests of heads, and probabilities for tests of comparisons."""
 
 import numpy as np
 
@@ -15,6 +15,16 @@ def domain(*, n: int = 60, each: int = 1, classes: int = 2) -> DomainData:
         group=np.array([f"p{i:03}" for i in patient]),
         row=np.arange(n),
     )
+
+
+def made_up_rows(classes=2, n=120, d=8, *, each=3, gap=3.0, seed=0) -> DomainData:
+    """The same with features in which the classes lie ``gap`` sd apart."""
+    rng, data = (
+        np.random.default_rng([classes, n, d, seed]),
+        domain(n=n, each=each, classes=classes),
+    )
+    X = rng.normal(size=(n, d)) + gap * np.eye(classes, d)[data.label]
+    return data.with_(features=X.astype(np.float32))
 
 
 def head(y, gain: float, seed: int = 0, classes: int = 2):
