@@ -6,12 +6,18 @@ the README: ``python -m tests.evaluation.coverage [RUNS] [NAME ...] [--jobs PROC
 names also how often the tests reject equal heads.
 """
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
+from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
+from threadpoolctl import threadpool_limits
 
 from pipeline.data.domain import DomainData
 from pipeline.evaluation.bootstrap import bbc_cv
@@ -19,8 +25,8 @@ from pipeline.evaluation.compare_heads import bases, score_heads
 from pipeline.evaluation.intervals import difference_bounds, rate_interval, share_of
 from pipeline.evaluation.metrics import METRICS, score, weighted_mean
 from tests.evaluation.test_paired_tests import BLIND, BY_PATIENT, rejected
-from tests.simulations import in_processes, parser
 
+Job = Callable[[], Any]
 PATIENTS = (10, 30, 100, 400)
 TRUTHS = (0.8, 0.95, 0.99)
 PAIRS = ((0.85, 0.8), (0.95, 0.95), (0.95, 0.85), (0.99, 0.97))
@@ -90,6 +96,13 @@ def of_rate(rng, patients: int, truth: float):
     return found.low, found.high, truth
 
 
+def bounds_of(metric: str, label, group, value):
+    """The interval of a metric of a head that gives these values."""
+    data = DomainData(name="simulated", role="target", group=group, label=label)
+    found = score_heads(data, {0: proba_of(value)}, seed=0, metrics=(metric,))[0][metric]
+    return found.low, found.high
+
+
 def of_metric(metric: str, prevalence: float = 0.5) -> Callable:
     """The same of a metric of one head."""
 
@@ -97,9 +110,7 @@ def of_metric(metric: str, prevalence: float = 0.5) -> Callable:
         group = patients_of(rng, patients)
         label = labels_by_patient(rng, group, prevalence)
         value = noise(rng, group) + reach_of(metric, truth) * (label - 0.5)
-        data = DomainData(name="simulated", role="target", group=group, label=label)
-        found = score_heads(data, {0: proba_of(value)}, seed=0, metrics=(metric,))[0][metric]
-        return found.low, found.high, expected(metric, truth, prevalence)
+        return *bounds_of(metric, label, group, value), expected(metric, truth, prevalence)
 
     return world
 
@@ -155,10 +166,8 @@ def of_unequal(metric: str) -> Callable:
 
     def world(rng, patients: int, reach: float):
         group, label, value = unequal(rng, patients)
-        data = DomainData(name="simulated", role="target", group=group, label=label)
-        proba = proba_of(value + reach * (2 * label - 1))
-        found = score_heads(data, {0: proba}, seed=0, metrics=(metric,))[0][metric]
-        return found.low, found.high, expected_unequal(metric, reach)
+        bounds = bounds_of(metric, label, group, value + reach * (2 * label - 1))
+        return *bounds, expected_unequal(metric, reach)
 
     return world
 
@@ -229,6 +238,27 @@ def cell(name: str, patients: int, truth, runs: int) -> str:
     """Coverage in percent and mean width in points of one world."""
     held, width, _ = coverage(WORLDS[name][0], patients, truth, samples(runs, patients))
     return f"{100 * held:.1f} % ({100 * width:.0f})"
+
+
+def parser(description: str | None, runs: int) -> argparse.ArgumentParser:
+    """Options of a simulation: how many runs, in how many processes."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("runs", nargs="?", type=int, default=runs)
+    options.add_argument("--jobs", type=int, help="Processes; one a core where left out.")
+    return options
+
+
+@contextmanager
+def in_processes(count: int | None) -> Iterator[Callable[[Iterable[Job]], Iterator[Any]]]:
+    """A function that runs jobs, one core each, and gives their results in order."""
+    with ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=threadpool_limits, initargs=(1,)
+    ) as pool:
+        yield partial(pool.map, _run)
+
+
+def _run(job: Job) -> Any:
+    return job()
 
 
 def main() -> None:

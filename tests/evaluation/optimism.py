@@ -16,7 +16,7 @@ from pipeline.evaluation.metrics import score
 from pipeline.heads import HEADS
 from pipeline.heads.logistic import logistic_path, make_logistic
 from pipeline.heads.search import chosen_elsewhere
-from tests.simulations import in_processes, parser
+from tests.evaluation.coverage import in_processes, parser
 
 PENALTIES = [choice["C"] for choice in HEADS["linear"].choices]
 METRICS = ("accuracy", "auroc")

@@ -4,40 +4,29 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from pipeline.evaluation.bootstrap import (
-    SET_ALPHA,
-    bbc_cv,
-    bootstrap_interval,
-    confidence_set,
-)
+from pipeline.evaluation.bootstrap import SET_ALPHA, bbc_cv, bootstrap_interval, confidence_set
 from pipeline.evaluation.metrics import METRICS, weighted_auroc, weighted_mean
-
-
-def two_heads(seed: int = 0, patients: int = 40, size: int = 3):
-    rng = np.random.default_rng(seed)
-    group = np.repeat([f"p{i:02d}" for i in range(patients)], size)
-    y = rng.integers(0, 2, len(group))
-    heads = [1 / (1 + np.exp(-(rng.normal(size=len(y)) + k * y - k / 2))) for k in (1.0, 2.0)]
-    return y, [np.c_[1 - p, p] for p in heads], group
-
-
-def rng(seed: int = 1):
-    return np.random.default_rng(seed)
+from tests.made_up import head
 
 
 def test_an_interval_is_that_of_a_plain_loop_over_resampled_patients():
     """Whole patients by hand, the metric on the rows they bring."""
-    y, (p, _), group = two_heads()
-    found = bootstrap_interval([METRICS["f1"](y, p)], group, rng(), draws=4000)
-    patients, values, by_hand = np.unique(group), [], rng(9)
-    for _ in range(4000):
-        rows = np.concatenate([np.flatnonzero(group == g) for g in by_hand.choice(patients, 40)])
-        tp = np.sum((p[rows, 1] > 0.5) & (y[rows] == 1))
-        values.append(2 * tp / (np.sum(p[rows, 1] > 0.5) + np.sum(y[rows] == 1)))
+    rng, group = np.random.default_rng(0), np.repeat(np.arange(40), 3)
+    y = rng.integers(0, 2, 120)
+    p = head(y, 1.0)
+    found = bootstrap_interval([METRICS["f1"](y, p)], group, rng, draws=4000)
+
+    def f1(rows):
+        called, positive = p[rows, 1] > 0.5, y[rows] == 1
+        return 2 * np.sum(called & positive) / (called.sum() + positive.sum())
+
+    values = [
+        f1(np.concatenate([np.flatnonzero(group == g) for g in rng.choice(40, 40)]))
+        for _ in range(4000)
+    ]
     assert (found.low, found.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.01)
     assert (found.images, found.patients, found.method) == (120, 40, "patient bootstrap")
-    tp = np.sum((p[:, 1] > 0.5) & (y == 1))
-    assert found.estimate == pytest.approx(2 * tp / (np.sum(p[:, 1] > 0.5) + y.sum()))
+    assert found.estimate == pytest.approx(f1(np.arange(120)))
 
 
 def world(rng, seeds: int):

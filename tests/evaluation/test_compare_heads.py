@@ -23,7 +23,9 @@ from pipeline.evaluation.compare_heads import (
 from pipeline.evaluation.intervals import rate_interval, share_of, wilson
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import holm, mcnemar, sign_flip
+from pipeline.evaluation.predictions import predictions_file, predictions_of, read_predictions
 from pipeline.randomness import stream
+from pipeline.results import write_set
 from tests.made_up import domain, head
 
 
@@ -266,25 +268,50 @@ def test_the_best_is_the_most_accurate_and_of_equals_the_better_calibrated():
     assert rank_heads(data, p)[0] == "sure"
 
 
-# --- what is evaluated at all
+# --- what is evaluated at all, and what is kept of each image
+
+SAMPLES = Samples(
+    items=tuple(Item(f"{k}.png", "x", f"/{k}.png", None, None) for k in "abcde"),
+    key=tuple(bytes([k]) * 32 for k in range(5)),
+    label=np.array([0, 1, 1, UNLABELLED, 0]),
+    group=np.array(["mrs-a", "mr-b", "mrs-a", "mr-c", "mr-d"]),
+    domain=np.array(["source", "B", "source", "far", "B"]),
+    split=np.array(["fit", "target", "validation", "target", "target"]),
+    classes=("normal", "pneumonia"),
+)
 
 
 def test_each_labelled_domain_is_evaluated_in_each_role():
     """Rows of a target without labels are left out where evaluation begins."""
-    samples = Samples(
-        items=tuple(Item(f"{k}.png", "x", f"/{k}.png", None, None) for k in range(5)),
-        key=tuple(bytes([k]) * 32 for k in range(5)),
-        label=np.array([0, 1, 1, UNLABELLED, 0]),
-        group=np.array(list("abcde")),
-        domain=np.array(["source", "B", "source", "far", "B"]),
-        split=np.array(["fit", "target", "validation", "target", "target"]),
-        classes=("normal", "pneumonia"),
-    )
-    found = eval_sets(samples)
+    found = eval_sets(SAMPLES)
     assert [(one.name, one.role, one.row.tolist()) for one in found] == [
         ("B", "target", [1, 4]), ("source", "validation", [2]),
     ]  # fmt: skip
     assert found[0].label.tolist() == [1, 0]
+
+
+def test_probabilities_are_read_as_they_were_written(tmp_path):
+    """Every field, for every backbone and predictor."""
+    proba = np.random.default_rng(0).dirichlet(np.ones(2), 5)
+    kept = predictions_of(SAMPLES, {("linear", 0): proba, ("mlp", 3): proba[::-1]})
+    files = {"p.h5": predictions_file({"net": kept, "other": kept})}
+    write_set(tmp_path / "p.json", {}, files)
+    read = read_predictions(tmp_path / "p.h5")
+    assert set(read) == {"net", "other"}
+    found = read["net"]
+    assert found.classes == ("normal", "pneumonia")
+    for name in ("key", "label", "patient", "domain", "split"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(kept, name))
+    assert set(found.proba) == {("linear", 0), ("mlp", 3)}
+    np.testing.assert_array_equal(found.proba["linear", 0], proba)
+    assert found.patient[0] == found.patient[2] != found.patient[1]
+
+
+def test_no_patient_and_no_path_is_in_the_file_of_probabilities():
+    """Results are passed on more freely than images."""
+    content = predictions_file({"net": predictions_of(SAMPLES, {})})
+    assert b"mrs-a" not in content
+    assert b"a.png" not in content
 
 
 # --- what a clinician asks

@@ -17,14 +17,8 @@ from pipeline.evaluation.intervals import (
     wilson,
 )
 from pipeline.evaluation.metrics import METRICS, weighted_mean
-from tests.evaluation.coverage import (
-    PATIENTS,
-    WORLDS,
-    coverage,
-    patients_of,
-    right_by_patient,
-    samples,
-)
+from tests.evaluation import coverage as simulated
+from tests.evaluation.coverage import PATIENTS, WORLDS, coverage
 
 HITS = [(0, 5), (5, 5), (340, 400), (320, 400), (1, 3)]
 
@@ -57,24 +51,18 @@ def test_intervals_of_independent_trials_equal_other_code(hits, n, level):
     assert high == pytest.approx(beta.isf(tail, hits + 1, n - hits))
 
 
-@pytest.mark.parametrize(("hits", "n"), HITS)
-def test_with_one_image_per_patient_the_images_are_the_trials(hits, n):
-    """The textbook's interval."""
-    found = rate(hits, n).interval()
+@pytest.mark.parametrize(
+    ("hits", "n", "size"), [*((*one, 1) for one in HITS), (30, 40, 5), (40, 40, 5)]
+)
+def test_the_trials_are_the_patients_where_their_images_agree(hits, n, size):
+    """The textbook's interval of one image each; five of a patient, all alike, count once."""
+    share = rate(hits, n, size)
+    found = share.interval()
+    assert share.trials == pytest.approx(n)
     assert (found.low, found.high) == pytest.approx(clopper_pearson(hits, n))
-    assert (found.estimate, found.images, found.patients) == (hits / n, n, n)
-    assert found.method == "Clopper-Pearson"
-    assert rate_interval(*right_of(hits, n)) == found
-
-
-@pytest.mark.parametrize("hits", [30, 40])
-def test_images_that_agree_within_patients_count_once(hits):
-    """Five images a patient, all alike, are worth as many as there are patients."""
-    many = rate(hits, 40, size=5)
-    assert many.trials == pytest.approx(40)
-    assert many.bounds() == pytest.approx(rate(hits, 40).bounds())
-    interval = many.interval()
-    assert (interval.images, interval.method) == (200, "Clopper-Pearson by patient")
+    assert (found.estimate, found.images, found.patients) == (hits / n, n * size, n)
+    assert found.method == "Clopper-Pearson" + (size > 1) * " by patient"
+    assert rate_interval(*right_of(hits, n, size)) == found
 
 
 def test_images_that_do_not_resemble_each_other_count_nearly_one_by_one():
@@ -234,8 +222,9 @@ def test_an_interval_that_takes_images_for_patients_is_found_out():
     """The same test fails where images of a patient count as independent."""
 
     def blind(rng, patients, truth):
-        group = patients_of(rng, patients)
-        found = rate_interval(right_by_patient(rng, group, truth), np.arange(len(group)))
+        group = simulated.patients_of(rng, patients)
+        right = simulated.right_by_patient(rng, group, truth)
+        found = rate_interval(right, np.arange(len(group)))
         return found.low, found.high, truth
 
     assert coverage(blind, 100, 0.8, 200)[0] < least(200)
@@ -248,7 +237,7 @@ def test_intervals_hold_the_truth_in_a_thousand_samples(name, truth, patients):
     """From 10 to 400 patients; AUROCs of 10 patients are not compared, and not asked for."""
     if name == "difference in AUROC" and patients == 10:
         pytest.skip("below 10 patients of each class no AUROCs are compared")
-    repeats = samples(1000, patients)
+    repeats = simulated.samples(1000, patients)
     held, _, width = coverage(WORLDS[name][0], patients, truth, repeats)
     assert held >= least(repeats)
     assert width > 0

@@ -33,19 +33,20 @@ ORACLES = {
 }  # fmt: skip
 
 
-def example(classes: int, n: int = 200):
+def example(classes: int, n: int = 90, decimals: int = 12):
+    """Labels, and probabilities; of two decimals many are equal."""
     rng = np.random.default_rng(classes)
     y = rng.integers(0, classes, n)
     scores = rng.normal(size=(n, classes)) + 1.2 * np.eye(classes)[y]
-    p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    return y, p
+    p = np.round(np.exp(scores) / np.exp(scores).sum(1, keepdims=True), decimals) + 0.01
+    return y, p / p.sum(1, keepdims=True)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("name", METRICS)
 def test_a_score_equals_an_independent_one(name, classes):
     """Over the whole table: adding a metric without an oracle fails here."""
-    y, p = example(classes)
+    y, p = example(classes, n=200)
     expected = ORACLES[name](y, p)
     assert score(name, y, p) == (expected if expected is None else pytest.approx(expected))
 
@@ -57,20 +58,11 @@ def test_what_the_labels_do_not_define_is_none(name):
     assert score(name, np.zeros(20, int), p) is None
 
 
-def rounded(classes: int, n: int = 90):
-    """Labels, and probabilities with many ties."""
-    rng = np.random.default_rng(classes)
-    y = rng.integers(0, classes, n)
-    scores = rng.normal(size=(n, classes)) + 1.2 * np.eye(classes)[y]
-    p = np.round(np.exp(scores) / np.exp(scores).sum(1, keepdims=True), 2) + 0.01
-    return y, p / p.sum(1, keepdims=True)
-
-
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("name", METRICS)
 def test_a_weight_counts_as_so_many_equal_rows(name, classes):
     """In every draw, also in small ones that lack a class: then both are undefined."""
-    y, p = rounded(classes)
+    y, p = example(classes, decimals=2)
     rng = np.random.default_rng(7)
     few = (rng.random((20, len(y))) < 0.04) * rng.integers(1, 4, (20, len(y))) + np.eye(len(y))[0]
     by_patient = draw_patients(rng.integers(0, 30, len(y)), rng, draws=20).weights()

@@ -8,11 +8,7 @@ from sklearn.linear_model import Ridge
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import patient_folds
 from pipeline.errors import StudyError
-from pipeline.evaluation.separability import (
-    domain_auc,
-    ridge_scorer,
-    separability,
-)
+from pipeline.evaluation.separability import domain_auc, ridge_scorer, separability
 
 #: Patients, features, classes, whether a patient has one to five images that are alike.
 NOISE = [(60, 8, 2, False), (60, 8, 2, True), (60, 400, 2, False)]

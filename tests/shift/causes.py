@@ -24,7 +24,7 @@ from pipeline.shift.detect import detect, images_differ
 from pipeline.shift.head import fit_source
 from pipeline.shift.label_free import estimate_accuracy
 from pipeline.shift.verdict import causes_of
-from tests.simulations import in_processes, parser
+from tests.evaluation.coverage import in_processes, parser
 
 PIXELS, FEATURES = 64, 96
 _fixed = np.random.default_rng(2718)
