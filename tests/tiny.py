@@ -9,6 +9,11 @@ from PIL import Image
 
 from pipeline.data.images import PixelPolicy
 from pipeline.features import backbones
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import extract
+from pipeline.study_file import load_study
+
+TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,11 @@ def stored_tiny_study(
 
     ``setting`` is a line of its backbone.
     """
-    from pipeline.features.engines import EngineChoice
-    from pipeline.features.extract import extract
-    from pipeline.study_file import load_study
-
     install_tiny_backbone(monkeypatch, folder)
     monkeypatch.chdir(folder)
     file = write_tiny_study(folder, source=source, target=target)
     file.write_text(f"{file.read_text()}{setting}\n")
-    engine = EngineChoice(engine="torch", device="cpu", batch_size=4)
-    extract(load_study(file), engine)
+    extract(load_study(file), TORCH)
     return file
 
 

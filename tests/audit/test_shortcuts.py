@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.audit.shortcuts import (
-    MASKED,
-    ShortcutTest,
-    domain_tests,
-    fact_tests,
-    findings_of,
-    mask_tests,
-    with_draws,
-)
+from pipeline.audit import shortcuts
+from pipeline.audit.shortcuts import MASKED, ShortcutTest, findings_of, mask_tests
 from pipeline.audit.stage import audit, masked_study
 from pipeline.data.images import PixelPolicy
 from pipeline.data.index import FACTS
@@ -29,8 +22,7 @@ from pipeline.features import backbones
 from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.study_file import load_study
-from tests.audit.conftest import TORCH
-from tests.tiny import FileWeights
+from tests.tiny import TORCH, FileWeights
 
 
 def marker_network(state):
@@ -129,7 +121,7 @@ def test_without_a_marker_corners_and_border_predict_nothing(marker_backbone, fi
 
 
 def test_what_few_patients_cannot_show_is_no_warning(study_file):
-    """Three images can always be separated from 80 by something: a note that they are few."""
+    """Three images can always be separated from 40 by something: a note that they are few."""
     for kind, keep in (("a", 2), ("b", 1)):
         for image in sorted(Path("there", kind).iterdir())[keep:]:
             image.unlink()
@@ -141,11 +133,11 @@ def test_what_few_patients_cannot_show_is_no_warning(study_file):
     table = FeatureTable(
         backbone="tiny", stores=(), widths=(2,), samples=samples, X=apart.astype(np.float32)
     )
-    (domain,) = findings_of([test() for test in domain_tests(table)])
+    (domain,) = findings_of([test() for test in shortcuts.domain_tests(table)])
     facts = np.zeros(len(samples), FACTS)
     facts["height"] = facts["width"] = facts["file_bytes"] = 40
     facts["mean"] = apart[:, 0]
-    *_, stored = findings_of([test() for test in fact_tests(samples, facts)])
+    *_, stored = findings_of([test() for test in shortcuts.fact_tests(samples, facts)])
     for finding in (domain, stored):
         assert finding.where == "source and there"
         assert finding.values["auc"]["estimate"] > 0.9
@@ -177,13 +169,11 @@ def judged(values, others=0, **given):
         ((0.65, 0.52, 0.7, 0.01), {"others": 5}, OK, "it is not shown that it shows: AUC 0.65"),
         ((0.55, 0.45, 0.65, 0.2), {}, OK, "there is no sign that it shows: AUC 0.55"),
         (
-            (0.8, 0.4, 0.95, 0.06),
-            {},
-            NOTE,
+            (0.8, 0.4, 0.95, 0.06), {}, NOTE,
             "there are too few patients to say whether it shows: AUC 0.80",
         ),
     ],
-)
+)  # fmt: skip
 def test_no_sentence_contradicts_its_interval(values, given, severity, text):
     """What is shown is said, what is strong is a warning; p is adjusted over all tests."""
     finding = judged(values, **given)
@@ -197,7 +187,7 @@ def test_no_sentence_contradicts_its_interval(values, given, severity, text):
 @pytest.mark.parametrize("tests", [1, 12, 28, 100])
 def test_an_audit_of_many_tests_can_still_warn(tests):
     """The smallest p that permutations give is below 5 % after the adjustment for all."""
-    draws = with_draws([lambda draws: draws] * tests)[0]()
+    draws = shortcuts.with_draws([lambda draws: draws] * tests)[0]()
     values = (0.99, 0.98, 1.0, 1 / (draws + 1))
     assert judged(values, others=tests - 1).severity == WARNING
 
@@ -205,7 +195,8 @@ def test_an_audit_of_many_tests_can_still_warn(tests):
 def test_classes_that_are_parts_of_the_body_may_show_in_the_border(study_file):
     """Their whole pictures differ: a note that says so."""
     samples, _ = load_samples(load_study(study_file))
-    samples = replace(samples, classes=("hand", "chest x-ray"))
+    group = np.arange(len(samples)).astype(str)
+    samples = replace(samples, classes=("hand", "chest x-ray"), group=group)
     signal = np.where(samples.labelled, samples.label, 0)[:, None] + 0.01 * np.arange(3)
     finding, *_ = findings_of([test() for test in mask_tests(samples, signal, "centre")])
     assert finding.severity == NOTE

@@ -18,11 +18,10 @@ from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError
 from pipeline.features.extract import extract
 from pipeline.study_file import load_study
-from tests.audit.conftest import TORCH
 from tests.audit_worlds import smooth_study
 from tests.result_files import record_of
 from tests.test_cli import ENGINE, run
-from tests.tiny import install_tiny_backbone, write_images
+from tests.tiny import TORCH, install_tiny_backbone, write_images
 
 
 def in_role(samples, split, label):
@@ -76,7 +75,7 @@ def test_an_audit_without_features_is_refused_before_any_work(study_file, monkey
 
     monkeypatch.setattr(FactsIndex, "measure", measured)
     monkeypatch.setattr(stage_module, "extract", measured)
-    for missing in (120, 4):
+    for missing in (60, 4):
         refused = run("audit", study_file, *ENGINE, code=5)
         assert f"{missing} of " in refused.stderr
         assert "first run: headrace features" in refused.stderr
