@@ -259,9 +259,12 @@ class _Lookup:
 
     def find(self, path: str) -> Item | None:
         """The image; None if no image fits, or several do."""
-        if image := self._by_path.get(path) or self._by_name.get(path):
-            return image
-        parts = path.replace("\\", "/").split("/")
+        # Windows writes a\b for a/b.
+        slashed = path.replace("\\", "/")
+        for name in (path, slashed):
+            if image := self._by_path.get(name) or self._by_name.get(name):
+                return image
+        parts = slashed.split("/")
         starts = range(1, len(parts)) if self._above is None else [self._above]
         for start in starts:
             image = self._by_path.get("/".join(parts[start:]))

@@ -81,6 +81,8 @@ def test_parquet_is_read_as_the_same_texts(tmp_path):
         ("2", "a/2.png"),
         ("set/v1/b/3.png", "b/3.png"),
         ("C:\\set\\b\\3.png", "b/3.png"),
+        ("b\\3.png", "b/3.png"),
+        ("b\\3", "b/3.png"),
         ("1.png", None),
         ("../../etc/passwd", None),
         ("elsewhere/2.png", None),
