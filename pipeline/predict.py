@@ -25,7 +25,15 @@ from cache.recipe import META
 from cache.store import FeatureStore
 from pipeline.data.arrays import is_archive, scan_archive
 from pipeline.data.images import PixelPolicy
-from pipeline.data.items import NO_CLASS, FileStat, Item, Reading, images_below, system_reason
+from pipeline.data.items import (
+    NO_CLASS,
+    Depth,
+    FileStat,
+    Item,
+    Reading,
+    images_below,
+    system_reason,
+)
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError, StudyError
 from pipeline.features.backbones import policy_of
@@ -42,6 +50,8 @@ _LOG = logging.getLogger(__name__)
 CARD, INPUT, OUTPUT = "headrace", "pixels", "probabilities"
 #: Images in one batch for an ONNX file.
 _BATCH = 32
+#: Images of other bits are at least this many times as bright or dark as the model's.
+_OTHER_RANGE = 2
 _Keyed = tuple[Item, bytes]
 
 
@@ -213,7 +223,7 @@ def _find_images(
     images: Sequence[Path], reading: Reading
 ) -> tuple[list[_Keyed], list[dict[str, str]]]:
     """Images with their content keys, each file once; and the images that cannot be read."""
-    pairs, skipped = [], []
+    pairs, skipped, depths = [], [], list[Depth]()
     seen: set[tuple[str, str, int | None]] = set()
     damaged: dict[tuple[str, str], StudyError] = {}
     for given in images:
@@ -226,13 +236,34 @@ def _find_images(
             try:
                 if reason := damaged.get(identity[:2]):
                     raise reason
-                pairs.append((read := replace(item, reading=reading), read_image(read).key))
+                read = replace(item, reading=reading)
+                file = read_image(read).remembered()
+                pairs.append((read, file.key(reading)))
+                depths.append(file.depth)
             except ImageError as cause:
                 skipped.append(_as_skipped(item.path, str(cause)))
             except StudyError as cause:  # each row of an array would decompress it again
                 damaged[identity[:2]] = cause
                 skipped.append(_as_skipped(item.path, str(cause)))
+    _warn_of_range(reading, depths)
     return pairs, skipped
+
+
+def _warn_of_range(reading: Reading, depths: Sequence[Depth]) -> None:
+    """Say it if values of more than 8 bits do not fit the model's window.
+
+    A study guesses the bits of each domain; a model reads all images as its source was read.
+    """
+    top = max((depth for depth in depths if depth is not None), default=0)
+    if reading.window is None or top <= 0:
+        return
+    white = reading.window[1]
+    if not white / _OTHER_RANGE <= top <= white * _OTHER_RANGE:
+        _LOG.warning(
+            "the images have values up to %d, but white is %g for this model: it sees them too "
+            "%s. Convert them to the range of the images that it was trained on",
+            *(top, white, "bright" if top > white else "dark"),
+        )
 
 
 def _items(given: Path) -> tuple[list[Item], list[dict[str, str]]]:

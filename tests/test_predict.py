@@ -31,7 +31,7 @@ from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.report import show
 from pipeline.study_file import load_study
-from tests.image_files import pictures
+from tests.image_files import grey16, pictures
 from tests.result_files import forbid_writing, record_of, rewrite
 from tests.tiny import (
     install_tiny_backbone,
@@ -159,6 +159,35 @@ def test_a_damaged_archive_is_skipped_and_the_rest_goes_on(compared, monkeypatch
     assert [skip["path"] for skip in rows] == [f"half.npz/a#{row}" for row in range(3)]
     assert all("a_images is damaged" in skip["reason"] for skip in rows)
     assert opened.count("a_images") == 2, "its header, and once in vain"
+
+
+@pytest.mark.parametrize(
+    ("bits", "warning"),
+    [
+        (12, ""),
+        (16, "values up to 65535, but white is 4095 for this model: it sees them too bright"),
+        (10, "values up to 1023, but white is 4095 for this model: it sees them too dark"),
+    ],
+)
+def test_images_with_other_bits_than_the_source_are_warned_of(
+    tmp_path, monkeypatch, caplog, bits, warning
+):
+    """A model has one white; the study guesses one for each hospital, so their scores are right."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    file = write_tiny_study(tmp_path, source=24, target=12)
+    for folder, top in (("here", 4095), ("there", 2**bits - 1)):
+        for image in Path(folder).rglob("*.png"):
+            levels = np.linspace(0, top, 32 * 32).reshape(32, 32)
+            np.random.default_rng([*image.name.encode()]).shuffle(levels)
+            image.write_bytes(grey16(levels))
+    study = load_study(file)
+    extract(study, TORCH)
+    compare(study, CompareOptions(heads=("linear",)))
+    caplog.clear()
+    assert len(predict(head_folder(study.results, "tiny", "linear"), [Path("there")])["rows"]) == 12
+    assert warning in caplog.text
+    assert bool(caplog.records) == bool(warning)
 
 
 def test_images_in_folders_of_classes_are_counted(compared):
