@@ -9,6 +9,7 @@ Before the file is written, its probabilities are compared with those of the mod
 import json
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -25,7 +26,7 @@ from pipeline.data.domain import DomainData
 from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples, load_samples
-from pipeline.errors import ExportError, MissingResultsError
+from pipeline.errors import ExportError, MissingResultsError, UnknownNameError
 from pipeline.evaluation.metrics import Proba, score
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
@@ -37,7 +38,7 @@ from pipeline.features.backbones import NO_DOWNLOAD, TIMM
 from pipeline.features.load import choose_backbone, frozen_network, load_features, store_for
 from pipeline.finetune.data import load_pixels
 from pipeline.finetune.methods import METHODS
-from pipeline.finetune.runs import Experiment
+from pipeline.finetune.runs import FROM_PIXELS, Experiment
 from pipeline.heads.layers import head_layers
 from pipeline.heads.save import SavedHead, head_folder, load_head
 from pipeline.predict import CARD, INPUT, OUTPUT, run_onnx
@@ -141,6 +142,7 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
         ExportError: It has no layers, or was trained on other pixels or classes.
         ModelError: The head cannot be read.
         MissingResultsError: It has not been trained, or its probabilities are not stored.
+        UnknownNameError: No head or network of this name was trained on the backbone.
     """
     saved, on = None, choice.name
     choice = choice.network if name in METHODS else choice
@@ -151,7 +153,10 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
         file = TRAINED_PROBABILITIES
         network, head, about = _fine_tuned(run, name)
     else:
-        saved = load_head(head_folder(study.results, on, name))
+        saved_in = head_folder(study.results, on, name)
+        if not saved_in.exists() and (trained := _trained(study, choice)) and name not in trained:
+            raise UnknownNameError("trained head or method", name, trained)
+        saved = load_head(saved_in)
         stage, column, file, seed = "heads", "head", PROBABILITIES, saved.seeds[0]
         network, head, about = _frozen(study, choice, saved)
     stored = read_predictions(study.results / file).get(on)
@@ -187,6 +192,17 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
         proba=proba,
         card=card,
     )
+
+
+def _trained(study: Study, choice: BackboneChoice) -> list[str]:
+    """Names of the heads, then of the networks, that were trained on a backbone."""
+    networks = (choice.network.name, FROM_PIXELS)
+    names: list[str] = []
+    for file, backbones in ((PROBABILITIES, (choice.name,)), (TRAINED_PROBABILITIES, networks)):
+        with suppress(MissingResultsError):
+            stored = read_predictions(study.results / file)
+            names += [name for on in backbones if on in stored for name, _ in stored[on].proba]
+    return list(dict.fromkeys(names))
 
 
 def _frozen(

@@ -239,7 +239,7 @@ def test_int8_is_measured_and_refused_above_the_margin(study, graph_of_mlp):
         ("forest", {}, "forest has no layers: it is made of trees. Heads that have: linear"),
         ("knn", {}, "features of its training images, which are data about patients"),
         ("last_block", {}, "run headrace finetune STUDY --method last_block"),
-        ("boosting", {}, "there is no model.json"),
+        ("lienar", {}, "head or method 'lienar'; allowed: forest, knn, linear, mlp, full"),
         ("linear", {"backbone": "other"}, "unknown backbone of the study 'other'; allowed: tiny"),
     ],
 )
