@@ -301,6 +301,16 @@ def _quick_or_thorough(flags: Mapping[str, Any], quick: Any, thorough: Any) -> A
     return quick if flags["quick"] else thorough if flags["thorough"] else None
 
 
+def _record_of(stage: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Exception | None]:
+    """Run a stage; its record, to be shown, and then the error to raise if a part failed."""
+    from pipeline.errors import PartsError
+
+    try:
+        return stage(), None
+    except PartsError as failure:
+        return dict(failure.record or {}), failure
+
+
 def _wants_figures(flags: Mapping[str, Any]) -> bool:
     """Whether to draw figures; with --quick they would take a third of the time."""
     drawn = flags["figures"]
@@ -325,10 +335,10 @@ def _publish(
     *,
     draw: Callable[[], Mapping[str, bytes]],
     before: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Print the text of a stage, then write its tables and figures; returns the record."""
+) -> None:
+    """Print the text of a stage, then write its tables and figures."""
     if not _first_process():
-        return record
+        return
     from pipeline import report
     from pipeline.report.figures import ERROR_SHEET
     from pipeline.results import add_files
@@ -351,7 +361,6 @@ def _publish(
     add_files(study.results / f"{stage}.json", record, shared, stage)
     if drawn:
         click.echo(f"\nfigures: {study.results / 'figures'} ({counted(len(drawn), 'file')})")
-    return record
 
 
 def _draw(
@@ -467,17 +476,14 @@ def features(study: Path, **flags: Any) -> dict[str, Any]:
 
     Example: headrace features study.toml
     """
-    from pipeline.errors import PartsError
     from pipeline.features.extract import extract
 
     loaded = _load(study, flags)
     given = {name: flags.pop(name) for name in ("rehash", "strict", "ray")}
-    try:
-        record = extract(loaded, _engine(flags), **given)
-    except PartsError as failure:
-        _show("features", failure.record or {})
-        raise
+    record, failure = _record_of(partial(extract, loaded, _engine(flags), **given))
     _show("features", record)
+    if failure:
+        raise failure
     return {"study": record["study"], "backbones": list(record["backbones"])}
 
 
@@ -535,8 +541,11 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
         def drawn() -> dict[str, bytes]:
             return {name: image for job in drawing for name, image in job.result().items()}
 
-        record = compare(study, options, show_scores)
-        return _publish("heads", record, study, draw=drawn, before=shown[-1])
+        record, failure = _record_of(partial(compare, study, options, show_scores))
+        _publish("heads", record, study, draw=drawn, before=shown[-1])
+    if failure:
+        raise failure
+    return record
 
 
 @main.command()
@@ -632,19 +641,19 @@ _FINETUNE_HELP = f"""Train networks, in part or as a whole, and compare them.
 @_each_finding
 def finetune(study: Any, **flags: Any) -> dict[str, Any]:
     """See ``_FINETUNE_HELP``."""
-    from pipeline.errors import PartsError, PipelineError
     from pipeline.finetune.stage import finetune as run
 
     figures = _wants_figures({"figures": flags.pop("figures")})
     given = {name: flags.pop(name) for name in ("methods", "image_size", "limit", "device")}
-    record = run(study, **given, options=_samples(flags), settings=flags)
+    tune = partial(run, study, **given, options=_samples(flags), settings=flags)
+    record, failure = _record_of(tune)
     if not record["trial"]:
         draw = partial(_draw, "finetune", record, study) if figures else dict
         _publish("finetune", record, study, draw=draw)
     elif _first_process():  # tables and figures on disk are of the whole run
         _show("finetune", record)
-    if failures := record["failures"]:
-        raise PartsError({part: PipelineError(why) for part, why in failures.items()}, record)
+    if failure:
+        raise failure
     return record
 
 
@@ -668,9 +677,12 @@ def shift(study: Any, **flags: Any) -> dict[str, Any]:
 
     effort = _quick_or_thorough(flags, QUICK, THOROUGH) or ShiftOptions()
     options = replace(effort, samples=_samples(flags), head=flags["head"])
-    record = analyse(study, options)
+    record, failure = _record_of(partial(analyse, study, options))
     draw = partial(_draw, "shift", record, study) if _wants_figures(flags) else dict
-    return _publish("shift", record, study, draw=draw)
+    _publish("shift", record, study, draw=draw)
+    if failure:
+        raise failure
+    return record
 
 
 @main.command()

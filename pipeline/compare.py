@@ -24,6 +24,7 @@ from pipeline.errors import (
     MissingFeaturesError,
     MissingResultsError,
     ModelError,
+    PartsError,
     ResultsError,
     UnknownNameError,
 )
@@ -170,14 +171,17 @@ def compare(
     Raises:
         UnknownNameError: A head or preprocessing is unknown.
         MissingFeaturesError: Stage 1 has not been run, or no head could be fitted.
+        PartsError: A backbone or a target has no scores; the record is of the others.
     """
     run = _plan(study, options or CompareOptions())
     disk.prepare(study.results)
     samples, _ = load_samples(study, run.options.samples)
     leaks = find_leaks(study, samples)
     scored: list[_Heads] = []
+    failures: dict[str, Exception] = {}
     for backbone, features in feature_tables(study, samples):
         if isinstance(features, Exception):
+            failures[f"backbone.{backbone}"] = features
             scored.append(_left_out(run, backbone, samples, features))
             continue
         samples = features.samples
@@ -189,13 +193,16 @@ def compare(
             drawn = any(name.startswith("figures/") for name in heads.files)
             file = b"" if drawn else predictions_file({backbone: heads.predictions()})
             on_scores(_record(run, samples, leaks, scored), file)
+        else:
+            reasons = "; ".join(f"{head}: {why}" for head, why in heads.failures.items())
+            why = MissingFeaturesError(f"no head could be fitted: {reasons}")
+            failures[f"backbone.{backbone}"] = why
         if fitting:
             _finish(run, heads, fitting)
             _save(run, heads, unfitted)
     record = _record(run, samples, leaks, scored)
     if not record["backbones"]:
-        reasons = "; ".join(f"{f['head']}: {f['reason']}" for f in record["failures"])
-        raise MissingFeaturesError(f"no head could be fitted: {reasons}")
+        raise next(iter(failures.values()))
     write_set(
         study.results / HEADS_REPORT,
         record,
@@ -203,6 +210,9 @@ def compare(
         unchanged={name: digest for heads in scored for name, digest in heads.files.items()},
         owned=("heads*.csv", "figures/heads-*", "heads/*/*/*"),
     )
+    failures = {f"target.{name}": why for name, why in samples.failures.items()} | failures
+    if failures:
+        raise PartsError(failures, record)
     return record
 
 

@@ -224,11 +224,16 @@ def test_a_target_that_cannot_be_used_is_named_by_every_stage(study_file):
     failed = run("features", study_file, *ENGINE, code=1)
     assert "gone is not there" in failed.stderr
     assert "target.gone" in record_of(Path("results/tiny/features.json"))["failures"]
-    assert "gone has no scores" in run("heads", study_file, "--only", "linear", "--quick").stdout
+    shown = run("heads", study_file, "--only", "linear", "--quick", code=1)
+    assert "gone has no scores" in shown.stdout
+    assert "Error: target.gone: " in shown.stderr
     record = record_of(Path("results/tiny/heads.json"))
     assert "is not there" in record["failed_targets"]["gone"]
     assert [d["domain"] for d in record["backbones"][0]["domains"]] == ["source", "there"]
-    run("shift", study_file, "--quick", "--no-figures")
+    shown = run("shift", study_file, "--quick", "--figures", code=1)
+    assert "gone on tiny was not compared" in shown.stdout
+    assert "Error: target.gone: " in shown.stderr
+    assert list(Path("results/tiny/figures").glob("shift-*"))
     assert [
         row["target"] for row in record_of(Path("results/tiny/shift.json"))["not_compared"]
     ] == ["gone"]
@@ -366,7 +371,7 @@ def test_nothing_usable_is_exit_code_two(study_file):
         file.write_text(f"no image {file}")
     result = run("features", study_file, *ENGINE, code=2)
     assert "there: none of its images can be used; first: " in result.stderr
-    result = run("heads", study_file, "--only", "prior")
+    result = run("heads", study_file, "--only", "prior", code=2)
     assert "there has no scores" in result.stdout
 
 

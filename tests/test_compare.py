@@ -17,7 +17,7 @@ import pipeline.features.load as load_module
 from cache.store import FeatureStore
 from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
 from pipeline.data.patients import FIT
-from pipeline.errors import MissingFeaturesError, UnknownNameError, WeightsError
+from pipeline.errors import MissingFeaturesError, PartsError, UnknownNameError, WeightsError
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predictions import predictions_in, read_predictions
 from pipeline.features.engines import EngineChoice
@@ -198,10 +198,17 @@ def test_a_head_that_fails_is_reported_and_the_others_go_on(study, monkeypatch):
 
 
 def test_a_backbone_that_is_left_out_is_reported_and_keeps_its_heads(study):
-    """Its features are not made yet, or its weights are on a disk that is not mounted today."""
+    """Its features are not made yet, or its weights are on a disk that is not mounted today.
+
+    The error at the end has the record of the others, which is written, and the exit code.
+    """
     tiny = study.backbones[0]
     coarse = replace(study, backbones=(replace(tiny, name="tiny@0"), tiny))
-    (failure,) = compare(coarse, only("prior"))["failures"]
+    with pytest.raises(PartsError, match=r"^backbone\.tiny@0: .*no features") as error:
+        compare(coarse, only("prior"))
+    assert error.value.exit_code == MissingFeaturesError.exit_code
+    assert error.value.record == record_of(study.results / "heads.json")
+    (failure,) = error.value.record["failures"]
     assert failure["head"] == "all heads"
     assert "have no features of tiny@0 yet" in failure["reason"]
     two = replace(study, backbones=(tiny, replace(tiny, name="tiny2")))
@@ -209,8 +216,9 @@ def test_a_backbone_that_is_left_out_is_reported_and_keeps_its_heads(study):
     compare(two, only("linear"))
     (model,) = study.results.glob("heads/tiny2/linear/model.json")
     lost = replace(two.backbones[1], weights=str(study.results / "not mounted.pth"))
-    record = compare(replace(two, backbones=(tiny, lost)), only("linear"))
-    assert [entry["backbone"] for entry in record["backbones"]] == ["tiny"]
+    with pytest.raises(PartsError, match="not mounted") as error:
+        compare(replace(two, backbones=(tiny, lost)), only("linear"))
+    assert [entry["backbone"] for entry in error.value.record["backbones"]] == ["tiny"]
     assert model.exists()
     with pytest.raises(WeightsError, match="not mounted"):
         compare(replace(two, backbones=(lost,)), only("linear"))

@@ -10,6 +10,7 @@ import pytest
 from pipeline.audit.stage import audit
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.samples import UNLABELLED
+from pipeline.errors import PartsError
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
@@ -71,7 +72,8 @@ def test_the_audit_tests_what_needs_no_label_and_names_what_it_did_not_test(stud
 def test_a_target_of_one_patient_is_left_out_and_said(study, few):
     """With labels or without; the other is compared, and nothing else hides it."""
     one = [replace(t, group="^(p)") if t.name == few else t for t in study.targets]
-    analyse(replace(study, targets=tuple(one)), SHORT)
+    with pytest.raises(PartsError, match=rf"^target\.{few}: Images: "):
+        analyse(replace(study, targets=tuple(one)), SHORT)
     written = json.loads((study.results / "shift.json").read_text())
     assert [t["target"] for t in written["targets"]] == [t.name for t in one if t.name != few]
     (left,) = written["not_compared"]

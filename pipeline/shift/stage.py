@@ -25,7 +25,7 @@ from pipeline.data.index import APPEARANCE, stored_facts
 from pipeline.data.leaks import Finding, check_leaks, refuse_leaks
 from pipeline.data.patients import single_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
-from pipeline.errors import PipelineError, StudyError, record_failure
+from pipeline.errors import PartsError, PipelineError, StudyError, record_failure
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
 from pipeline.features.load import FeatureTable, feature_tables
@@ -117,6 +117,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         MissingFeaturesError: Stage 1 has not been run.
         MissingResultsError: The named head was compared on no backbone.
         CheckFailedError: A patient or an image is in two roles.
+        PartsError: A target was not compared on every backbone; the record is of the others.
     """
     options = options or ShiftOptions()
     if not study.targets:
@@ -162,6 +163,11 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         {SHIFT_PROBABILITIES: probabilities},
         owned=("shift*.csv", "figures/shift-*"),
     )
+    parts = {f"backbone.{backbone}": why for backbone, why in failures.items()}
+    for analysis in analyses.values():
+        parts |= {f"target.{target}": why for target, why in analysis.failures.items()}
+    if parts:
+        raise PartsError(parts, record)
     return record
 
 

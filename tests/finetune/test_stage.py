@@ -14,7 +14,7 @@ import pipeline.finetune.runs as runs_module
 import pipeline.finetune.stage as stage_module
 from pipeline.cli import main
 from pipeline.compare import CompareOptions, compare
-from pipeline.errors import CheckpointError, EngineError, StudyError, UnknownNameError
+from pipeline.errors import CheckpointError, EngineError, PartsError, StudyError, UnknownNameError
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.features.extract import extract
@@ -141,7 +141,9 @@ def test_a_method_that_fails_costs_no_other(stored, monkeypatch):
     monkeypatch.setattr(stage_module, "run_method", run)
     with pytest.raises(EngineError, match="out of memory"):
         finetune(stored, **only("last_block", limit=4))
-    record = finetune(stored, **only("last_block", "full"))
+    with pytest.raises(PartsError, match="last_block on tiny: out of memory") as error:
+        finetune(stored, **only("last_block", "full"))
+    record = error.value.record
     assert record["failures"] == {"last_block on tiny": "out of memory"}
     assert "full" in models(record)
     command = "finetune study.toml --method full --method last_block --device cpu --no-figures"

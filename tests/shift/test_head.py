@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from pipeline import report
 from pipeline.compare import QUICK, CompareOptions, compare
 from pipeline.data.patients import patient_folds
-from pipeline.errors import MissingResultsError
+from pipeline.errors import MissingResultsError, PartsError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.shift.head import fit_source
 from pipeline.shift.stage import ShiftOptions, analyse, feature_map
@@ -122,8 +122,11 @@ def test_a_head_that_one_backbone_lacks_does_not_cost_the_others(study):
     """Its targets are named with the reason; where no backbone has it, that is the error."""
     compare(study, replace(QUICK, heads=("ridge",)))
     both = replace(study, concatenations=("tiny+tiny",))
-    record, target = shift(both, head="ridge")
-    assert (target["backbone"], target["head"], len(record["targets"])) == ("tiny", "ridge", 1)
+    with pytest.raises(PartsError, match=r"^backbone\.tiny\+tiny: the head r") as error:
+        shift(both, head="ridge")
+    record = error.value.record
+    (target,) = record["targets"]
+    assert (target["backbone"], target["head"]) == ("tiny", "ridge")
     (left,) = record["not_compared"]
     assert (left["backbone"], left["target"]) == ("tiny+tiny", "there")
     assert "no heads were compared on tiny+tiny" in left["reason"]

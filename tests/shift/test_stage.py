@@ -11,7 +11,7 @@ import pytest
 
 import pipeline.features.load as load_module
 from pipeline.data.samples import load_samples
-from pipeline.errors import StudyError
+from pipeline.errors import PartsError, StudyError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
@@ -227,7 +227,7 @@ def test_a_few_patients_go_through(study, monkeypatch, domain, patients, labels)
 
 
 def test_a_target_or_backbone_that_fails_does_not_cost_the_others(study, monkeypatch):
-    """Each is named with its reason."""
+    """Each is named with its reason, in the record and by the error at the end."""
     real = stage.analyse_target
 
     def broken(model, target, **named):
@@ -237,10 +237,13 @@ def test_a_target_or_backbone_that_fails_does_not_cost_the_others(study, monkeyp
 
     monkeypatch.setattr(stage, "analyse_target", broken)
     tiny = study.backbones[0]
-    record = analyse(replace(study, backbones=(replace(tiny, precision="bf16"), tiny)), SHORT)
+    failed = r"^backbone\.tiny@0: .*no features of tiny@0 .*; target\.far: too strange$"
+    with pytest.raises(PartsError, match=failed) as error:
+        analyse(replace(study, backbones=(replace(tiny, name="tiny@0"), tiny)), SHORT)
+    record = error.value.record
     assert [target["target"] for target in record["targets"]] == ["there"]
     *no_features, far = record["not_compared"]
-    assert all("no features of tiny" in skipped["reason"] for skipped in no_features)
+    assert [skipped["target"] for skipped in no_features] == ["there", "far"]
     assert (far["target"], far["reason"]) == ("far", "too strange")
 
 
