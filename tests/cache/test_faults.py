@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from cache import part
-from cache.errors import MissingRowsError
-from cache.part import name_of
+from cache.errors import BadFeaturesError, MissingRowsError
+from cache.part import name_of, to_bytes
 from cache.store import FeatureStore
 from tests import cache_jobs as jobs
-from tests.cache import store_checks as checks
+from tests.cache.conftest import KEYS, assert_never_served
 from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault
 from tests.power_loss import rows_at_risk
 
@@ -151,14 +151,29 @@ def test_a_real_limit_on_the_size_of_files_is_a_clean_error(tmp_path, children):
     assert not os.listdir(store.path / "parts")
 
 
+def _check_power_loss(folder, without=None):
+    jobs.run(folder, folder / "log", without=without)
+    notes = jobs.notes_in(folder / "log")
+    assert any(note["what"] == "done" for note in notes)
+    risks = rows_at_risk(notes, folder)
+    assert not risks, "; ".join(risks)
+
+
 def test_a_power_cut_takes_no_acknowledged_row(tmp_path):
     """Bytes are synced before they get their name, and the name before it is acknowledged."""
-    checks.check_power_loss(tmp_path)
+    _check_power_loss(tmp_path)
 
 
 def test_a_row_that_is_not_finite_is_never_stored(tmp_path):
     """NaN and infinities are refused with their number, and no file appears."""
-    checks.check_finite(tmp_path)
+    store = FeatureStore(tmp_path, jobs.RECIPE)
+    store.prepare()
+    for bad in (np.nan, np.inf, -np.inf):
+        key, features = jobs.rows_of(KEYS)
+        features[3, 1] = bad
+        with pytest.raises(BadFeaturesError, match="1 of 12 rows are not finite"):
+            store.commit(key, features)
+    assert not list((store.path / "parts").iterdir())
 
 
 def _any_name(data):
@@ -173,24 +188,29 @@ def _any_name(data):
 
 
 def _without_sha(folder, monkeypatch):
+    """A part with one flipped bit would be served."""
     monkeypatch.setattr(part, "name_of", _any_name)
-    checks.check_damage(folder)
+    good = jobs.part_of(KEYS)
+    data = bytearray(to_bytes(good))
+    name = name_of(bytes(data))
+    data[bytes(data).index(good.features.tobytes()) + 3] ^= 1 << 2
+    assert_never_served(folder, name, bytes(data), KEYS)
 
 
 def _without_finite(folder, monkeypatch):
     whole = part.check_rows
     monkeypatch.setattr(part, "check_rows", lambda key, rows: whole(key, np.nan_to_num(rows)))
-    checks.check_finite(folder)
+    test_a_row_that_is_not_finite_is_never_stored(folder)
 
 
 #: A protection taken away, and the words in which its check must then fail.
 PLANTED = {
     "no fsync of a file": (
-        lambda folder, _: checks.check_power_loss(folder, without="fsync"),
+        lambda folder, _: _check_power_loss(folder, without="fsync"),
         "got its name before its bytes were synced",
     ),
     "no fsync of the folder": (
-        lambda folder, _: checks.check_power_loss(folder, without="fsync_dir"),
+        lambda folder, _: _check_power_loss(folder, without="fsync_dir"),
         "acknowledged rows at ack of part-",
     ),
     "no SHA-256 against the name": (_without_sha, "12 rows of a damaged part are served"),

@@ -79,11 +79,10 @@ def test_a_folder_name_is_safe_for_any_backbone():
 
 
 @pytest.fixture
-def store(tmp_path):
-    ready = FeatureStore(tmp_path, jobs.RECIPE)
-    ready.prepare()
-    check_canaries(ready.path, ready.recipe, CANARIES, provenance=CPU)
-    return ready
+def store(store):
+    """With canaries."""
+    check_canaries(store.path, store.recipe, CANARIES, provenance=CPU)
+    return store
 
 
 def _edit(store, change):

@@ -20,10 +20,7 @@ from cache.part import Part, from_bytes, name_of, to_bytes
 from cache.store import FeatureStore, Writer, stores_in
 from cache.upkeep import compact
 from tests import cache_jobs as jobs
-from tests.cache.store_checks import StoreWarnings, assert_holds, reopened, sizes
-
-KEYS = jobs.all_keys()
-
+from tests.cache.conftest import KEYS, StoreWarnings, assert_holds, reopened, sizes
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 row_shapes = st.sampled_from([(1,), (6,), (1024,), (2, 3), (512, 7, 7)])
@@ -217,26 +214,17 @@ def test_the_advice_fits_the_error(tmp_path, monkeypatch, number):
     assert str(error.value).count("make room") == (number == errno.ENOSPC)
 
 
-def test_a_file_where_a_folder_must_be_is_a_failed_write(tmp_path):
-    """The root may be anything; the message names it."""
-    (tmp_path / "features").write_text("")
-    store = FeatureStore(tmp_path / "features", jobs.RECIPE)
-    with pytest.raises(WriteFailedError, match="features/tiny-"):
-        store.prepare()
-
-
-def test_a_temporary_file_is_never_data(store):
-    """Even when it holds a whole part: it has no name yet, so nobody acknowledged it."""
-    name = store.commit(*jobs.rows_of(KEYS))
-    (store.path / "parts" / name).rename(store.path / "parts" / disk.temporary_name())
-    assert not len(FeatureStore(store.path.parent, store.recipe))
-
-
 # The writer.
 
 
 MANY = [jobs.key_of(number) for number in range(2500)]
 ROWS = jobs.rows_of(MANY)[1]
+
+
+def add(writer, count):
+    """Add the first rows."""
+    for key, row in zip(MANY[:count], ROWS, strict=False):
+        writer.add(key, row)
 
 
 def test_it_commits_at_1024_rows(store):
@@ -266,8 +254,7 @@ def test_wide_rows_are_committed_by_their_size(store, monkeypatch):
     """Activations of 512 x 7 x 7 do not pile up to 1024 rows in memory."""
     monkeypatch.setattr(store_module, "_BYTES_PER_COMMIT", 5 * ROWS[0].nbytes)
     with Writer(store) as writer:
-        for key, row in zip(MANY[:12], ROWS, strict=False):
-            writer.add(key, row)
+        add(writer, 12)
     assert sizes(store) == [5, 5, 2]
 
 
@@ -275,8 +262,7 @@ def test_wide_rows_are_committed_by_their_size(store, monkeypatch):
 def test_an_interruption_commits_what_there_is(store, interruption):
     """Ctrl-C, a mistake elsewhere or an exit cost no row that was computed."""
     with pytest.raises(interruption), Writer(store) as writer:
-        for key, row in zip(MANY[:7], ROWS, strict=False):
-            writer.add(key, row)
+        add(writer, 7)
         raise interruption
     assert_holds(store, MANY[:7])
 
@@ -291,8 +277,7 @@ def test_an_interruption_of_the_commit_itself_loses_nothing(store, monkeypatch):
 
     monkeypatch.setattr(disk, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt), Writer(store) as writer:
-        for key, row in zip(MANY[:7], ROWS, strict=False):
-            writer.add(key, row)
+        add(writer, 7)
         writer.commit()
     assert_holds(store, MANY[:7])
 
@@ -325,8 +310,7 @@ def test_a_bad_row_is_refused_when_it_comes_and_the_good_ones_are_kept(store, ca
     """The error points at the row that caused it, and takes no other row with it."""
     key, row, message = BAD_ROWS[case]
     with pytest.raises(BadFeaturesError, match=message), Writer(store) as writer:
-        for good in range(5):
-            writer.add(MANY[good], ROWS[good])
+        add(writer, 5)
         writer.add(key, row.astype(np.float32) if case == "NaN" else row)
     assert_holds(store, MANY[:5])
 

@@ -10,7 +10,7 @@ from cache import store as store_module
 from cache import upkeep
 from cache.upkeep import compact, gc, quarantined
 from tests import cache_jobs as jobs
-from tests.cache.store_checks import KEYS, assert_holds, sizes
+from tests.cache.conftest import KEYS, assert_holds, sizes
 
 
 def commit_in_threes(store, keys=KEYS, *, provenance="{}"):
