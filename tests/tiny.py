@@ -1,5 +1,6 @@
 """A study small enough for every test: generated images and an eight-feature backbone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +12,7 @@ from pipeline.data.images import PixelPolicy
 from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
+from pipeline.study import Study
 from pipeline.study_file import load_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -72,6 +74,15 @@ def write_images(folder: Path, count: int, *, seed: int = 0, shift: int = 0) -> 
         pixels = np.clip(rng.normal(level, 25, (40, 40)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / kind / f"p{seed}{i // 4:03}_{i}.png")
     return folder
+
+
+def edited(file: Path, changes: Mapping[str, str]) -> Study:
+    """The study after texts of its file have been replaced by others."""
+    for old, new in changes.items():
+        text = file.read_text()
+        assert old in text, old
+        file.write_text(text.replace(old, new))
+    return load_study(file)
 
 
 def stored_tiny_study(

@@ -18,7 +18,7 @@ from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError
 from pipeline.features.extract import extract
 from pipeline.study_file import load_study
-from tests.audit_worlds import smooth_study
+from tests.data.copies import smooth_study
 from tests.result_files import record_of
 from tests.test_cli import ENGINE, run
 from tests.tiny import TORCH, install_tiny_backbone, write_images

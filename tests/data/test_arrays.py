@@ -20,10 +20,6 @@ from pipeline.study_file import load_study
 from tests.image_files import listed, picture, pictures, png, with_stack
 
 
-def paths(listing):
-    return [item.path for item in listing.items]
-
-
 @pytest.mark.parametrize("one_channel", [False, True])
 def test_each_row_of_a_stack_is_an_image(tmp_path, one_channel):
     """Grey or colour, with the class in the file's name and the row in the path."""
@@ -32,11 +28,8 @@ def test_each_row_of_a_stack_is_an_image(tmp_path, one_channel):
     with_stack(tmp_path, "Pneumonia.npy", colour)
     listing = listed(tmp_path)
     assert [(i.path, i.label, i.row) for i in listing.items] == [
-        ("Pneumonia.npy#0", "Pneumonia", 0),
-        ("Pneumonia.npy#1", "Pneumonia", 1),
-        ("test_normal.npy#0", "normal", 0),
-        ("test_normal.npy#1", "normal", 1),
-        ("test_normal.npy#2", "normal", 2),
+        *((f"Pneumonia.npy#{row}", "Pneumonia", row) for row in range(2)),
+        *((f"test_normal.npy#{row}", "normal", row) for row in range(3)),
     ]
     for item, row in zip(listing.items, [*colour, *grey], strict=True):
         expected = decode(png(row), PixelPolicy())
@@ -162,22 +155,12 @@ def npz(tmp_path, **arrays):
 def test_rows_have_the_label_and_the_split_of_their_arrays(tmp_path):
     """Grey or colour; labels as a column."""
     grey, colour = pictures(3), np.stack([picture(seed=5)])
-    source = npz(
-        tmp_path,
-        train_images=grey,
-        train_labels=np.array([[0], [1], [0]], np.uint8),
-        val_images=colour,
-        val_labels=np.array([[1]]),
-        test_images=grey,
-        test_labels=np.zeros(3, int),
-    )
+    train = {"train_images": grey, "train_labels": np.array([[0], [1], [0]], np.uint8)}
+    val = {"val_images": colour, "val_labels": np.array([[1]])}
+    source = npz(tmp_path, **train, **val, test_images=grey, test_labels=np.zeros(3, int))
     found = [(i.path, i.label, i.split) for i in scan(source).items]
-    assert found == [
-        ("train#0", "0", "fit"),
-        ("train#1", "1", "fit"),
-        ("train#2", "0", "fit"),
-        ("val#0", "1", "validation"),
-    ]
+    of_train = [(f"train#{row}", label, "fit") for row, label in enumerate("010")]
+    assert found == [*of_train, ("val#0", "1", "validation")]
     for item, row in zip(scan(source).items, [*grey, *colour], strict=True):
         expected = decode(png(row), PixelPolicy())
         assert (read_image(item).pixels(PixelPolicy()) == expected).all()

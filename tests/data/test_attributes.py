@@ -1,6 +1,5 @@
 """Attributes of patients: what a CSV file may say, how it is refused, whose group is whose."""
 
-import logging
 import re
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from pipeline.data.samples import load_samples
 from pipeline.errors import StudyError
 from pipeline.study import Attribute
 from pipeline.study_file import load_study
-from tests.tiny import install_tiny_backbone, write_tiny_study
+from tests.tiny import edited
 
 SEX = Attribute(name="sex")
 AGE = Attribute(name="age", edges=(18.0, 40.0, 65.5))
@@ -47,14 +46,8 @@ def test_what_spreadsheets_write_is_read(tmp_path, line):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (
-            b"",
-            r"line 1: the columns.* are nothing; allowed as the first is path or pat",
-        ),
-        (
-            b"id,sex\np1,F",
-            r"commas, are id, sex; allowed as the first is path or pat",
-        ),
+        (b"", r"line 1: the columns.* are nothing; allowed as the first is path or pat"),
+        (b"id,sex\np1,F", r"commas, are id, sex; allowed as the first is path or pat"),
         (b"patient:sex\np1:F", r"columns, separated by commas, are patient:sex; allowed"),
         (b"patient,age\np1,3", r"no column 'sex' for \[subgroups\]; the columns are patient, age"),
         (b"patient,sex,age,sex\n", r"two columns are called 'sex': rename one"),
@@ -80,22 +73,18 @@ def test_a_mistake_is_refused_with_file_line_and_remedy(tmp_path, content, sente
 
 
 @pytest.fixture
-def divided(tmp_path: Path, monkeypatch):
+def divided(study_file):
     """Write files of attributes beside a tiny study; gives what its images are divided into."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
-    file = write_tiny_study(tmp_path, source=24, target=12)
 
-    def divide(here: str | None, there: str | None = None, look="sex = true", *, group=True):
-        text = file.read_text() if group else file.read_text().replace("group", "# group")
+    def divide(here: str, there: str | None = None, look="sex = true", *, group=True):
+        changes = {"[store]": f"[subgroups]\n{look}\n[store]"}
+        changes |= {} if group else {"group = '": "# group = '"}
         for name, content in (("here", here), ("there", there)):
             if content is not None:
-                (tmp_path / f"{name}.csv").write_text(content)
+                Path(f"{name}.csv").write_text(content)
                 path = f'path = "{name}"'
-                text = text.replace(path, f'{path}\nattributes = "{name}.csv"')
-        file.write_text(text.replace("[store]", f"[subgroups]\n{look}\n[store]"))
-        study = load_study(file)
+                changes[path] = f'{path}\nattributes = "{name}.csv"'
+        study = edited(study_file, changes)
         samples, _ = load_samples(study)
         return groupings(study, samples, {}), samples
 

@@ -1,17 +1,14 @@
 """DICOM files: what is shown, what is refused, and that a header stays private."""
 
 import io
+from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import pydicom
 import pytest
+from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
-)
 
 from pipeline.data.images import Content, PixelPolicy, decode
 from pipeline.data.items import EIGHT_BITS, FILE_WINDOW, Reading
@@ -19,7 +16,7 @@ from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, StudyError
 from pipeline.study_file import load_study
 from tests.image_files import dicom, picture
-from tests.tiny import install_tiny_backbone
+from tests.tiny import edited, install_tiny_backbone
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 
@@ -30,7 +27,6 @@ def shown(data: bytes, **reading) -> np.ndarray:
 
 
 WINDOWED = np.clip((np.arange(4096) - 1500) / 999 * 255, 0, 255).reshape(64, 64)
-LUT = {"LUTDescriptor": [4096, 0, 12], "LUTData": (4095 - RAMP).tobytes()}
 CASES = {
     "no window: the stored bits": ({}, RAMP / 4095 * 255),
     "its window": ({"WindowCenter": 2000, "WindowWidth": 1000}, WINDOWED),
@@ -48,7 +44,7 @@ CASES = {
         {"WindowCenter": 2000, "WindowWidth": 1000, "VOILUTFunction": "SIGMOID"},
         255 / (1 + np.exp(-4 * (RAMP - 2000.0) / 1000)),
     ),
-    "run lengths": ({"syntax": RLELossless}, RAMP / 4095 * 255),
+    "run lengths": ({"syntax": uid.RLELossless}, RAMP / 4095 * 255),
 }
 
 
@@ -69,11 +65,8 @@ def test_a_declared_window_comes_after_the_rescale_and_before_the_inversion():
 
 def test_a_lookup_table_of_values_is_followed():
     """VOI LUT sequence, as mammography has it."""
-    from pydicom import Dataset
-
     table = Dataset()
-    for name, value in LUT.items():
-        setattr(table, name, value)
+    table.LUTDescriptor, table.LUTData = [4096, 0, 12], (4095 - RAMP).tobytes()
     data = dicom(RAMP, VOILUTSequence=[table])
     assert np.abs(shown(data) - (255 - RAMP / 4095 * 255)).max() <= 1
     assert Content(data).remembered().depth == FILE_WINDOW
@@ -81,12 +74,9 @@ def test_a_lookup_table_of_values_is_followed():
 
 def compressed(codec: str, syntax: str, values: np.ndarray, **tags) -> bytes:
     """Pixels that a codec has compressed."""
-    import imagecodecs
-    import pydicom
-
     options = {
-        JPEGLosslessSV1: {"lossless": True, "bitspersample": 12},
-        JPEG2000Lossless: {"codecformat": "j2k", "reversible": True, "level": 0},
+        uid.JPEGLosslessSV1: {"lossless": True, "bitspersample": 12},
+        uid.JPEG2000Lossless: {"codecformat": "j2k", "reversible": True, "level": 0},
     }.get(syntax, {})
     stream = getattr(imagecodecs, f"{codec}_encode")(values, **options)
     bits = 12 if values.itemsize == 2 else 8
@@ -100,7 +90,11 @@ def compressed(codec: str, syntax: str, values: np.ndarray, **tags) -> bytes:
 
 @pytest.mark.parametrize(
     ("codec", "syntax"),
-    [("jpeg8", JPEGLosslessSV1), ("jpegls", JPEGLSLossless), ("jpeg2k", JPEG2000Lossless)],
+    [
+        ("jpeg8", uid.JPEGLosslessSV1),
+        ("jpegls", uid.JPEGLSLossless),
+        ("jpeg2k", uid.JPEG2000Lossless),
+    ],
 )
 @pytest.mark.parametrize("signed", [False, True])
 def test_compressed_values_are_decoded_to_the_last_bit(codec, syntax, signed):
@@ -115,9 +109,9 @@ def test_compressed_values_are_decoded_to_the_last_bit(codec, syntax, signed):
 @pytest.mark.parametrize(
     ("codec", "syntax", "kind"),
     [
-        ("jpeg8", JPEGBaseline8Bit, "YBR_FULL_422"),
-        ("jpeg2k", JPEG2000Lossless, "YBR_RCT"),
-        ("jpegls", JPEGLSLossless, "RGB"),
+        ("jpeg8", uid.JPEGBaseline8Bit, "YBR_FULL_422"),
+        ("jpeg2k", uid.JPEG2000Lossless, "YBR_RCT"),
+        ("jpegls", uid.JPEGLSLossless, "RGB"),
     ],
 )
 def test_compressed_colours_are_decoded(codec, syntax, kind):
@@ -129,7 +123,7 @@ def test_compressed_colours_are_decoded(codec, syntax, kind):
 
 def test_a_compressed_picture_of_another_size_is_refused():
     """Before it is decoded: it could be of any size."""
-    data = compressed("jpegls", JPEGLSLossless, RAMP)
+    data = compressed("jpegls", uid.JPEGLSLossless, RAMP)
     with pytest.raises(ImageError, match="another size than its header says"):
         shown(data.replace(b"\x10\x00\x40\x00\x40", b"\x10\x70\x40\x70\x40"))
 
@@ -193,15 +187,15 @@ def test_patients_are_hashes_that_stay(study_file, monkeypatch):
     assert len(set(first.group)) == 10
     assert (first.group == again.group).all()
     assert not any("J-" in patient for patient in first.group)
-    salt = study_file.parent / "features/patients.salt"
+    salt = Path("features/patients.salt")
     assert salt.stat().st_mode & 0o077 == 0
     salt.unlink()
     other, _ = load_samples(load_study(study_file))
     assert len(set(other.group)) == 10
     assert not set(other.group) & set(first.group)
-    (study_file.parent / "here/a/0.dcm").write_bytes(dicom(RAMP, bits=16, PatientID=""))
+    Path("here/a/0.dcm").write_bytes(dicom(RAMP, bits=16, PatientID=""))
     assert "a/0.dcm" in load_samples(load_study(study_file))[0].group
-    for file in study_file.parent.glob("here/*/*.dcm"):
+    for file in Path("here").glob("*/*.dcm"):
         file.write_bytes(dicom(RAMP, bits=16, PatientID=""))
     with pytest.raises(StudyError, match=r"finds no patient in 20 of 20.*header of DICOM"):
         load_samples(load_study(study_file))
@@ -215,10 +209,9 @@ def test_patients_are_hashes_that_stay(study_file, monkeypatch):
 def test_one_rule_holds_for_all_files_of_a_domain(study_file):
     """Some with a window and some without: the study must say."""
     data = dicom(RAMP, WindowCenter=9, WindowWidth=9, PatientID="J-0")
-    (study_file.parent / "here/a/0.dcm").write_bytes(data)
+    Path("here/a/0.dcm").write_bytes(data)
     with pytest.raises(StudyError, match=r"source: 20 images of real .* bits = 12"):
         load_samples(load_study(study_file))
-    text = study_file.read_text()
-    study_file.write_text(text.replace("[source]", "[source]\nwindow = [0, 4095]"))
-    samples, _ = load_samples(load_study(study_file))
+    study = edited(study_file, {"[source]": "[source]\nwindow = [0, 4095]"})
+    samples, _ = load_samples(study)
     assert samples.items[0].reading.window == (0, 4095)

@@ -7,29 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.leaks import (
-    LEAK,
-    NOTE,
-    OK,
-    WARNING,
-    check_leaks,
-    find_leaks,
-    refuse_leaks,
-)
+from pipeline.data.leaks import LEAK, NOTE, OK, WARNING, check_leaks, find_leaks, refuse_leaks
 from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.errors import CheckFailedError
 from pipeline.study_file import load_study
-from tests.audit_worlds import facts_of, smooth_study
-from tests.tiny import install_tiny_backbone, write_tiny_study
-
-
-@pytest.fixture
-def study_file(tmp_path: Path, monkeypatch) -> Path:
-    """A tiny study of 80 images in the source and 40 in the target, in the current folder."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
-    return write_tiny_study(tmp_path, source=80, target=40)
+from tests.data.copies import facts_of_samples, smooth_study
+from tests.tiny import edited, install_tiny_backbone
 
 
 def findings_of(study, samples, check="overlap", facts=None):
@@ -59,10 +42,10 @@ def test_ids_that_two_hospitals_share_are_a_note_and_names_without_one_a_warning
     Path("there/b/nobody.png").write_bytes(Path("there/b/p2000_1.png").read_bytes())
     samples, _ = load_samples(study)
     (met,) = findings_of(study, samples)
-    assert (met.severity, met.where, met.share) == (NOTE, "source validation and there", 0.0)
+    assert (met.severity, met.where, met.share) == (NOTE, "source fit and there", 0.0)
     assert met.text == "1 patient id is in both"
     (alone,) = findings_of(study, samples, "patients")
-    assert alone.text.startswith("the group pattern finds no patient in 1 of 42 names")
+    assert alone.text.startswith("the group pattern finds no patient in 1 of 22 names")
     blind = replace(study, source=replace(study.source, group=None))
     (first, *_) = findings_of(blind, load_samples(blind)[0], "patients")
     assert (first.severity, first.where) == (WARNING, "source")
@@ -81,6 +64,22 @@ def test_one_picture_under_two_labels_is_listed(study_file):
     assert (copies.severity, copies.where) == (NOTE, "there")
 
 
+@pytest.fixture
+def overlap(tmp_path, monkeypatch):
+    """Finds the one overlap between the source and the target of a study of smooth pictures."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+
+    def find(study_file):
+        study = load_study(study_file)
+        samples, _ = load_samples(study, ALL_IMAGES)
+        split = np.where(samples.domain == "source", "fit", "target")
+        facts = facts_of_samples(study_file, samples)
+        (found,) = findings_of(study, replace(samples, split=split), facts=facts)
+        return found
+
+    return find
+
+
 @pytest.mark.parametrize(
     ("copied", "severity", "text"),
     [
@@ -89,15 +88,10 @@ def test_one_picture_under_two_labels_is_listed(study_file):
         (3, LEAK, "3 near copies are in both"),
     ],
 )
-def test_so_many_near_copies_are_a_leak(tmp_path, monkeypatch, copied, severity, text):
+def test_so_many_near_copies_are_a_leak(tmp_path, overlap, copied, severity, text):
     """Two alone may be chance, and are a warning; all names and splits are in the finding."""
-    install_tiny_backbone(monkeypatch, tmp_path)
     how = ("recompressed", "scaled by 1/2", "brightened")
-    study_file = smooth_study(tmp_path, [(4 + k, 8 + k, how[k]) for k in range(copied)])
-    study = load_study(study_file)
-    samples, _ = load_samples(study, ALL_IMAGES)
-    samples = replace(samples, split=np.where(samples.domain == "source", "fit", "target"))
-    (found,) = findings_of(study, samples, facts=facts_of(study_file, samples))
+    found = overlap(smooth_study(tmp_path, [(4 + k, 8 + k, how[k]) for k in range(copied)]))
     assert (found.severity, found.text) == (severity, text)
     if copied:
         assert found.where == "source fit and there"
@@ -105,22 +99,16 @@ def test_so_many_near_copies_are_a_leak(tmp_path, monkeypatch, copied, severity,
         assert found.share == copied / 80
 
 
-def test_ids_for_which_a_picture_speaks_are_a_leak(tmp_path, monkeypatch):
+def test_ids_for_which_a_picture_speaks_are_a_leak(tmp_path, overlap):
     """One near copy is enough where its patient is the same; the patient's others count too."""
-    install_tiny_backbone(monkeypatch, tmp_path)
     study_file = smooth_study(tmp_path, [(4, 8, "recompressed")])
     folder = tmp_path / "there" / "a"
     (folder / "pt008.png").rename(folder / "ph004_2.png")
     (folder / "pt010.png").rename(folder / "ph004_3.png")
     (folder / "pt012.png").rename(folder / "ph006_2.png")
-    text = study_file.read_text().replace("^(p\\w+)", "^(p[a-z]+[0-9]+)")
-    study_file.write_text(text)
-    study = load_study(study_file)
-    samples, _ = load_samples(study, ALL_IMAGES)
-    samples = replace(samples, split=np.where(samples.domain == "source", "fit", "target"))
-    (leak,) = findings_of(study, samples, facts=facts_of(study_file, samples))
-    assert leak.severity == LEAK
-    assert leak.text == "1 near copy and 2 patient ids are in both"
+    edited(study_file, {"^(p\\w+)": "^(p[a-z]+[0-9]+)"})
+    leak = overlap(study_file)
+    assert (leak.severity, leak.text) == (LEAK, "1 near copy and 2 patient ids are in both")
     assert leak.share == 3 / 80
 
 
@@ -142,17 +130,15 @@ def test_ids_within_one_data_set_are_people(study_file):
     study = replace(study, targets=(replace(study.targets[0], of_source=True),))
     (leak,) = findings_of(study, load_samples(study)[0])
     assert (leak.severity, leak.text) == (LEAK, "1 patient is in both")
-    assert leak.share == 1 / 41
+    assert leak.share == 1 / 21
     assert "hospital" not in f"{leak.text} {leak.advice}"
 
 
 def test_two_targets_that_share_a_picture_are_a_warning(study_file):
     """Each is scored rightly; they are only not independent."""
     shutil.copytree("there", "further")
-    study_file.write_text(
-        study_file.read_text() + "[target.further]\npath = 'further'\ngroup = '^(p\\d+)'\n"
-    )
-    study = load_study(study_file)
+    further = "[target.further]\npath = 'further'\ngroup = '^(p\\d+)'\n[store]"
+    study = edited(study_file, {"[store]": further})
     samples, _ = load_samples(study, ALL_IMAGES)
     (found,) = findings_of(study, samples)
     assert (found.severity, found.where) == (WARNING, "there and further")

@@ -7,8 +7,7 @@ from PIL import Image
 from pipeline.data import near_copies
 from pipeline.data.index import SMALL
 from pipeline.data.near_copies import find_near_copies, stored_near_copies
-from tests.audit_worlds import COPIES, smooth_picture
-from tests.data.copies import small
+from tests.data.copies import COPIES, small, smooth_picture
 
 
 @pytest.fixture(scope="module")

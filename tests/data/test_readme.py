@@ -41,6 +41,10 @@ def class_folders() -> None:
             image(f"hospital_{site}/{'xy'[i % 2]}/deep/patient{i // 2:03}_{i}.png", i % 2)
 
 
+def table(file: str, *lines: str) -> None:
+    Path(file).write_text("\n".join(lines))
+
+
 def kaggle() -> None:
     for split, count in (("train", 20), ("val", 4), ("test", 8)):
         for i in range(count):
@@ -59,7 +63,7 @@ def chexpert() -> None:
             lines.append(
                 f"{path},{'Male' if i % 3 else 'Female'},{10 * i},{1.0 if i % 3 else ''},{mark}"
             )
-        Path(f"CheXpert-v1.0-small/{split}.csv").write_text("\n".join(lines))
+        table(f"CheXpert-v1.0-small/{split}.csv", *lines)
 
 
 def nih() -> None:
@@ -70,10 +74,10 @@ def nih() -> None:
         image(f"nih/images_{i % 3:03}/images/{name}", i % 2)
         finding = "No Finding" if i % 2 == 0 else "Effusion|Pneumonia" if i < 20 else "Mass"
         lines.append(f"{name},{finding},0,{i // 2},32,32,")
-    Path("nih/Data_Entry_2017.csv").write_text("\n".join(lines))
+    table("nih/Data_Entry_2017.csv", *lines)
     names = [line.partition(",")[0] for line in lines[1:]]
-    Path("nih/train_val_list.txt").write_text("\n".join(names[:16]))
-    Path("nih/test_list.txt").write_text("\n".join(names[16:]))
+    table("nih/train_val_list.txt", *names[:16])
+    table("nih/test_list.txt", *names[16:])
 
 
 def covid() -> None:
@@ -157,12 +161,7 @@ def course() -> None:
 #: What writes the files; images of each domain and split; classes; patients of the source.
 LAYOUTS: dict[str, tuple[Callable[[], None], dict[str, int], str, int]] = {
     "Class folders": (class_folders, {"source": 20, "hospital_b": 8}, "x y", 10),
-    "Kaggle chest X-ray pneumonia": (
-        kaggle,
-        {"source": 20, "kaggle": 8},
-        "NORMAL PNEUMONIA",
-        20,
-    ),
+    "Kaggle chest X-ray pneumonia": (kaggle, {"source": 20, "kaggle": 8}, "NORMAL PNEUMONIA", 20),
     "CheXpert": (chexpert, {"fit": 22, "validation": 6}, "not Pneumonia Pneumonia", 14),
     "NIH ChestX-ray14": (nih, {"source": 16, "nih": 8}, "not Pneumonia Pneumonia", 8),
     "COVID-19 Radiography Database": (covid, {"source": 20}, "COVID Normal", 20),

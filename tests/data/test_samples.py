@@ -5,7 +5,6 @@ import re
 import shutil
 import time
 import unicodedata
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from pipeline.features.extract import extract
 from pipeline.predict import predict
 from pipeline.study_file import load_study
 from tests.image_files import grey16
-from tests.tiny import install_tiny_backbone, write_images
+from tests.tiny import edited, install_tiny_backbone, write_images
 
 COMPOSED = "Lungenentz\u00fcndung"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
@@ -76,13 +75,10 @@ def test_an_edit_that_keeps_size_and_mtime_is_seen(study_file):
 
 def test_copies_keep_their_rows_and_stay_on_one_side(study_file):
     """Two names of one image are two samples, never one in fit and one in validation."""
-    folder = study_file.parent / "here" / "a"
-    first = sorted(folder.iterdir())[0]
+    first = min(Path("here/a").iterdir())
     for i in range(12):
-        shutil.copy(first, folder / f"q{i:03}_copy.png")
-    text = study_file.read_text().replace("^(p", "^([pq]")
-    study_file.write_text(text)
-    table, _ = load_samples(load_study(study_file))
+        shutil.copy(first, f"here/a/q{i:03}_copy.png")
+    table, _ = load_samples(edited(study_file, {"^(p": "^([pq]"}))
     assert len(table) == 72
     same = np.array([key == table.key[0] for key in table.key])
     assert same.sum() == 13
@@ -91,9 +87,7 @@ def test_copies_keep_their_rows_and_stay_on_one_side(study_file):
 
 def test_identical_images_of_two_classes_are_left_out_and_named(study_file, caplog):
     """Nobody knows which label is right; --allow-conflicts keeps them."""
-    folder = study_file.parent / "here"
-    first = sorted((folder / "a").iterdir())[0]
-    shutil.copy(first, folder / "b" / "p1000_twin.png")
+    shutil.copy(min(Path("here/a").iterdir()), "here/b/p1000_twin.png")
     table, _ = load_samples(load_study(study_file))
     assert len(table) == 59
     assert "1 picture has several labels: source/a/p1000_0.png = source/b/p1000_twin.png." in (
@@ -125,17 +119,15 @@ BAD_TARGETS = {
 def test_a_target_that_cannot_be_used_costs_no_other(study_file, how):
     """It is named with its reason, and may be listed in `exclude`; the source must be usable."""
     shutil.copytree("there", "further")
-    text = study_file.read_text() + '[target.further]\npath = "further"\n'
-    study_file.write_text(text)
-    before, _ = load_samples(load_study(study_file))
+    further = '[target.further]\npath = "further"\n[store]'
+    before, _ = load_samples(edited(study_file, {"[store]": further}))
     _spoil(Path("there"), how)
     samples, _ = load_samples(excluding(study_file, "there/a/p2000_0.png\n"))
     assert re.search(BAD_TARGETS[how], samples.reasons["there"])
     assert [*samples.reasons] == ["there"]
-    others = before.where(before.domain != "there")
-    assert samples.items == others.items
+    assert samples.items == before.where(before.domain != "there").items
     _spoil(Path("here"), how)
-    (study_file.parent / "not.txt").write_text("")
+    Path("not.txt").write_text("")
     if how != "wrong classes":  # of the source they are classes
         with pytest.raises((StudyError, NoImagesError)):
             load_samples(load_study(study_file))
@@ -143,16 +135,11 @@ def test_a_target_that_cannot_be_used_costs_no_other(study_file, how):
 
 def test_the_limit_of_pixels_can_be_set(study_file):
     """Smaller or larger than the usual one; it decides what is decoded, not what is listed."""
-    text = study_file.read_text()
-    for limit, side in ((0.001, 40), (0.002, None)):
-        study_file.write_text(f"max_megapixels = {limit}\n{text}")
-        samples, _ = load_samples(load_study(study_file))
-        content = read_image(samples.items[0])
-        if side is None:
-            assert content.pixels(PixelPolicy(size=8)).shape == (8, 8, 3)
-        else:
-            with pytest.raises(ImageError, match=r"too large \(40 x 40, limit 0.001 Mpx; max_meg"):
-                content.pixels(PixelPolicy(size=8))
+    study = edited(study_file, {"[source]": "max_megapixels = 0.001\n[source]"})
+    with pytest.raises(ImageError, match=r"too large \(40 x 40, limit 0.001 Mpx; max_meg"):
+        read_image(load_samples(study)[0].items[0]).pixels(PixelPolicy(size=8))
+    content = read_image(load_samples(edited(study_file, {"0.001": "0.002"}))[0].items[0])
+    assert content.pixels(PixelPolicy(size=8)).shape == (8, 8, 3)
 
 
 def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch):
@@ -169,34 +156,27 @@ def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch
 
 def test_missing_patients_are_said(study_file, caplog):
     """Without a pattern, and with one that does not fit, a user hears it."""
-    text = study_file.read_text()
-    study_file.write_text(text.replace("group = '^(p\\d+)'\n[target", "[target"))
-    load_samples(load_study(study_file))
+    load_samples(edited(study_file, {"group = '^(p\\d+)'\n[target": "[target"}))
     assert "source: there is no `group` pattern" in caplog.text
-    (study_file.parent / "here" / "a" / "p1000_0.png").rename("here/a/nobody.png")
-    study_file.write_text(text)
-    load_samples(load_study(study_file))
+    Path("here/a/p1000_0.png").rename("here/a/nobody.png")
+    load_samples(edited(study_file, {"[target": "group = '^(p\\d+)'\n[target"}))
     assert "source: `group` finds no patient in 1 of 40 images" in caplog.text
     assert "first: a/nobody.png" in caplog.text
 
 
 def test_a_pattern_that_finds_few_patients_is_refused(study_file):
     """Every image as its own patient would divide the images of one over both sides."""
-    study_file.write_text(study_file.read_text().replace("^(p\\d+)", "^(p20)"))
-    with pytest.raises(
-        StudyError,
-        match=r"source: group = '\^\(p20\)' finds no patient in 40 of 40",
-    ):
-        load_samples(load_study(study_file))
+    study = edited(study_file, {"^(p\\d+)": "^(p20)"})
+    with pytest.raises(StudyError, match=r"source: group = '\^\(p20\)' finds no patient in 40 of"):
+        load_samples(study)
 
 
 def test_a_pattern_that_never_ends_is_stopped_and_named(study_file):
     """The time of some patterns doubles with each letter of a name."""
     Path("here/a/p1000_0.png").rename("here/a/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!.png")
-    study_file.write_text(study_file.read_text().replace("^(p\\d+)", "^(a|aa)+$"))
-    start = time.monotonic()
+    study, start = edited(study_file, {"^(p\\d+)": "^(a|aa)+$"}), time.monotonic()
     with pytest.raises(StudyError, match=r"takes more than 0\.5 s for a/aaa.*choices that overlap"):
-        load_samples(load_study(study_file))
+        load_samples(study)
     assert time.monotonic() - start < 20
 
 
@@ -205,11 +185,9 @@ def test_names_are_compared_in_one_unicode_form(study_file):
     for folder in ("here", "there"):
         Path(folder, "a").rename(Path(folder, DECOMPOSED))
     Path("here", DECOMPOSED, "p1000_0.png").rename(Path("here", DECOMPOSED, f"p{DECOMPOSED}_0.png"))
-    text = study_file.read_text().replace("^(p\\d+)", "^(p[^_]+)")
-    study_file.write_text(f'classes = ["b", "{COMPOSED}"]\n{text}')
-    (study_file.parent / "not.txt").write_text(f"source/{COMPOSED}/p1000_2.png\n")
-    study = replace(load_study(study_file), exclude=Path("not.txt"))
-    samples, _ = load_samples(study)
+    classes = f'classes = ["b", "{COMPOSED}"]\n[source]'
+    edited(study_file, {"^(p\\d+)": "^(p[^_]+)", "[source]": classes})
+    samples, _ = load_samples(excluding(study_file, f"source/{COMPOSED}/p1000_2.png\n"))
     assert samples.classes == ("b", COMPOSED)
     assert len(samples) == 59
     assert f"p{COMPOSED}" in samples.group
@@ -233,20 +211,15 @@ def divided(study_file: Path, *, crossing: bool) -> None:
         Path("here", label).rmdir()
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        'path = "here"\nsplit = "given"',
-        'path = "here/train"\nvalidation = "here/valid"',
-    ],
-)
+GIVEN = 'path = "here"\nsplit = "given"'
+
+
+@pytest.mark.parametrize("setting", [GIVEN, 'path = "here/train"\nvalidation = "here/valid"'])
 @pytest.mark.parametrize("crossing", [False, True])
 def test_a_given_division_is_kept_and_who_crosses_it_is_said(study_file, setting, crossing, caplog):
     """By the names of folders, or by two folders."""
     divided(study_file, crossing=crossing)
-    text = study_file.read_text().replace('path = "here"', setting)
-    study_file.write_text(text)
-    study = load_study(study_file)
+    study = edited(study_file, {'path = "here"': setting})
     assert study.source.is_given
     samples, _ = load_samples(study)
     validation = samples.split == VALIDATION
@@ -261,10 +234,9 @@ def test_a_class_that_a_given_part_lacks_is_refused(study_file):
     """Nothing could be learned, or tested, of it."""
     divided(study_file, crossing=False)
     shutil.rmtree("here/valid/b")
-    text = study_file.read_text().replace('path = "here"', 'path = "here"\nsplit = "given"')
-    study_file.write_text(text)
+    study = edited(study_file, {'path = "here"': GIVEN})
     with pytest.raises(StudyError, match=r"the validation part of the given division has no .*'b'"):
-        load_samples(load_study(study_file))
+        load_samples(study)
 
 
 # --- images that the study excludes
@@ -272,9 +244,8 @@ def test_a_class_that_a_given_part_lacks_is_refused(study_file):
 
 def excluding(study_file: Path, text: str):
     """The study with a list of images to leave out."""
-    (study_file.parent / "not.txt").write_text(text)
-    study_file.write_text('exclude = "not.txt"\n' + study_file.read_text())
-    return load_study(study_file)
+    Path("not.txt").write_text(text)
+    return edited(study_file, {"[source]": 'exclude = "not.txt"\n[source]'})
 
 
 @pytest.mark.parametrize(
@@ -282,8 +253,7 @@ def excluding(study_file: Path, text: str):
 )
 def test_a_share_far_from_what_was_asked_for_is_said(study_file, group, is_said, caplog):
     """One of two patients is half of the images, where a fifth was asked for."""
-    study_file.write_text(study_file.read_text().replace(r"^(p\d+)", group, 1))
-    load_samples(load_study(study_file))
+    load_samples(edited(study_file, {"'^(p\\d+)'\n[target": f"'{group}'\n[target"}))
     said = "validation holds 50 % of the images where 20 % were asked for"
     assert (said in caplog.text) == is_said
 
@@ -322,14 +292,14 @@ def test_a_list_of_other_names_or_no_text_or_not_there_is_refused(study_file):
     sentence = r"not.txt names 'source/a/p1000_0.jpg' \(1 such.*or no longer there.*source/"
     with pytest.raises(StudyError, match=sentence):
         load_samples(study)
-    (study_file.parent / "not.txt").write_bytes(b"\xff\xfe\x80")
+    Path("not.txt").write_bytes(b"\xff\xfe\x80")
     with pytest.raises(StudyError, match="is not UTF-8"):
         load_samples(study)
-    (study_file.parent / "not.txt").unlink()
-    os.mkfifo(study_file.parent / "not.txt")
+    Path("not.txt").unlink()
+    os.mkfifo("not.txt")
     with pytest.raises(StudyError, match=r"not\.txt cannot be read: not a regular file"):
         load_samples(study)
-    (study_file.parent / "not.txt").unlink()
+    Path("not.txt").unlink()
     with pytest.raises(StudyError, match=r"exclude: there is no file .*headrace audit writes one"):
         load_study(study_file)
 
@@ -338,9 +308,8 @@ def test_copies_without_labels_contradict_nothing_and_still_leak(study_file):
     """A missing label is not another label; a picture of the source is one all the same."""
     write_images(Path("far"), 12, seed=3, shift=30)
     far = '[target.far]\npath = "far"\nlabels = "absent"\n'
-    study_file.write_text(study_file.read_text().replace("[store]", f"{far}[store]"))
     shutil.copy(next(Path("there/a").iterdir()), "far")
-    study = load_study(study_file)
+    study = edited(study_file, {"[store]": f"{far}[store]"})
     samples, _ = load_samples(study)
     assert samples.unlabelled == {"far": 13}
     assert (samples.class_of(0), samples.class_of(len(samples) - 1)) == ("a", "no label")
@@ -376,22 +345,18 @@ def test_a_detectors_bits_are_guessed_for_dark_and_bright_pictures(deep_study, c
     samples, skipped = load_samples(load_study(deep_study))
     assert len(samples) == 60
     assert not skipped
-    means = {
-        k: np.mean([read_image(item).pixels(PixelPolicy(size=32)).mean() for item in of_one])
-        for k, of_one in enumerate(
-            [i for i in samples.items if int(i.path[3:-4]) % 3 == k] for k in range(3)
-        )
-    }
-    assert means[0] < 35 < means[1] < 100 < means[2] < 170
+    means = [read_image(item).pixels(PixelPolicy(size=32)).mean() for item in samples.items]
+    exposure = np.array([int(item.path[3:-4]) % 3 for item in samples.items])
+    dark, medium, bright = (np.mean(np.array(means)[exposure == k]) for k in range(3))
+    assert dark < 35 < medium < 100 < bright < 170
     said = "source: 60 images of 16 bits: the largest value is 16383, so 14 bits are taken for all"
     assert said in caplog.text
-    declared = deep_study.read_text().replace("[source]", "[source]\nbits = 14")
-    deep_study.write_text(declared)
     caplog.clear()
-    assert load_samples(load_study(deep_study))[0].key == samples.key
+    declared = edited(deep_study, {"[source]": "[source]\nbits = 14"})
+    assert load_samples(declared)[0].key == samples.key
     assert "largest value" not in caplog.text
-    deep_study.write_text(declared.replace("bits = 14", "bits = 16"))
-    assert not set(load_samples(load_study(deep_study))[0].key) & set(samples.key)
+    other, _ = load_samples(edited(deep_study, {"bits = 14": "bits = 16"}))
+    assert not set(other.key) & set(samples.key)
 
 
 def test_a_saved_head_reads_new_images_by_the_rule_of_its_source(deep_study):
