@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from pipeline.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
 
 
 def blocks(language: str) -> list[str]:

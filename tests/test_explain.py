@@ -6,16 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
-from pipeline.cli import main
 from pipeline.compare import CompareOptions, compare
 from pipeline.errors import ExportError, PipelineError
 from pipeline.explain import ActivationMaps, explain, mass_shares
 from pipeline.features.backbones import BACKBONES, spec_of
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.features.frozen import Frozen, build
 from pipeline.finetune.methods import METHODS
@@ -26,9 +23,9 @@ from pipeline.results import write_set
 from pipeline.study_file import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.result_files import record_of, rewrite
-from tests.tiny import install_tiny_backbone, stored_tiny_study, write_tiny_study
+from tests.test_cli import run
+from tests.tiny import TORCH, install_tiny_backbone, stored_tiny_study, write_tiny_study
 
-TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 #: Rows and columns of the marker that images of class b have, of 32.
 MARKERS = {"corner": (slice(0, 8), slice(0, 8)), "spot": (slice(8, 24), slice(8, 24))}
 
@@ -179,49 +176,51 @@ def test_shares_are_of_area_and_of_the_positive_part():
     assert np.isnan(mass_shares(points)["border"][2])
 
 
-def test_without_a_name_the_best_head_that_has_layers_is_explained(tmp_path, monkeypatch):
-    """Of all backbones, or on the one that is named."""
+@pytest.fixture
+def layered(tmp_path, monkeypatch):
+    """A study of two layers and both together, with heads."""
     setting = 'layers = ["0", "1"]'
     study = load_study(stored_tiny_study(tmp_path, monkeypatch, setting=setting))
     compare(study, CompareOptions(heads=("knn", "linear"), repeats=0, draws=20))
-    values = record_of(study.results / "heads.json")
+    return study
+
+
+def test_without_a_name_the_best_head_that_has_layers_is_explained(layered):
+    """Of all backbones, or on the one that is named."""
+    values = record_of(layered.results / "heads.json")
     for entry in values["backbones"]:
         entry["best"] = "knn"
         for row in (row for domain in entry["domains"] for row in domain["rows"]):
             accuracy = {"tiny@0": 0.5, "tiny@1": 0.6}.get(entry["backbone"], 0.7)
             row["scores"]["accuracy"]["estimate"] = accuracy + 0.2 * (row["head"] == "knn")
-    rewrite(study.results / "heads.json", values)
+    rewrite(layered.results / "heads.json", values)
     for backbone, expected, best, reason in (
         (None, "tiny@1", "tiny@0+tiny@1", "it is on several backbones side by side"),
         ("tiny@0", "tiny@0", "tiny@0", "the head knn has no layers: it compares with"),
     ):
-        record = explain(study, images=2, backbone=backbone)
+        record = explain(layered, images=2, backbone=backbone)
         assert (record["backbone"], record["head"]) == (expected, "linear")
         text = " ".join(show("explain", record).split())
         assert f"on validation, knn on {best}, has no maps: {reason}" in text
-    compare(study, CompareOptions(heads=("knn",), baseline="knn", repeats=0, draws=20))
+    compare(layered, CompareOptions(heads=("knn",), baseline="knn", repeats=0, draws=20))
     with pytest.raises(ExportError, match="the head knn has no layers.* STUDY --only linear"):
-        explain(study, images=2)
+        explain(layered, images=2)
 
 
-def test_the_command_prints_a_table_for_each_domain(tmp_path, monkeypatch):
+def test_the_command_prints_a_table_for_each_domain(layered):
     """And the record with --json; what cannot be explained says why."""
-    setting = 'layers = ["0", "1"]'
-    study = load_study(stored_tiny_study(tmp_path, monkeypatch, setting=setting))
-    compare(study, CompareOptions(heads=("linear", "knn"), repeats=0, draws=20))
     command = ["explain", "study.toml", "--head", "linear", "--images", "4", "--device", "cpu"]
     command += ["--backbone", "tiny@1"]
-    text = CliRunner().invoke(main, command)
-    record = CliRunner().invoke(main, [*command, "--json"])
-    assert text.exit_code == record.exit_code == 0, text.output
-    assert "tiny: where linear on tiny@1 looks" in text.output
-    assert "An even map has 0.51 in the border and 0.16 in the corners." in text.output
-    assert "Run headrace audit STUDY to test what the border alone predicts." in text.output
-    assert [d["domain"] for d in json.loads(record.stdout)["domains"]] == ["source", "there"]
+    said = run(*command).output
+    assert "tiny: where linear on tiny@1 looks" in said
+    assert "An even map has 0.51 in the border and 0.16 in the corners." in said
+    assert "Run headrace audit STUDY to test what the border alone predicts." in said
+    record = json.loads(run(*command, "--json").stdout)
+    assert [d["domain"] for d in record["domains"]] == ["source", "there"]
     for name, options, message in (
         ("knn", {}, "the head knn has no layers: it compares with"),
         ("linear", {"images": 0}, "images 0: allowed is 1 or more"),
         ("linear", {"backbone": "tiny@0+tiny@1"}, "side by side; name one of tiny@0, tiny@1"),
     ):
         with pytest.raises(PipelineError, match=message):
-            explain(study, name, **{"backbone": "tiny@1", **options})
+            explain(layered, name, **{"backbone": "tiny@1", **options})

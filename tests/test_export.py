@@ -10,22 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 import pipeline.export as export_module
 from pipeline import heads
-from pipeline.cli import main
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.samples import load_samples
-from pipeline.errors import (
-    ExportError,
-    MissingResultsError,
-    ModelError,
-    PipelineError,
-)
+from pipeline.errors import ExportError, MissingResultsError, ModelError, PipelineError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.export import export_model, load_trained
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.features.load import load_features
 from pipeline.finetune.stage import finetune
@@ -35,12 +27,12 @@ from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.study_file import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
-from tests.tiny import write_images, write_tiny_study
+from tests.test_cli import run
+from tests.tiny import TORCH, stored_tiny_study, write_images, write_tiny_study
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 HEADS = ("linear", "ridge", "lda", "mlp", "prototype", "svm")
 ROOT = Path(__file__).parents[1]
 
@@ -114,12 +106,7 @@ def test_a_file_gives_the_probabilities_of_the_head(study):
 @pytest.mark.parametrize("setting", ["views = 2", 'layers = ["1"]'])
 def test_views_and_layers_are_in_the_file(tmp_path, monkeypatch, setting):
     """It takes the picture as it is, and gives what the head gives to the mean of the views."""
-    install_trainable_tiny(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    file = write_tiny_study(tmp_path)
-    file.write_text(f"{file.read_text()}{setting}\n")
-    study = load_study(file)
-    extract(study, TORCH)
+    study = load_study(stored_tiny_study(tmp_path, monkeypatch, setting=setting))
     compare(study, CompareOptions(heads=("linear",), repeats=0, draws=20))
     card = export_model(study, "linear", Path("model.onnx"))
     assert card["compared"]["largest_difference"] <= 1e-4
@@ -139,10 +126,8 @@ def test_every_preprocessing_and_three_classes_have_a_graph():
     X = (rng.normal(size=(90, 6)) + 2 * np.eye(6)[label]).astype(np.float32)
     for preprocessing in PREPROCESSING:
         for head in HEADS:
-            transformer, fitted = (
-                make_preprocessing(preprocessing, (2, 4)),
-                heads.HEADS[head].make(0),
-            )
+            transformer = make_preprocessing(preprocessing, (2, 4))
+            fitted = heads.HEADS[head].make(0)
             if head == "svm":
                 fitted.set_params(kernel="linear", C=0.1)
             rows = transformer.fit(X).transform(X)
@@ -160,12 +145,11 @@ def test_a_fine_tuned_network_is_one_file_too(study):
     assert len(card["fingerprint"]) == 64
     assert len(card["thresholds"]) == 3
     kept = read_predictions(study.results / "finetune.h5")["tiny"]
-    expected = {
-        key.tobytes().hex(): p for key, p in zip(kept.key, kept.proba["full", 0], strict=True)
-    }
+    expected = dict(zip(map(bytes, kept.key), kept.proba["full", 0], strict=True))
     rows = predict_images(Path("full.onnx"), [Path("here")], store=Path("features"))["rows"]
     for row in rows:
-        assert row["probability"] == pytest.approx(expected[row["key"]], abs=1e-4)
+        of_key = expected[bytes.fromhex(row["key"])]
+        assert row["probability"] == pytest.approx(of_key, abs=1e-4)
     assert len(rows) == 40
 
 
@@ -206,10 +190,9 @@ def test_the_file_is_used_without_torch_and_scikit_learn(study):
 
 def test_the_command_writes_the_file(study, graph_of_mlp):
     """And says how near it is."""
-    done = CliRunner().invoke(main, ["export", "study.toml", "out/mlp.onnx", "--head", "mlp"])
-    assert done.exit_code == 0, done.output
-    assert "wrote out/mlp.onnx (" in done.output
-    assert "not a medical device" in done.output
+    said = run("export", "study.toml", "out/mlp.onnx", "--head", "mlp").output
+    assert "wrote out/mlp.onnx (" in said
+    assert "not a medical device" in said
 
 
 def test_int8_is_measured_and_refused_above_the_margin(study, graph_of_mlp):

@@ -8,14 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from pipeline import findings
-from pipeline.cli import main
 from pipeline.data.samples import UNLABELLED, load_samples
 from pipeline.evaluation.paired_tests import holm
 from pipeline.study_file import load_study
 from tests.image_files import encoded
+from tests.test_cli import ENGINE, run
 from tests.tiny import install_tiny_backbone
 
 #: The target is of another data set: texts with ``|`` between, and another name for a finding.
@@ -35,7 +34,6 @@ path = "features"
 """
 #: Of each hospital; of the last twelve of the source an effusion is not known.
 IMAGES = 64
-ENGINE = ["--engine", "torch", "--device", "cpu"]
 
 
 def write_image(path: str, *, edema: bool, effusion: bool) -> None:
@@ -66,23 +64,17 @@ def study_file(tmp_path, monkeypatch) -> Path:
     return Path("study.toml")
 
 
-def run(*arguments: str) -> str:
-    """What a command prints; it must end well."""
-    result = CliRunner().invoke(main, [*arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def test_every_stage_runs_for_each_finding(study_file):
     """One extraction for all; then heads, audit, shift, a page, and a model that predicts."""
-    assert f"{2 * IMAGES} computed" in run("features", "study.toml", *ENGINE)
+    assert f"{2 * IMAGES} computed" in run("features", "study.toml", *ENGINE).stdout
     run("audit", "study.toml", "--no-shortcuts")
-    shown = run("heads", "study.toml", "--quick", "--only", "linear,prior", "--no-figures")
+    quick = ("study.toml", "--quick", "--no-figures")
+    shown = run("heads", *quick, "--only", "linear,prior").stdout
     assert "chest/Edema on tiny, classes not Edema, Edema" in shown
     assert shown.count("\nvalidation: ") == shown.count("\nnih: ") == 2  # each table once
-    shifted = json.loads(run("shift", "study.toml", "--quick", "--no-figures", "--json"))
+    shifted = json.loads(run("shift", *quick, "--json").stdout)
     assert set(shifted["findings"]) == {"Edema", "Pleural Effusion"}
-    assert "results/chest/report.html: 2 findings" in run("report", "study.toml")
+    assert "results/chest/report.html: 2 findings" in run("report", "study.toml").stdout
     index = Path("results/chest/report.html").read_text()
     for name in ("Edema", "Pleural_Effusion"):
         page = Path(f"results/chest/{name}/report.html").read_text()
@@ -96,22 +88,21 @@ def test_every_stage_runs_for_each_finding(study_file):
         assert [adjusted for _, adjusted in p] == pytest.approx(holm([raw for raw, _ in p]))
     models = [f"results/chest/{name}/heads/tiny/linear" for name in ("Edema", "Pleural_Effusion")]
     asked = [f"--model={model}" for model in models]
-    predicted = json.loads(run("predict", *asked, "b/images", "--csv=p.csv", "--json", *ENGINE))
+    given = ("b/images", "--csv=p.csv", "--json", *ENGINE)
+    predicted = json.loads(run("predict", *asked, *given).stdout)
     assert [predicted[model]["classes"][1] for model in models] == ["Edema", "Pleural Effusion"]
     table = Path("p.csv").read_text().splitlines()
-    assert (
-        table[0] == "study,path,key,predicted,not_edema,edema,not_pleural_effusion,pleural_effusion"
-    )
+    columns = "not_edema,edema,not_pleural_effusion,pleural_effusion"
+    assert table[0] == f"study,path,key,predicted,{columns}"
     assert len(table) == 1 + 2 * IMAGES
 
 
 def test_a_misspelt_finding_shows_before_the_network_runs(study_file):
     """The others go on, so it is a warning of ``features``."""
     study_file.write_text(STUDY.replace('"Edema"', '"Edma"'))
-    result = CliRunner().invoke(main, ["features", str(study_file), *ENGINE])
-    assert result.exit_code == 0
-    assert "a/train.csv line 1: it is unclear which column is the 'Edma'" in result.stderr
-    assert "nih: no row of b/entries.csv names 'Edma'" in result.stderr
+    said = run("features", study_file, *ENGINE).stderr
+    assert "a/train.csv line 1: it is unclear which column is the 'Edma'" in said
+    assert "nih: no row of b/entries.csv names 'Edma'" in said
 
 
 def test_an_image_counts_for_a_finding_that_is_known_of_it(study_file):
@@ -141,11 +132,9 @@ def test_a_finding_that_fails_does_not_cost_the_others(study_file):
     lines = [table[0], *(line.replace(".png,", ".png,0,") for line in table[1:])]
     Path("a/train.csv").write_text("\n".join(lines))
     run("features", "study.toml", *ENGINE)
-    arguments = ["heads", "study.toml", "--quick", "--only", "prior", "--no-figures"]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 1
-    assert "Error: Hernia: [source] a has no image of class 'Hernia'" in result.output
-    assert "finding 3 of 3: Pleural Effusion" in result.output
+    said = run("heads", study_file, "--quick", "--only", "prior", "--no-figures", code=1)
+    assert "Error: Hernia: [source] a has no image of class 'Hernia'" in said.output
+    assert "finding 3 of 3: Pleural Effusion" in said.output
     assert Path("results/chest/Pleural_Effusion/heads.json").is_file()
 
 
@@ -174,14 +163,8 @@ def test_an_auroc_of_few_patients_is_not_tested(monkeypatch, stage, patients, is
     monkeypatch.setattr(findings, "read_predictions", lambda _: {"tiny": kept})
     best = {"head": "linear", "scores": {}}
     domain = {"domain": "far", "role": "target", "images": len(label), "rows": [best]}
-    target = {
-        "backbone": "tiny",
-        "target": "far",
-        "labelled": True,
-        "head": "linear",
-        "effects": [],
-        "auroc": {"source": 0.8, "target": 0.8},
-    }
+    target = {"target": "far", "labelled": True, "head": "linear", "effects": []}
+    target |= {"backbone": "tiny", "auroc": {"source": 0.8, "target": 0.8}}
     record = {"backbones": [{"backbone": "tiny", "domains": [domain]}], "targets": [target]}
     (row,) = findings._ROWS[stage](SimpleNamespace(results=Path()), record)
     assert (row["p"] is not None) == is_tested

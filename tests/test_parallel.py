@@ -176,27 +176,25 @@ def test_a_fork_of_several_starts_no_threads():
     assert threads("blas") == before
 
 
-def test_answers_come_in_order_as_from_threads():
-    """Whatever process did which block."""
+def test_answers_come_in_order_as_from_threads_and_no_process_is_left():
+    """Whatever process did which block; of those that were idle too."""
     values = [str(i) for i in range(1000)]
     with Processes(2) as processes:
         assert list(processes.each(int, values)) == list(in_threads(int, values)) == [*range(1000)]
+        children = [Path(f"/proc/{p._child.pid}") for p in processes._running]
+        assert [child.exists() for child in children] == [True, True]
+    assert not any(child.exists() for child in children)
 
 
-def test_what_a_function_refuses_is_raised_here(tmp_path):
-    """A folder that cannot be listed, for example; the process serves on."""
+def test_an_error_of_a_function_is_raised_here_and_the_process_serves_on(tmp_path):
+    """A refusal as it is, a mistake with its text; nothing of it reaches the terminal."""
     with Processes(1) as processes:
         with pytest.raises(StudyError, match="cannot be listed: No such file"):
             list(processes.each(list_folder, [tmp_path / "none"]))
-        assert list(processes.each(len, ["abc"])) == [3]
-
-
-def test_a_mistake_in_a_function_is_an_error_here_with_its_text():
-    """The process serves on, and nothing of it reaches the terminal."""
-    with Processes(1) as processes:
         with pytest.raises(EngineError, match="ValueError: invalid literal for int"):
             processes.submit(int, "x").result()
         assert processes.submit(print, "text").result() is None
+        assert list(processes.each(len, ["abc"])) == [3]
 
 
 def test_ctrl_c_of_a_terminal_does_not_reach_the_processes():
@@ -211,11 +209,3 @@ def test_a_process_that_ends_stops_the_run(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/true")
     with pytest.raises(EngineError, match=r"has ended .* enough memory"), Processes(1) as processes:
         list(processes.each(len, ["abc"]))
-
-
-def test_no_process_is_left_when_it_is_over():
-    """Of those that were idle too."""
-    with Processes(2) as processes:
-        children = [Path(f"/proc/{p._child.pid}") for p in processes._running]
-        assert all(child.exists() for child in children)
-    assert not any(child.exists() for child in children)

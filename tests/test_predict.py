@@ -5,42 +5,27 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 import pipeline.predict as predict_module
 from cache.errors import CanaryError
-from pipeline.cli import main
+from pipeline import errors
 from pipeline.compare import CompareOptions, compare
 from pipeline.data import arrays
-from pipeline.errors import (
-    MissingResultsError,
-    ModelError,
-    NoImagesError,
-    ResultsError,
-    SkippedImagesError,
-    WeightsError,
-)
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
-from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import extract
 from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.report import show
 from pipeline.study_file import load_study
 from tests.image_files import grey16, pictures
 from tests.result_files import forbid_writing, record_of, rewrite
-from tests.tiny import (
-    install_tiny_backbone,
-    stored_tiny_study,
-    write_images,
-    write_tiny_study,
-)
+from tests.test_cli import ENGINE, run
+from tests.tiny import TORCH, install_tiny_backbone, stored_tiny_study, write_images
 
-TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 HEADS = ("linear", "forest", "prior", "knn")
 
 
@@ -49,11 +34,8 @@ def made(tmp_path_factory) -> Path:
     """Folder of a tiny study whose heads are saved; fitted once, never changed."""
     folder = tmp_path_factory.mktemp("compared")
     with pytest.MonkeyPatch.context() as patch:
-        install_tiny_backbone(patch, folder)
-        patch.chdir(folder)
-        study = load_study(write_tiny_study(folder, source=120, target=24))
-        extract(study, TORCH)
-        compare(study, CompareOptions(heads=HEADS, seeds=2))
+        study = stored_tiny_study(folder, patch, source=120, target=24)
+        compare(load_study(study), CompareOptions(heads=HEADS, seeds=2))
     return folder
 
 
@@ -131,9 +113,9 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
     assert reasons["new/a/text.png"] == "not a JPEG, PNG, TIFF or DICOM file (found text)"
     assert reasons["new/b.webp"] == "of a format that is not read: convert to .png"
     assert len(reasons) == 5
-    with pytest.raises(SkippedImagesError, match="5 images cannot be used and --strict"):
+    with pytest.raises(errors.SkippedImagesError, match="5 images cannot be used and --strict"):
         predict(folder("linear"), given, strict=True)
-    with pytest.raises(NoImagesError, match=r"no image to classify.*not a JPEG"):
+    with pytest.raises(errors.NoImagesError, match=r"no image to classify.*not a JPEG"):
         predict(folder("linear"), [Path("new/a/text.png")])
 
 
@@ -146,10 +128,8 @@ def test_a_damaged_archive_is_skipped_and_the_rest_goes_on(compared, monkeypatch
     data = bytearray(Path("half.npz").read_bytes())
     data[data_begins : data_begins + 99] = bytes(99)
     Path("half.npz").write_bytes(data)
-    opened, real = [], arrays._opened
-    monkeypatch.setattr(
-        arrays, "_opened", lambda *array: (opened.append(array[1]), real(*array))[1]
-    )
+    opened = Mock(wraps=arrays._opened)
+    monkeypatch.setattr(arrays, "_opened", opened)
     record = predict(folder("linear"), [Path("no.npz"), Path("half.npz"), Path("there")])
     assert [row["path"] for row in record["rows"][:2]] == ["half.npz/b#0", "half.npz/b#1"]
     assert len(record["rows"]) == 26
@@ -158,7 +138,8 @@ def test_a_damaged_archive_is_skipped_and_the_rest_goes_on(compared, monkeypatch
     assert "no.npz is not a .npz file, or a damaged one" in whole["reason"]
     assert [skip["path"] for skip in rows] == [f"half.npz/a#{row}" for row in range(3)]
     assert all("a_images is damaged" in skip["reason"] for skip in rows)
-    assert opened.count("a_images") == 2, "its header, and once in vain"
+    names = [call.args[1] for call in opened.call_args_list]
+    assert names.count("a_images") == 2, "its header, and once in vain"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +190,7 @@ def test_other_weights_are_refused_and_the_right_ones_may_lie_elsewhere(compared
     state = torch.load("tiny.pth", weights_only=True)
     Path("tiny.pth").replace("moved.pth")
     torch.save(state | {"0.bias": state["0.bias"] + 1}, "tiny.pth")
-    with pytest.raises(WeightsError, match=r"are not those of the features.*--weights"):
+    with pytest.raises(errors.WeightsError, match=r"are not those of the features.*--weights"):
         predict(folder("linear"), [Path("new")])
     record = predict(folder("linear"), [Path("new")], weights=Path("moved.pth"))
     assert record["computed"] == 2
@@ -240,13 +221,15 @@ def test_a_head_that_the_record_does_not_name_is_not_offered(compared):
     results = Path("results/tiny")
     shutil.copytree(folder("linear"), "passed_on")
     shutil.copytree(folder("linear"), folder("stray"))
-    with pytest.raises(ResultsError, match=r"stray/model.json is not the file that heads.json"):
+    with pytest.raises(
+        errors.ResultsError, match=r"stray/model.json is not the file that heads.json"
+    ):
         predict(folder("stray"), [Path("here")])
     assert len(predict(Path("passed_on"), [Path("here")])["rows"]) == 120
     compare(compared, CompareOptions(heads=HEADS, seeds=2))
     assert not folder("stray").exists()
     (results / "heads.json").unlink()
-    with pytest.raises(MissingResultsError, match="run headrace heads STUDY first"):
+    with pytest.raises(errors.MissingResultsError, match="run headrace heads STUDY first"):
         predict(folder("linear"), [Path("here")])
 
 
@@ -258,7 +241,9 @@ def test_another_recipe_is_refused_and_the_field_named(compared):
     rewrite(file, values)
     heads, name = file.parents[3] / "heads.json", "heads/tiny/linear/model.json"
     rewrite(heads, files={name: file.read_bytes()})
-    with pytest.raises(ModelError, match=r"preprocessing.icc was 'applied', and is 'ignored'"):
+    with pytest.raises(
+        errors.ModelError, match=r"preprocessing.icc was 'applied', and is 'ignored'"
+    ):
         predict(folder("linear"), [Path("here")])
 
 
@@ -267,14 +252,10 @@ def test_the_command_prints_a_table_and_writes_a_csv(compared):
     first = min(Path("here/a").iterdir())
     first.replace(first.with_name("[bold]1.png"))
     arguments = ["--model", folder("knn"), "--csv", "out/rows.csv", "here/a", "nowhere.png"]
-    engine = ["--engine", "torch", "--device", "cpu"]
-    result = CliRunner().invoke(main, ["predict", *map(str, arguments), *engine])
-    assert result.exit_code == 0, result.output
-    assert "not a medical device" in result.output
-    assert "Treat it as patient data" in result.output.replace("\n", " ")
-    assert "Skipped images" in result.output
-    assert "nowhere.png" in result.output
-    assert "here/a/[bold]1.png" in result.output  # a name is no markup
+    output = " ".join(run("predict", *arguments, *ENGINE).output.split())
+    said = ("not a medical device", "Treat it as patient data", "Skipped images", "nowhere.png")
+    for text in (*said, "here/a/[bold]1.png"):  # a name is no markup
+        assert text in output
     lines = Path("out/rows.csv").read_text().splitlines()
     assert lines[0] == "study,path,key,predicted,a,b"
     assert len(lines) == 61
@@ -283,9 +264,8 @@ def test_the_command_prints_a_table_and_writes_a_csv(compared):
 def test_a_model_that_cannot_be_used_costs_no_other(compared):
     """Of several: the others answer, as JSON too, and the exit code is that of the failure."""
     good, bad = (str(compared.results / "heads" / "tiny" / head) for head in ("linear", "gone"))
-    command = ["predict", "there", "--model", bad, "--model", good, "--json", "--engine", "torch"]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 5
+    given = ("--model", bad, "--model", good, "--json", *ENGINE)
+    result = run("predict", "there", *given, code=5)
     (record,) = json.loads(result.stdout).values()
     assert len(record["rows"]) == 24
     assert "gone" in result.stderr

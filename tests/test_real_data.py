@@ -1,14 +1,11 @@
 """Real chest X-rays, where they are: the numbers that a separate measurement expects."""
 
-import hashlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.images import PixelPolicy
-from pipeline.data.samples import load_samples
 from pipeline.data.sources import read_image
 from pipeline.features.extract import extract
 from pipeline.study_file import load_study
@@ -65,14 +62,6 @@ def test_full_resolution_originals_all_decode():
     assert {read_image(item).pixels(policy).shape for item in items} == {(224, 224, 3)}
 
 
-def test_five_copies_are_found_and_share_their_rows(study):
-    """The set holds five byte-identical files under other names."""
-    samples, skipped = load_samples(study)
-    assert not skipped
-    assert (len(samples), len(set(samples.key))) == (2800, 2795)
-    assert samples.classes == ("normal", "pneumonia")
-
-
 def test_a_real_stack_has_the_pixels_of_its_jpeg_files():
     """The course's stacks are the decoded test files, in the order of their names."""
     files, rows = listed(DATA / "kermany_test").items, listed(DATA / "course_npy").items
@@ -81,7 +70,3 @@ def test_a_real_stack_has_the_pixels_of_its_jpeg_files():
         assert file.label == row.label
         of_file, of_row = read_image(file), read_image(row)
         assert (of_file.pixels(PixelPolicy()) == of_row.pixels(PixelPolicy())).all()
-    # The key of a row is the SHA-256 over dtype, shape and bytes.
-    values = np.load(row.file)[row.row]
-    header = f"{values.dtype.str}|{values.shape}|".encode()
-    assert of_row.key == hashlib.sha256(header + values.tobytes()).digest()

@@ -71,9 +71,8 @@ def faulty(stand_in: Disk):
 def _heads(folder: Path, run: bytes) -> None:
     """As ``heads`` does it: a set for each head, then the record, then tables and figures."""
     disk.prepare(folder)
-    names = ("linear", "mlp") if run == b"old" else ("linear",)
     kept = {}
-    for name in names:
+    for name in ("linear", "mlp") if run == b"old" else ("linear",):
         place = f"heads/net/{name}"
         files = {"model.safetensors": run * 9, "fit.safetensors": run}
         written = write_set(folder / place / "model.json", {"head": name}, files)
@@ -82,9 +81,8 @@ def _heads(folder: Path, run: bytes) -> None:
     record = {"run": run.decode()}
     files = {"probabilities.h5": run * 5}
     write_set(folder / "heads.json", record, files, unchanged=kept, owned=owned)
-    more = {"heads.csv": run, "figures/heads-roc.png": run}
-    if run == b"old":
-        more["figures/heads-gone.png"] = run
+    figures = ("roc", "gone") if run == b"old" else ("roc",)
+    more = dict.fromkeys(("heads.csv", *(f"figures/heads-{name}.png" for name in figures)), run)
     add_files(folder / "heads.json", record, more, "heads")
 
 

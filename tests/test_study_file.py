@@ -1,17 +1,11 @@
-"""The study file: what it may say, and how it is refused."""
+"""The study, and its file: what it may say, and how it is refused."""
 
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import StudyError
-from pipeline.study import (
-    Attribute,
-    BackboneChoice,
-    ImageTable,
-    SourceDomain,
-    TargetDomain,
-)
+from pipeline.study import Attribute, BackboneChoice, ImageTable, SourceDomain, TargetDomain
 from pipeline.study_file import load_study
 
 GOOD = """
@@ -90,11 +84,23 @@ def test_attributes_and_what_to_look_at_are_read(folder):
     assert study.subgroups == (Attribute(name="sex"), Attribute(name="age", edges=(18, 65.5)))
 
 
-def test_the_store_lies_where_the_file_says(folder, monkeypatch):
-    """As seen from the file: a study can be run from anywhere."""
+def test_the_store_is_the_files_then_the_environments_then_features(folder, monkeypatch):
+    """In that order; the file's is as seen from the file: a study can be run from anywhere."""
+    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
+    assert load_study(write(folder, GOOD)).store_root == Path("features")
+    monkeypatch.setenv("HEADRACE_FEATURES", "/big/disk")
+    assert load_study(write(folder, GOOD)).store_root == Path("/big/disk")
     file = write(folder, GOOD + '\n[store]\npath = "elsewhere"\n')
     monkeypatch.chdir("/")
-    assert load_study(file).store == folder / "elsewhere"
+    assert load_study(file).store_root == folder / "elsewhere"
+
+
+def test_a_flag_replaces_a_setting_of_all_backbones(folder):
+    """One that is not given leaves the study as it is."""
+    study = load_study(write(folder, GOOD + "[backbone.googlenet]"))
+    for choice in study.with_recipe(precision="bf16", decode="gpu").backbones:
+        assert (choice.precision, choice.decode) == ("bf16", "gpu")
+    assert study.with_recipe(precision=None) == study
 
 
 def test_layers_are_backbones_and_so_is_their_concatenation(folder):
