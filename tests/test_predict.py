@@ -17,6 +17,7 @@ from pipeline import errors
 from pipeline.compare import CompareOptions, compare
 from pipeline.data import arrays
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
+from pipeline.features.extract import extract
 from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.report import show
@@ -24,7 +25,13 @@ from pipeline.study_file import load_study
 from tests.image_files import grey16, pictures
 from tests.result_files import forbid_writing, record_of, rewrite
 from tests.test_cli import ENGINE, run
-from tests.tiny import TORCH, install_tiny_backbone, stored_tiny_study, write_images
+from tests.tiny import (
+    TORCH,
+    install_tiny_backbone,
+    stored_tiny_study,
+    write_images,
+    write_tiny_study,
+)
 
 HEADS = ("linear", "forest", "prior", "knn")
 
