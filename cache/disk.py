@@ -217,19 +217,28 @@ def remove(folder: Path, names: list[str]) -> None:
 
 
 def remove_abandoned(folder: Path) -> list[str]:
-    """Remove temporary files of a folder whose writer is gone; returns their names."""
-    temporary = [name for name in listdir(folder) if name.startswith(TEMPORARY)]
-    abandoned = [name for name in temporary if is_abandoned(folder / name)]
-    if abandoned:
-        remove(folder, abandoned)
-    return abandoned
+    """Remove temporary files of a folder whose writer is gone; returns their names.
+
+    In a shared folder, those of other users that may not be removed stay.
+    """
+    removed = []
+    for name in listdir(folder):
+        if name.startswith(TEMPORARY) and is_abandoned(folder / name):
+            try:
+                remove(folder, [name])
+            except WriteFailedError as refused:
+                if refused.errno not in (errno.EPERM, errno.EACCES):
+                    raise
+            else:
+                removed.append(name)
+    return removed
 
 
 def prepare(folder: Path) -> None:
     """Check that a folder can be written; remove what dead processes left at any depth."""
     check_writable(folder)
     for below in {path.parent for path in folder.rglob(f"{TEMPORARY}*")}:
-        with suppress(OSError):  # in a sticky folder another user's file has to stay
+        with suppress(OSError):  # cleaning is a courtesy: it stops no stage
             remove_abandoned(below)
 
 

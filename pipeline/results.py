@@ -133,7 +133,7 @@ def write_file(path: Path, data: bytes) -> None:
     ``sha256sum -c NAME.sha256`` checks it wherever the two are copied. Temporary files of dead
     processes beside it are removed.
     """
-    with suppress(OSError):  # in a sticky folder another user's file has to stay
+    with suppress(OSError):  # cleaning is a courtesy: it stops no stage
         disk.remove_abandoned(path.parent)
     line = f"{_sha256(data)}  {path.name}\n"
     disk.publish_all({path: data, path.with_name(f"{path.name}.sha256"): line.encode()})

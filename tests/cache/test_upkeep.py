@@ -1,13 +1,16 @@
 """Upkeep of a store: compaction, and what dead writers left behind."""
 
+import errno
 import os
 import socket
 import time
 
 import numpy as np
+import pytest
 
+from cache import disk, upkeep
 from cache import store as store_module
-from cache import upkeep
+from cache.errors import WriteFailedError
 from cache.upkeep import compact, gc, quarantined
 from tests import cache_jobs as jobs
 from tests.cache.conftest import KEYS, assert_holds, sizes
@@ -99,3 +102,21 @@ def test_garbage_is_what_dead_writers_left_and_what_is_a_day_old(store):
     assert {name for name in os.listdir(store.path) if name != "parts"} == kept
     assert_holds(store)
     assert gc(store) == []
+
+
+def test_garbage_of_another_user_stays_and_the_rest_goes(store, monkeypatch):
+    """In a sticky folder only its owner may remove it; a failing disk is still an error."""
+    names = [_temporary(store, HOST, pid) for pid in (DEAD, DEAD + 1)]
+    foreign, real, why = min(names), disk.unlink, errno.EPERM
+
+    def unlink(path):
+        if path.name == foreign:
+            raise OSError(why, os.strerror(why), path)
+        real(path)
+
+    monkeypatch.setattr(disk, "unlink", unlink)
+    assert gc(store) == [max(names)]
+    assert foreign in os.listdir(store.path)
+    why = errno.EIO
+    with pytest.raises(WriteFailedError, match="errno 5"):
+        gc(store)
