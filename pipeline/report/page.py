@@ -252,45 +252,45 @@ def _blocks(parts: Iterable[Part]) -> Iterator[_Block]:
 
 
 def _pictures(study: Study, heads: ResultSet, head: PageHead) -> dict[str, Any]:
-    """Strips of images by domain, then maps of errors."""
-    from pipeline.report.pictures import as_jpeg, strips
+    """Strips of images by domain, then maps of errors, which take the place of their strips."""
+    from pipeline.report.pictures import SUREST_ERRORS, as_jpeg, strips
 
+    try:
+        notes, maps = _maps(study.results / "explain", head)
+    except (MissingResultsError, ResultsError) as cause:
+        notes, maps = [f"There are no maps of what moved the score: {cause}."], {}
     blocks: list[_Block] = [_STRIPS.format(head=head.name)]
     stored = predictions_in(stored_arrays(heads))[head.backbone]
     for domain, title, pictures in strips(study, head, stored):
+        if title.startswith(SUREST_ERRORS) and domain in maps and not notes:
+            continue
         images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in pictures]
         blocks.append({"kind": "strip", "text": f"{domain}: {title}", "images": images})
-    try:
-        blocks += _maps(study.results / "explain", head)
-    except (MissingResultsError, ResultsError) as cause:
-        blocks.append(f"There are no maps of what moved the score: {cause}.")
-    return {"name": "images", "title": "Images", "blocks": blocks}
+    return {"name": "images", "title": "Images", "blocks": [*blocks, *notes, *maps.values()]}
 
 
-def _maps(folder: Path, head: PageHead) -> list[_Block]:
-    """The head's surest errors, as ``headrace explain`` has drawn them.
+def _maps(folder: Path, head: PageHead) -> tuple[list[str], dict[str, _Block]]:
+    """The head's surest errors by domain, as ``headrace explain`` has drawn them.
 
-    If the head has no layers, a sentence says so and the maps are of the best head that has.
+    If the head has no layers, a note says so and the maps are of the best head that has.
     """
     file = folder / as_file_name(f"{head.backbone}-{head.name}") / "explain.json"
-    blocks: list[_Block] = []
+    notes: list[str] = []
     if not file.exists():
         for other in sorted(folder.glob("*/explain.json")):
             record = read_set(other, "explain").record
             best = record.get("instead_of") or {}
             if (best.get("backbone"), best.get("head")) == (head.backbone, head.name):
-                file, blocks = other, [*better_head(record)]
+                file, notes = other, [*better_head(record)]
     explained = read_set(file, "explain")
-    return blocks + [
-        _figure(
-            explained.read(sheet),
-            _ERRORS.format(where=name_of_domain(domain), head=explained.record["head"]),
-            scale=1,
-        )
-        for domain in explained.record["domains"]
-        if (sheet := f"{as_file_name(domain['domain'])}-{domain['role']}-errors.png")
-        in explained.digests
-    ]
+    maps: dict[str, _Block] = {}
+    for domain in explained.record["domains"]:
+        where = name_of_domain(domain)
+        sheet = f"{as_file_name(domain['domain'])}-{domain['role']}-errors.png"
+        if sheet in explained.digests:
+            caption = _ERRORS.format(where=where, head=explained.record["head"])
+            maps[where] = _figure(explained.read(sheet), caption, scale=1)
+    return notes, maps
 
 
 def _records(sets: Mapping[str, ResultSet], missing: Sequence[str]) -> dict[str, Any]:

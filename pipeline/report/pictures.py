@@ -28,6 +28,7 @@ from pipeline.words import as_file_name, printable
 
 #: Pictures in a strip.
 _COUNT = 6
+SUREST_ERRORS = "surest errors"
 _Rows = NDArray[np.intp]
 
 
@@ -63,7 +64,7 @@ def _strip_rows(
     """Title of each strip of one domain, and its rows, the best ones first."""
     p = proba[rows]
     wrong = p.argmax(axis=1) != stored.label[rows]
-    yield "surest errors", _ordered_rows(stored, rows[wrong], -p[wrong].max(axis=1))
+    yield SUREST_ERRORS, _ordered_rows(stored, rows[wrong], -p[wrong].max(axis=1))
     for k, name in enumerate(() if only_errors else stored.classes):
         of_class = rows[stored.label[rows] == k]
         if len(of_class):

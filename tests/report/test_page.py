@@ -334,7 +334,10 @@ def test_images_are_shown_to_the_owner_alone_and_only_when_asked_for(study, orig
 
 
 def test_errors_have_maps_where_they_were_drawn(study):
-    """Until then the page says how; a sheet that was exchanged is not shown."""
+    """Until then the page says how; a sheet that was exchanged is not shown.
+
+    Maps of the head take the place of its strip of errors, so these are shown once.
+    """
     head = page_head(record(study, "heads"))
     assert "There are no maps of what moved the score: there is no" in text_of(study, images=True)
     files = {"far-target-errors.png": png_of(new_figure, 1.0), "far-target-sample.png": b""}
@@ -353,6 +356,8 @@ def test_errors_have_maps_where_they_were_drawn(study):
         maps = [image for image in page.all("img") if "the highest probability" in image["alt"]]
         alts = [image["alt"].split(" gives")[0] for image in maps]
         assert alts == [f"far: the errors to which {name}" for name in shown]
+        strips = [text for text in page.texts if text.startswith("far: surest errors")]
+        assert len(strips) == (name != head.name)
         assert ("run headrace explain STUDY first" in page.text) == (not shown)
         assert ("has no maps: it has no layers. ridge on tiny" in page.text) == (name == "ridge")
     sheet = base64.b64encode(files["far-target-errors.png"]).decode()
