@@ -95,6 +95,17 @@ def test_without_wrong_labels_nobody_is_accused(classes, distance):
     assert not finding.values
 
 
+def test_a_rare_class_accuses_no_image_that_its_head_calls_rightly():
+    """Of five ill patients the mean probability is low, and many healthy ones reach it."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        truth = (np.arange(160) < 5).astype(int)
+        features = rng.normal(size=(160, 20))
+        features[:, 0] += 3.0 * truth
+        (finding,) = check_labels(table(truth), features)
+        assert (finding.severity, finding.values) == (OK, {})
+
+
 def test_each_domain_is_judged_by_its_own_patients():
     """A class that a domain lacks is no mistake of its labels; a domain of one cannot be tested."""
     features, truth = world(3, n=270)
