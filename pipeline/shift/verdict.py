@@ -181,7 +181,7 @@ def verdict(
     if measured and any(CAUSES[name].of_images for name in causes):
         sentences.append(measured)
     if not causes and loss.low > 0:
-        sentences.append("No cause is shown: no part of the loss is surely above zero.")
+        sentences.append("No cause is shown: the effects do not single one out.")
     if best is not None:
         sentences.append(_gain_sentence(best))
     # The meaning of a score may have changed for the better or the worse.
