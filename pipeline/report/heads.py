@@ -22,8 +22,8 @@ _CLINICAL_NOTES = (
 )
 _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
 _AUROC = (
-    "How often an image of an ill patient scores above one of a healthy patient; 1 is always, "
-    "0.5 is chance."
+    "How often an image of a class scores higher for it than one of another class; 1 is always, "
+    "0.5 is chance. Of three or more classes it is the mean."
 )
 #: Columns of :func:`_row_of_scores` rows.
 _SCORES = (
