@@ -21,10 +21,15 @@ from pipeline.finetune.stage import finetune
 from pipeline.report import show
 from pipeline.results import write_set
 from pipeline.study_file import load_study
-from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.result_files import record_of, rewrite
 from tests.test_cli import run
-from tests.tiny import TORCH, install_tiny_backbone, stored_tiny_study, write_tiny_study
+from tests.tiny import (
+    TORCH,
+    install_tiny_backbone,
+    install_trainable_tiny,
+    stored_tiny_study,
+    write_tiny_study,
+)
 
 #: Rows and columns of the marker that images of class b have, of 32.
 MARKERS = {"corner": (slice(0, 8), slice(0, 8)), "spot": (slice(8, 24), slice(8, 24))}

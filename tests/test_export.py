@@ -26,9 +26,14 @@ from pipeline.heads.layers import head_layers
 from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.study_file import load_study
-from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.test_cli import run
-from tests.tiny import TORCH, stored_tiny_study, write_images, write_tiny_study
+from tests.tiny import (
+    TORCH,
+    install_trainable_tiny,
+    stored_tiny_study,
+    write_images,
+    write_tiny_study,
+)
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -52,6 +52,51 @@ def install_tiny_backbone(monkeypatch, folder: Path) -> Path:
     return file
 
 
+def deep_tiny():
+    """Two stages, each convolution, BatchNorm and ReLU, then the mean: eight features."""
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 4, stride=4),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(1),
+    )
+
+
+def install_trainable_tiny(monkeypatch, folder: Path) -> Path:
+    """The same with :func:`deep_tiny` as ``tiny``, and a cut: parts of it can be trained."""
+    import torch
+
+    from pipeline.finetune import networks
+
+    def loaded(state):
+        network = deep_tiny()
+        network.load_state_dict(dict(state))
+        return network
+
+    def split(network):
+        return torch.nn.Sequential(*network[:3]), torch.nn.Sequential(*network[3:])
+
+    file = folder / "tiny.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = deep_tiny()
+        with torch.no_grad():  # running statistics that differ from a batch's
+            network[1].bias += 0.5  # no image is all zero after the ReLU
+            network[1].running_mean += 0.1
+            network[4].running_var *= 0.7
+    torch.save(network.state_dict(), file)
+    cut = networks.Cut(where="after the first stage", split=split, first_block=("0", "1"))
+    monkeypatch.setattr(backbones, "BACKBONES", table_with_tiny(file, loaded, {"1": 6}))
+    monkeypatch.setattr(networks, "CUTS", MappingProxyType({**networks.CUTS, "tiny": cut}))
+    return file
+
+
 def table_with_tiny(file: Path, network=tiny_network, layers=MappingProxyType({"0": 8, "1": 8})):
     """The table of backbones and ``tiny``, whose weights are a file."""
     spec = backbones.Spec(

@@ -345,7 +345,7 @@ def tests(options: argparse.Namespace) -> None:
     """The tests of the rooms that use a device, with the device visible."""
     rooms = ["tests/features/test_decoding.py"]
     if options.device == "cuda":
-        rooms = ["tests/finetune/test_cuda.py", "tests/features"]
+        rooms = ["tests/finetune/test_loop.py", "tests/features"]
     given = ["-p", "no:cacheprovider", "-W", "ignore", "-rsfE", "--tb=short", "--show-capture=no"]
     if not importlib.util.find_spec("openvino"):
         given += ["-k", "not openvino and not network"]

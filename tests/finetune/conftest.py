@@ -2,13 +2,9 @@
 
 import pytest
 
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.study_file import load_study
-from tests.finetune.tiny_trainable import install_trainable_tiny
-from tests.tiny import write_tiny_study
-
-TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
+from tests.tiny import TORCH, install_trainable_tiny, write_tiny_study
 
 
 @pytest.fixture

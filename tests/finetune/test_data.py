@@ -15,12 +15,7 @@ from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, NoImagesError
 from pipeline.features.frozen import Frozen, build
 from pipeline.features.load import store_for
-from pipeline.finetune.data import (
-    augment_lightly,
-    examples_of,
-    limit_images,
-    load_pixels,
-)
+from pipeline.finetune.data import augment_lightly, examples_of, limit_images, load_pixels
 from pipeline.finetune.networks import cut_of
 from pipeline.finetune.runs import Experiment
 from tests.finetune.jobs import Pictures
@@ -47,11 +42,6 @@ def policy(study):
 def activations(study, samples, size=None):
     """At the cut."""
     return run_of(study, samples, size).examples("last_block")
-
-
-def store_of(study, size=None):
-    """Where they are kept."""
-    return run_of(study, size=size).store(at_cut=True)
 
 
 # Pixels
@@ -116,20 +106,20 @@ def test_the_prefix_runs_once_over_each_image(study, policy, tmp_path, monkeypat
     np.testing.assert_array_equal(taken.take(rows).label, samples.label[rows])
     monkeypatch.setattr(runs_module, "build", None)
     assert torch.equal(activations(study, samples).batch(everything), taken.batch(everything))
-    assert len(store_of(study)) == 60
+    assert len(run_of(study).store(at_cut=True)) == 60
     assert taken.batch(everything).shape == (61, 6, 8, 8)
 
 
 def test_cut_and_pooling_are_in_the_recipe(study, samples):
     """Activations and pooled features can never be taken for each other."""
-    recipe = store_of(study).recipe
+    recipe, small = (run_of(study, size=size).store(at_cut=True).recipe for size in (None, 16))
     changes = store_for(study.store_root, study.backbones[0]).recipe.changes_to(recipe)
     assert changes == {
         "cut": ("before the classifier", "after the first stage"),
         "pooling": ("global average", "none"),
     }
     # The size is part of the preprocessing, so of the recipe.
-    assert recipe.changes_to(store_of(study, size=16).recipe) == {"preprocessing.size": (32, 16)}
+    assert recipe.changes_to(small) == {"preprocessing.size": (32, 16)}
     smaller = activations(study, samples, size=16)
     assert smaller.batch(np.arange(2)).shape == (2, 6, 4, 4)
 

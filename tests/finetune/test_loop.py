@@ -11,16 +11,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pipeline.errors import EngineError
-from pipeline.finetune.data import examples_of, order
-from pipeline.finetune.loop import (
-    WARMUP,
-    predict,
-    share_of_rate,
-    train,
-)
+from pipeline.features.backbones import spec_of
+from pipeline.features.frozen import Normalise
+from pipeline.finetune.checkpoint import Checkpoints
+from pipeline.finetune.data import augment_lightly, examples_of, order
+from pipeline.finetune.loop import WARMUP, predict, share_of_rate, train
 from pipeline.finetune.methods import OPTIMISERS, TrainingSettings
 from pipeline.progress import Progress
-from tests.finetune.jobs import Pictures, same, small_net, tensors
+from tests.finetune.jobs import IDENTITY, CutOff, Pictures, same, small_net, tensors
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=4, seed=3)
 
@@ -270,3 +268,105 @@ def test_an_error_says_what_to_try(model, settings, value, error, message):
     fit = _rows(np.full((5, 8), value, np.float32), np.arange(5) % 2)
     with pytest.raises(error, match=message):
         _trained(model, replace(SETTINGS, **settings), fit)
+
+
+# The same trainings on CUDA: near those of the CPU, repeatable where asked, resumable.
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+ON_CUDA = replace(SETTINGS, epochs=4, batch_size=8, device="cuda", augmentation="light")
+REPEATABLE = replace(ON_CUDA, deterministic=True)
+
+
+def _held(device):
+    """Forty pictures of two classes, where they are trained on."""
+    pictures = Pictures(40)
+    return examples_of(pictures.pixels, np.arange(40), pictures.label, device)
+
+
+def _on(settings=ON_CUDA, dropout=0.0, **options):
+    """Final tensors, on the CPU, and the rows of the epochs."""
+    after, rows = _trained(small_net(dropout=dropout), settings, _held(settings.device), **options)
+    return {name: value.cpu() for name, value in after.items()}, rows
+
+
+def _assert_near(actual, expected, *, rtol=1e-2, atol=2e-3):
+    """Weights, but for the bias before the BatchNorm, and its mean, which take each other out.
+
+    The gradient of that bias is rounding alone, and Adam makes whole steps of it.
+    """
+    for name in expected.keys() - {"body.0.bias", "body.1.running_mean"}:
+        assert actual[name].dtype == expected[name].dtype
+        torch.testing.assert_close(actual[name], expected[name], rtol=rtol, atol=atol)
+
+
+@cuda
+def test_a_training_on_cuda_is_near_that_of_the_cpu():
+    """In fp32, with the augmentation and the batches on the device; so are predictions."""
+    (actual, rows), (expected, of_cpu) = _on(), _on(replace(ON_CUDA, device="cpu"))
+    assert _held("cuda").batch(np.arange(3)).device.type == "cuda"
+    _assert_near(actual, expected)
+    losses = [[row.validation_loss for row in h] for h in (rows, of_cpu)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-2)
+    model, data = small_net(), Pictures(10)
+    proba = predict(model, data, batch_size=4, device="cpu")
+    assert predict(model, data, batch_size=4, device="cuda") == pytest.approx(proba, abs=1e-5)
+
+
+@cuda
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_other_precisions_on_cuda_are_near_fp32(precision):
+    """Weights stay float32, and predictions are computed in it."""
+    actual, rows = _on(replace(ON_CUDA, precision=precision))
+    _assert_near(actual, _on()[0], rtol=0.1, atol=0.02)
+    assert all(np.isfinite(row.fit_loss) for row in rows)
+
+
+@cuda
+def test_a_training_on_cuda_that_was_cut_off_goes_on_bit_for_bit(tmp_path):
+    """From a checkpoint inside an epoch, with dropout; the process is as it was afterwards."""
+
+    def state():
+        cudnn = torch.backends.cudnn
+        return cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+
+    before, (expected, _) = state(), _on(REPEATABLE, dropout=0.5)
+    assert state() == before
+    assert same(_on(REPEATABLE, dropout=0.5)[0], expected)
+    with pytest.raises(KeyboardInterrupt):
+        _on(REPEATABLE, dropout=0.5, checkpoints=CutOff(tmp_path, IDENTITY, seconds=0))
+    checkpoints = Checkpoints(tmp_path, IDENTITY, seconds=0)
+    assert same(_on(REPEATABLE, dropout=0.5, checkpoints=checkpoints)[0], expected)
+
+
+@cuda
+def test_compiled_steps_on_cuda_are_near_plain_ones():
+    """The last step of an epoch is not compiled; all count."""
+    settings = replace(ON_CUDA, batch_size=16, augmentation="none")
+    actual, rows = _on(replace(settings, compile=True))
+    _assert_near(actual, _on(settings)[0])
+    assert all(np.isfinite(row.fit_loss) for row in rows)
+
+
+@cuda
+def test_a_real_network_on_cuda_is_repeatable_in_bf16():
+    """Convolutions of every kind, pooling, BatchNorm: all have repeatable algorithms."""
+    from torchvision.models import densenet121
+
+    def weights():
+        torch.manual_seed(0)
+        pixels = Pictures(16, side=64)
+        model = nn.Sequential(Normalise(spec_of("densenet121").policy), densenet121(num_classes=2))
+        data = examples_of(pixels.pixels, np.arange(16), pixels.label, "cuda")
+        return _trained(model, replace(REPEATABLE, epochs=1, precision="bf16"), data)[0]
+
+    assert same(weights(), weights())
+
+
+@cuda
+def test_the_augmentation_on_cuda_is_that_of_the_cpu():
+    """Within one grey level, which is rounding."""
+    pixels, rows = torch.from_numpy(Pictures(20, side=32).pixels), np.arange(20)
+    expected = augment_lightly(pixels, 1, 2, rows).int()
+    actual = augment_lightly(pixels.cuda(), 1, 2, rows).cpu().int()
+    assert (actual - expected).abs().max() <= 1
+    assert (actual != expected).float().mean() < 0.01

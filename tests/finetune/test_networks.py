@@ -13,7 +13,7 @@ from pipeline.features import backbones
 from pipeline.features.backbones import spec_of
 from pipeline.features.frozen import Frozen, build
 from pipeline.finetune.networks import CUTS, assemble, cut_of, main_logits, training_loss
-from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.tiny import install_trainable_tiny
 
 #: Of one image of 224 x 224 at the cut.
 SHAPES = {

@@ -21,9 +21,8 @@ from pipeline.features.extract import extract
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.runs import ALPHAS
 from pipeline.finetune.stage import finetune, trend
-from tests.finetune.conftest import TORCH
 from tests.result_files import record_of
-from tests.tiny import write_images
+from tests.tiny import TORCH, write_images
 
 
 def only(*methods, limit=None, image_size=None, device="cpu", **settings):
@@ -250,23 +249,19 @@ def test_new_target_images_cost_no_training_and_select_nothing(stored, tmp_path,
     assert [(folder / "model.safetensors").read_bytes() for folder in folders] == before
 
 
-def test_what_cannot_work_shows_before_any_work(stored, trainings):
+def test_what_cannot_work_shows_before_any_work(stored, trainings, monkeypatch):
     """Names, numbers, devices and cuts."""
-    for options, error, message in (
-        (only("ful"), UnknownNameError, "unknown method 'ful'; allowed: lp"),
-        (only("lp", augmentation="heavy"), UnknownNameError, "augmentation 'heavy'"),
-        (only("lp", epochs=0), StudyError, "epochs 0: allowed is 1 or more"),
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    other = replace(stored.backbones[0], name="timm:resnet18")
+    both = replace(stored, backbones=(stored.backbones[0], other))
+    for study, options, error, message in (
+        (stored, only("ful"), UnknownNameError, "unknown method 'ful'; allowed: lp"),
+        (stored, only("lp", epochs=0), StudyError, "epochs 0: allowed is 1 or more"),
+        (stored, only("lp", device="cuda"), EngineError, "no CUDA device"),
+        (both, only("last_block"), StudyError, "timm:resnet18 has no cut.*tiny.*full needs none"),
     ):
         with pytest.raises(error, match=message):
-            finetune(stored, **options)
-    if not torch.cuda.is_available():
-        with pytest.raises(EngineError, match="no CUDA device"):
-            finetune(stored, **only("lp", device="cuda"))
-    other = replace(stored.backbones[0], name="timm:resnet18")
-    with pytest.raises(StudyError, match=r"timm:resnet18 has no cut.*tiny.*full needs none"):
-        finetune(
-            replace(stored, backbones=(stored.backbones[0], other)), **only("lp", "last_block")
-        )
+            finetune(study, **options)
     assert trainings == []
 
 

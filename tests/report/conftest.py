@@ -7,9 +7,8 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.report.page import STAGES
-from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.result_files import record_of
-from tests.tiny import write_images
+from tests.tiny import install_trainable_tiny, write_images
 
 #: Class names that try to become markup, to leave an attribute, and to turn the text round.
 HOSTILE = ("<script>alert(1)", 'b" onmouseover="x\u202e{{7*7}}')

@@ -31,9 +31,9 @@ from pipeline.report.table import Table, format_value
 from pipeline.results import write_set
 from pipeline.study_file import load_study
 from pipeline.words import as_file_name, printable
-from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.report.conftest import HOSTILE
 from tests.result_files import record_of, rewrite
+from tests.tiny import install_trainable_tiny
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ENDLESS = {"br", "meta", "img", "link", "hr", "input"}
