@@ -13,7 +13,6 @@ import pipeline.features.load as load_module
 from pipeline.data.samples import load_samples
 from pipeline.errors import PartsError, StudyError
 from pipeline.evaluation.predictions import read_predictions
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.shift import stage
@@ -23,7 +22,7 @@ from pipeline.shift.stage import SCHEMA, ShiftOptions, analyse
 from pipeline.study_file import load_study
 from pipeline.words import to_jsonable
 from tests.result_files import record_of
-from tests.tiny import stored_tiny_study, write_images
+from tests.tiny import TORCH, stored_tiny_study, write_images
 
 SHORT = ShiftOptions(draws=99, seeds=2)
 ABSENT = '[target.far]\npath = "far"\nlabels = "absent"\ngroup = \'^(p\\d+)\'\n'
@@ -51,8 +50,7 @@ def study(tmp_path_factory):
         asked = f"{ABSENT}[subgroups]\nsex = true\nage = [50]\n[store]"
         file.write_text(text.replace("[store]", asked))
         loaded = load_study(file)
-        engine = EngineChoice(engine="torch", device="cpu", batch_size=8)
-        extract(loaded, engine)
+        extract(loaded, TORCH)
         yield loaded
 
 
