@@ -141,6 +141,9 @@ _recipe_options = _all_of(
 _conflicts_option = click.option(
     "--allow-conflicts", is_flag=True, help="Keep identical images that are in two classes."
 )
+_leaks_option = click.option(
+    "--allow-leaks", is_flag=True, help="Go on even if two roles share images."
+)
 _figures_option = click.option(
     "--figures/--no-figures", default=None, help="Draw figures; default: yes, but not with --quick."
 )
@@ -501,6 +504,7 @@ def features(study: Path, **flags: Any) -> dict[str, Any]:
 )
 @_recipe_options
 @_conflicts_option
+@_leaks_option
 @_figures_option
 @command
 @_each_finding
@@ -636,6 +640,7 @@ _FINETUNE_HELP = f"""Train networks, in part or as a whole, and compare them.
 @click.option("--deterministic", is_flag=True, help="On CUDA: equal results each time; slower.")
 @click.option("--compile", is_flag=True, help="Use torch.compile: a slow start, faster steps.")
 @_conflicts_option
+@_leaks_option
 @_figures_option
 @command
 @_each_finding
@@ -662,7 +667,7 @@ def finetune(study: Any, **flags: Any) -> dict[str, Any]:
 @_effort_options
 @_recipe_options
 @_conflicts_option
-@click.option("--allow-leaks", is_flag=True, help="Go on even if two roles share images.")
+@_leaks_option
 @_figures_option
 @command
 @_each_finding

@@ -84,7 +84,10 @@ def test_an_audit_without_features_is_refused_before_any_work(study_file, monkey
 
 
 def test_identical_files_of_source_and_target_are_listed_and_not_only_the_first_error(study_file):
-    """An audit goes on where features and heads stop, and says the same with code 3."""
+    """An audit goes on where heads stop, and says the same with code 3.
+
+    With --allow-leaks heads go on too, and warn above their table.
+    """
     (image,) = list(Path("here/a").glob("p1000_0.png"))
     Path("there/a/p9000_0.png").write_bytes(image.read_bytes())
     study = load_study(study_file)
@@ -96,6 +99,11 @@ def test_identical_files_of_source_and_target_are_listed_and_not_only_the_first_
     assert [(f["check"], f["where"].split(" and ")[1]) for f in leaks] == [("overlap", "there")]
     with pytest.raises(CheckFailedError, match="1 equal picture is in both"):
         refuse_leaks(Finding(**finding) for finding in report["findings"])
+    heads = ("heads", study_file, "--only", "prior", "--quick")
+    assert "1 image of a target is also in the source" in run(*heads, code=3).stderr
+    shown = run(*heads, "--allow-leaks").stdout
+    assert shown.startswith("Do not trust these numbers. source ")
+    assert "there: 1 equal picture is in both" in shown
 
 
 def test_warnings_are_said_once(study_file):
