@@ -85,11 +85,8 @@ def load_study(file: Path) -> Study:
         exclude=table.path("exclude", "headrace audit writes one"),
         max_megapixels=table.number("max_megapixels", *_MEGAPIXELS),
     )
-    if study.subgroups and all(domain.attributes is None for domain in study.domains):
-        subgroups.fail(
-            'needs attributes of the images: write attributes = "patients.csv" below [source] '
-            "or a target"
-        )
+    if study.subgroups:
+        _check_subgroups(subgroups, study)
     for target in study.targets:
         if unknown := sorted(set(target.findings or ()) - set(study.findings)):
             table.fail(
@@ -440,6 +437,28 @@ def _head(name: str, table: _Table) -> CustomHead:
     texts = {key: table.get(key) or "" for key in ("estimator", "base")}
     parameters = {k: v for k, v in table.values.items() if k not in texts}
     return CustomHead(name=table.check_name(name), parameters=parameters, **texts)
+
+
+def _check_subgroups(table: _Table, study: Study) -> None:
+    """Refuse an attribute that is in no file; what one file lacks costs its domain alone."""
+    from pipeline.data.tables import read_table  # only for studies with subgroups
+
+    files = {domain.attributes for domain in study.domains if domain.attributes}
+    if not files:
+        table.fail(
+            'needs attributes of the images: write attributes = "patients.csv" below [source] '
+            "or a target"
+        )
+    try:
+        columns = sorted({name for file in files for name in read_table(file)[0].cells})
+    except StudyError:
+        return  # the stage that needs this file says what is wrong with it
+    for attribute in study.subgroups:
+        if attribute.name not in columns:
+            table.fail(
+                f"{attribute.name}: no file of attributes has such a column; the columns are "
+                f"{', '.join(map(printable, columns))}"
+            )
 
 
 def _subgroup(table: _Table, name: str) -> Attribute:

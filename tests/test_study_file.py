@@ -77,11 +77,26 @@ split = "test"
 
 def test_attributes_and_what_to_look_at_are_read(folder):
     """``true`` makes groups of texts, numbers make bins."""
-    (folder / "a.csv").write_text("patient,sex\n")
+    (folder / "a.csv").write_text("patient,sex,age\n")
     text = GOOD.replace("[target", 'attributes = "a.csv"\n[target')
     study = load_study(write(folder, text + "[subgroups]\nsex = true\nage = [18, 65.5]"))
     assert [domain.attributes for domain in study.domains] == [folder / "a.csv", None]
     assert study.subgroups == (Attribute(name="sex"), Attribute(name="age", edges=(18, 65.5)))
+
+
+def test_an_attribute_that_is_in_no_file_is_refused_with_those_that_are(folder):
+    """Before any stage. If a file cannot be read, the stage that needs it says why."""
+    (folder / "a.csv").write_text("patient,sex\n")
+    text = f"{GOOD}[subgroups]\nsax = true".replace("[target", 'attributes = "a.csv"\n[target')
+    wrong = r"\[subgroups\] sax: no file of attributes has such a column; the columns are "
+    with pytest.raises(StudyError, match=f"{wrong}patient, sex$"):
+        load_study(write(folder, text))
+    (folder / "b.csv").write_text("path,age\n")
+    text = text.replace("[backbone", 'attributes = "b.csv"\n[backbone')
+    with pytest.raises(StudyError, match=f"{wrong}age, path, patient, sex$"):
+        load_study(write(folder, text))
+    (folder / "b.csv").write_bytes(b"\xff")
+    assert load_study(write(folder, text)).subgroups == (Attribute(name="sax"),)
 
 
 def test_the_store_is_the_files_then_the_environments_then_features(folder, monkeypatch):
