@@ -253,14 +253,14 @@ def _without_patient(domain: Domain, samples: Samples) -> Iterator[Finding]:
         text = "there is no group pattern, so every image counts as its own patient (an "
         text += "image-level split)"
     else:
-        text = f"the group pattern finds no patient in {count} of {rows.size} names, and each of "
+        text = f"`group` finds no patient in {count} of {rows.size} images, and each of "
         text += "these images counts as its own patient"
     yield Finding(
         check=_PATIENTS,
         severity=WARNING,
         where=domain.name,
         text=text,
-        advice="Write `group` in the study so that it finds the patient in every name. Until "
+        advice="Write `group` in the study so that it finds the patient of every image. Until "
         "then, images of one patient may be in two roles, and intervals may be too short",
         share=count / rows.size,
     )

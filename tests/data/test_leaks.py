@@ -45,7 +45,7 @@ def test_ids_that_two_hospitals_share_are_a_note_and_names_without_one_a_warning
     assert (met.severity, met.where, met.share) == (NOTE, "source fit and there", 0.0)
     assert met.text == "1 patient id is in both"
     (alone,) = findings_of(study, samples, "patients")
-    assert alone.text.startswith("the group pattern finds no patient in 1 of 22 names")
+    assert alone.text.startswith("`group` finds no patient in 1 of 22 images")
     blind = replace(study, source=replace(study.source, group=None))
     (first, *_) = findings_of(blind, load_samples(blind)[0], "patients")
     assert (first.severity, first.where) == (WARNING, "source")
