@@ -180,10 +180,10 @@ def limit_images(samples: Samples, limit: int | None, seed: int) -> Samples:
     keep = np.zeros(len(samples), bool)
     for domain, split in dict.fromkeys(zip(samples.domain, samples.split, strict=True)):
         rows = np.flatnonzero((samples.domain == domain) & (samples.split == split))
-        share = min(1.0, limit / len(rows))
+        most = min(limit, len(rows))
         for k in np.unique(samples.label[rows]):
             of_class = sorted(rows[samples.label[rows] == k].tolist(), key=rank)
-            keep[of_class[: max(1, round(share * len(of_class)))]] = True
+            keep[of_class[: max(1, most * len(of_class) // len(rows))]] = True
     return samples.where(keep)
 
 

@@ -149,6 +149,8 @@ def test_a_limit_keeps_every_split_and_class(samples):
     for domain, split in (("source", "fit"), ("source", "validation"), ("there", "target")):
         labels = few.label[(few.domain == domain) & (few.split == split)]
         assert np.bincount(labels).tolist() == [3, 3]
+        odd = limit_images(samples, 7, seed=0)
+        assert sum((odd.domain == domain) & (odd.split == split)) <= 7
     assert np.bincount(limit_images(samples, 1, seed=0).label).min() == 3
     assert limit_images(samples, None, seed=0) is samples
     assert len(limit_images(samples, 10_000, seed=0)) == 60
