@@ -181,12 +181,12 @@ class _Table:
             self.fail(f"{key}: there is no folder {_short(str(path))}")
         return path
 
-    def check_name(self, name: Any, what: str = "name") -> str:
-        """A name that may stand for a folder or a column."""
+    def check_name(self, name: Any, what: str = "name", hint: str = "") -> str:
+        """A name that may stand for a folder or a column; ``hint`` ends the message."""
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             self.fail(
-                f"{what} {_short(repr(name))}: allowed are 1 to 100 letters, digits, '.', '_' "
-                "and '-', because it names a folder or a column"
+                f"{what} {_short(repr(name))}: allowed are 1 to 100 letters (A to Z, a to z), "
+                f"digits, '.', '_' and '-', because it names a folder or a column{hint}"
             )
         if _DEVICES.fullmatch(name):
             self.fail(f"{what} {name!r}: Windows keeps this name for a device; choose another")
@@ -219,7 +219,8 @@ def _findings(study: _Table) -> tuple[str, ...]:
     findings = study.names("findings") or ()
     if findings and "classes" in study.values:
         study.fail("has findings and classes: write one of the two")
-    folders = {study.check_name(folder_of(name), "findings:").casefold() for name in findings}
+    hint = '. Give it such a name, and values = {NAME = "COLUMN"} below [source] and the targets'
+    folders = {study.check_name(folder_of(f), "findings:", hint).casefold() for f in findings}
     if len(folders) < len(findings):
         study.fail(f"has findings = {[*findings]}: two of them would have one folder")
     return findings
