@@ -186,7 +186,12 @@ def test_images_in_folders_of_classes_are_counted(compared):
         right = sum(row["predicted"] == name for row in of_class)
         assert record["class_folders"][name] == {"images": len(of_class), "right": right}
     right = sum(count["right"] for count in record["class_folders"].values())
-    assert f"agrees with the class folder for {right} of 24 images (" in show("predict", record)
+    shown = " ".join(show("predict", record).split())
+    assert f"agrees with the class folder for {right} of 24 images (" in shown
+    assert all(
+        f"class {name}: {count['right']} of {count['images']}" in shown
+        for name, count in record["class_folders"].items()
+    )
     shutil.copy(next(Path("there/a").iterdir()), "loose.png")
     assert predict(folder("linear"), [Path("there"), Path("loose.png")])["class_folders"] == {}
 

@@ -172,10 +172,10 @@ def predict(record: Record) -> Iterator[Part]:
     folders: Mapping[str, Mapping[str, int]] = record["class_folders"]
     images, right = (sum(c[what] for c in folders.values()) for what in ("images", "right"))
     if images:
-        by_class = ", ".join(f"{name} {c['right']} of {c['images']}" for name, c in folders.items())
+        of = [f"class {name}: {c['right']} of {c['images']}" for name, c in folders.items()]
         yield (
             f"The prediction agrees with the class folder for {right} of {images} images "
-            f"({percent(right / images)}): {by_class}."
+            f"({percent(right / images)}); {', '.join(of)}."
         )
     yield (
         f"The head is {record['head']} on {record['backbone']}, fitted to "
