@@ -18,8 +18,7 @@ from cache.part import name_of, to_bytes
 from cache.store import FeatureStore
 from tests import cache_jobs as jobs
 from tests.cache.conftest import KEYS, assert_never_served
-from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault
-from tests.power_loss import rows_at_risk
+from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault, rows_at_risk
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.study import Domain
 from pipeline.study_file import load_study
-from tests.image_files import jpeg, picture, png, turned, with_files
-from tests.tiny import install_tiny_backbone, write_tiny_study
+from tests.image_files import jpeg, picture, png, turned
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torchvision 0.29:DeprecationWarning")
 POLICY = PixelPolicy(size=32)
@@ -29,8 +28,8 @@ POLICY = PixelPolicy(size=32)
 @pytest.fixture
 def items(tmp_path):
     """23 pictures by key: 20 that differ, a black one, a damaged one, one that changes."""
+    (tmp_path / "a").mkdir()
     for i in range(20):
-        with_files(tmp_path, f"a/{i:02}.png")
         (tmp_path / f"a/{i:02}.png").write_bytes(png(picture(40, 50, seed=i)))
     (tmp_path / "a/07_black.png").write_bytes(png(np.zeros((40, 40), np.uint8)))
     (tmp_path / "a/11_text.png").write_bytes(b"no image")
@@ -153,11 +152,9 @@ def test_a_picture_that_the_device_refuses_costs_no_other(kinds, monkeypatch):
     assert sum(key is not None for key in keys) == len(PLAIN | ON_CPU)
 
 
-def test_decoding_on_the_gpu_is_a_recipe_and_needs_one(tmp_path, monkeypatch):
+def test_decoding_on_the_gpu_is_a_recipe_and_needs_one(study_file):
     """Its pixels are others; on a CPU it is refused before any work."""
     assert PixelPolicy(decode="gpu").to_json() == PixelPolicy().to_json() | {"decode": "gpu"}
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    study = load_study(write_tiny_study(tmp_path, source=8, target=4)).with_recipe(decode="gpu")
+    study = load_study(study_file).with_recipe(decode="gpu")
     with pytest.raises(EngineError, match="needs a CUDA device.*use --decode cpu"):
         extract(study, EngineChoice(device="cpu"))

@@ -1,4 +1,4 @@
-"""Stage 1: what is missing is computed once, bad images are counted, a kill costs a commit."""
+"""Stage 1: what is missing is computed once, what is bad never stored, a kill costs a commit."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,15 +23,14 @@ from cache import disk
 from cache.errors import CanaryError
 from cache.store import FeatureStore
 from pipeline.audit.stage import audit
+from pipeline.data.images import PixelPolicy
 from pipeline.data.samples import load_samples
 from pipeline.errors import EngineError, PartsError, StudyError, WeightsError
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
+from pipeline.features.guard import FeatureGuard
 from pipeline.features.load import load_features, store_for
 from pipeline.study_file import load_study
-from tests.tiny import write_images
-
-TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
+from tests.tiny import TORCH, edited, write_images
 
 
 @pytest.fixture
@@ -61,33 +61,33 @@ def test_the_first_run_computes_all_and_the_second_builds_no_model(study_file, b
 
 def test_layers_and_the_network_itself_come_from_one_pass(study_file, builds):
     """Each has a store of its own, and only what some of them lack is computed."""
-    text = study_file.read_text()
-    layers = 'layers = ["0", "1"]\n'
-    study_file.write_text(text + layers)
-    study = load_study(study_file)
+    layers = '[backbone.tiny]\nlayers = ["0", "1"]\n'
+    study = edited(study_file, {"[backbone.tiny]\n": layers})
     report = extract(study, TORCH)
     assert builds == ["tiny@0"]
-    assert [(row["backbone"], row["computed"]) for row in report["backbones"]] == [
-        ("tiny@0", 60),
-        ("tiny@1", 60),
-    ]
+    found = [(row["backbone"], row["computed"]) for row in report["backbones"]]
+    assert found == [("tiny@0", 60), ("tiny@1", 60)]
     samples, _ = load_samples(study)
     tables = [load_features(study, choice, samples) for choice in study.variants.values()]
     np.testing.assert_array_equal(tables[2].X, np.hstack([tables[0].X, tables[1].X]))
-    study_file.write_text(f'{text}[backbone."tiny@0"]\n[backbone."tiny@1"]\n')
-    report = extract(load_study(study_file), TORCH)
+    apart = '[backbone.tiny]\n[backbone."tiny@0"]\n[backbone."tiny@1"]\n'
+    report = extract(edited(study_file, {layers: apart}), TORCH)
     assert [row["computed"] for row in report["backbones"]] == [60, 0, 0]
     plain = load_features(study, study.backbones[0].network, samples).X
     np.testing.assert_allclose(tables[1].X, plain, rtol=1e-6)  # it is pooled last anyway
     assert (plain > tables[0].X).any()  # before the ReLU
 
 
+def lost_backbone(study_file, more):
+    """The study with a backbone whose file holds no weights, and more lines."""
+    Path("lost.pth").write_bytes(b"no weights")
+    lost = '[backbone.densenet121]\nweights = "lost.pth"'
+    return edited(study_file, {"[backbone.tiny]": f"[backbone.tiny]\n{lost}\n{more}"})
+
+
 def test_a_backbone_that_fails_does_not_cost_the_others(study_file, builds, monkeypatch):
     """Of three, one has no weights and one an engine that breaks; at the end the command fails."""
-    lost = '[backbone.densenet121]\nweights = "lost.pth"\n[backbone."tiny@0"]\n'
-    (study_file.parent / "lost.pth").write_bytes(b"no weights")
-    study_file.write_text(study_file.read_text() + lost)
-    study = load_study(study_file)
+    study = lost_backbone(study_file, '[backbone."tiny@0"]')
     real = extract_module.frozen_network
 
     def broken(choice, *given, **named):
@@ -110,10 +110,7 @@ def test_a_backbone_that_fails_does_not_cost_the_others(study_file, builds, monk
 
 def test_a_target_and_a_backbone_of_one_name_fail_each_for_itself(study_file):
     """Neither reason takes the place of the other, here and in the audit."""
-    lost = '[backbone.densenet121]\nweights = "lost.pth"\n[target.densenet121]\npath = "gone"\n'
-    (study_file.parent / "lost.pth").write_bytes(b"no weights")
-    study_file.write_text(study_file.read_text() + lost)
-    study = load_study(study_file)
+    study = lost_backbone(study_file, '[target.densenet121]\npath = "gone"')
     with pytest.raises(PartsError) as error:
         extract(study, TORCH)
     assert {*error.value.record["failures"]} == {"target.densenet121", "backbone.densenet121"}
@@ -126,10 +123,8 @@ def test_moving_copying_and_relabelling_cost_nothing(study_file, builds):
     """The key is the content; labels are not in the store. Of copies both rows are counted."""
     study = load_study(study_file)
     extract(study, TORCH)
-    here = study_file.parent / "here"
-    moved = sorted((here / "a").iterdir())[0]
-    moved.rename(here / "b" / "p1000_moved.png")
-    shutil.copy(here / "b" / "p1000_moved.png", here / "b" / "p1000_copy.png")
+    min(Path("here/a").iterdir()).rename("here/b/p1000_moved.png")
+    shutil.copy("here/b/p1000_moved.png", "here/b/p1000_copy.png")
     assert counts(extract(study, TORCH)) == (61, 0, 61, 0)
     assert len(store_for(study.store_root, study.backbones[0])) == 60
     assert builds == ["tiny"]
@@ -139,7 +134,7 @@ def test_the_features_are_those_of_the_image(study_file):
     """The row under a file's key is what the network says of its pixels."""
     study = load_study(study_file)
     extract(study, TORCH)
-    file = sorted((study_file.parent / "here" / "a").iterdir())[0]
+    file = min(Path("here/a").iterdir())
     pixels = np.asarray(Image.open(file).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
     network = extract_module.frozen_network(study.backbones[0])
     expected = network(torch.from_numpy(pixels.copy())[None]).numpy()
@@ -150,8 +145,8 @@ def test_the_features_are_those_of_the_image(study_file):
 
 def test_bad_images_are_counted_with_their_reason(study_file, builds):
     """Damaged, empty, black or transparent: named, not stored, and no model is built for them."""
-    folder = study_file.parent / "here" / "a"
-    good = sorted(folder.iterdir())[0].read_bytes()
+    folder = Path("here/a")
+    good = min(folder.iterdir()).read_bytes()
     (folder / "p1_text.png").write_text("<html>not found</html>")
     (folder / "p1_short.png").write_bytes(good[: len(good) // 2])
     (folder / "p1_empty.png").write_bytes(b"")
@@ -174,8 +169,7 @@ def test_bad_images_are_counted_with_their_reason(study_file, builds):
 def test_many_pictures_of_one_colour_stop_the_run(study_file, monkeypatch):
     """More than 1 %: an export went wrong. What could be computed is stored."""
     for level in range(3):
-        file = study_file.parent / "here" / "a" / f"p1_{level}.png"
-        Image.fromarray(np.full((40, 40), level, np.uint8)).save(file)
+        Image.fromarray(np.full((40, 40), level, np.uint8)).save(f"here/a/p1_{level}.png")
     study = load_study(study_file)
     with pytest.raises(StudyError, match=r"3 of 63 images show one colour only, .* a/p1_0\.png"):
         extract(study, TORCH)
@@ -183,6 +177,21 @@ def test_many_pictures_of_one_colour_stop_the_run(study_file, monkeypatch):
     # Of fewer, a second run misses these alone, and they are no more than they were.
     monkeypatch.setattr(guard_module, "_SHARE_CONSTANT", 0.1)
     assert len(extract(study, TORCH)["skipped"]) == 3
+
+
+def test_a_dead_backbone_stops_the_run():
+    """More than one row in a hundred equal to another image's, or none at all."""
+    guard = FeatureGuard(PixelPolicy())
+    with pytest.raises(EngineError, match="the backbone does not work"):
+        for _ in range(50):
+            guard.objection(np.ones(4, np.float32))
+    with pytest.raises(EngineError, match="not finite or all zero"):
+        for value in [np.nan, np.inf, 0.0] * 20:
+            assert "feature" in guard.objection(np.full(4, value, np.float32))
+    guard = FeatureGuard(PixelPolicy())
+    for i in range(30):  # ten copies of one picture in a small set are no dead backbone
+        row = np.full(4, 1.0 if i % 3 == 0 else i + 2.0, np.float32)
+        assert guard.objection(row) is None
 
 
 def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):
@@ -199,7 +208,7 @@ def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):
 def test_an_image_that_changes_under_way_is_never_filed_under_the_old_key(study_file, monkeypatch):
     """What is decoded is hashed again; a mismatch is a skip."""
     study = load_study(study_file)
-    victim = sorted((study_file.parent / "here" / "a").iterdir())[0]
+    victim = min(Path("here/a").iterdir())
     load = extract_module.load_samples
 
     def then_change(*arguments):
@@ -217,7 +226,7 @@ def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypa
     """The canaries catch what the recipe cannot see."""
     study = load_study(study_file)
     extract(study, TORCH)
-    write_images(study_file.parent / "there", 4, seed=9)
+    write_images(Path("there"), 4, seed=9)
     real = extract_module.canary_features
     monkeypatch.setattr(extract_module, "canary_features", lambda *a: real(*a) * np.float32(1.001))
     with pytest.raises(CanaryError, match="relative L2, allowed 1e-04") as error:
@@ -249,10 +258,9 @@ KILLED = """
 import sys, time, pytest
 from pathlib import Path
 import cache.disk as d, cache.store as s
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.study_file import load_study
-from tests.tiny import install_tiny_backbone
+from tests.tiny import TORCH, install_tiny_backbone
 patch, parts, real = pytest.MonkeyPatch(), [], d.replace
 def replace(a, b):
     parts.extend([b] if b.name.startswith("part-") else [])
@@ -263,7 +271,7 @@ def replace(a, b):
 patch.setattr(s, "ROWS_PER_COMMIT", 128)
 patch.setattr(d, "replace", replace)
 install_tiny_backbone(patch, Path())
-extract(load_study(Path("study.toml")), EngineChoice(engine="torch", device="cpu", batch_size=4))
+extract(load_study(Path("study.toml")), TORCH)
 """
 
 

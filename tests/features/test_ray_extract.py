@@ -31,10 +31,9 @@ from pipeline.features.extract import extract
 from pipeline.features.load import store_for
 from pipeline.study_file import load_study
 from tests.image_files import grey16
-from tests.tiny import table_with_tiny, tiny_network
+from tests.tiny import TORCH, table_with_tiny, tiny_network
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray uses what it has deprecated itself
-ENGINE = EngineChoice(engine="torch", device="cpu", batch_size=4)
 NO_RAY = "Ray is not installed: pip install 'headrace[ray]'"
 
 
@@ -103,7 +102,7 @@ def test_without_ray_or_a_cluster_the_message_says_what_to_do(monkeypatch, there
     """One line, before any work; Ray itself would try for minutes."""
     monkeypatch.setattr(ray_extract.importlib.util, "find_spec", lambda _: there)
     with pytest.raises(EngineError, match=message):
-        extract(None, ENGINE, ray=address)
+        extract(None, TORCH, ray=address)
 
 
 # With Ray. Its workers are processes of their own and get the backbone by a hook.
@@ -199,7 +198,7 @@ def assert_same_store(study, alone: Path) -> None:
 
 def extract_alone(study) -> tuple[object, Path]:
     """The report of one machine, and where its store is now."""
-    report = extract(study, ENGINE)
+    report = extract(study, TORCH)
     return report, Path(shutil.move(study.store_root, study.store_root.with_name("alone")))
 
 
@@ -211,7 +210,7 @@ def test_the_store_is_that_of_one_machine(study_file, start_ray, capsys, gpus):
     study = load_study(study_file)
     expected, alone = extract_alone(study)
     start_ray(gpus=gpus)
-    report = extract(study, replace(ENGINE, device="auto") if gpus else ENGINE, ray="")
+    report = extract(study, replace(TORCH, device="auto") if gpus else TORCH, ray="")
     assert_same_store(study, alone)
     assert report["skipped"] == expected["skipped"]
     assert report["backbones"][0]["computed"] == expected["backbones"][0]["computed"] == 60
@@ -263,7 +262,7 @@ def test_a_worker_and_a_machine_may_die(study_file, start_ray, victim):
 
     with ThreadPoolExecutor(1) as meanwhile:
         killing = meanwhile.submit(kill)
-        report = extract(study, ENGINE, ray="")
+        report = extract(study, TORCH, ray="")
     killing.result()
     assert report["backbones"][0]["computed"] == 60
     assert_same_store(study, alone)
@@ -345,7 +344,7 @@ def test_ctrl_c_stops_all_processes_and_keeps_whole_parts(study_file, tmp_path, 
     store = store_for(study.store_root, study.backbones[0])
     assert 0 < len(store) < 60
     assert not store.damaged
-    assert extract(study, ENGINE)["backbones"][0]["reused"] == len(store)
+    assert extract(study, TORCH)["backbones"][0]["reused"] == len(store)
     assert not [n for n in disk.listdir(store.path) if n.startswith(disk.TEMPORARY)]
 
 

@@ -15,7 +15,7 @@ from pipeline.errors import CheckpointError
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import OPTIMISERS
-from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault, notes_in
+from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault, notes_in, rows_at_risk
 from tests.finetune.jobs import (
     IDENTITY,
     LONGER,
@@ -29,7 +29,6 @@ from tests.finetune.jobs import (
     tensors,
     train_job,
 )
-from tests.power_loss import rows_at_risk
 
 #: Every n-th call of the disk; all of them in the slow run.
 STRIDES = [5, pytest.param(1, marks=pytest.mark.slow)]
