@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import replace
 from shutil import copytree
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -157,10 +158,7 @@ def test_a_store_that_cannot_be_written_can_be_read(store, monkeypatch):
     store.commit(*jobs.rows_of(KEYS))
     damaged = store.path / "parts" / f"part-{'0' * 64}.h5"
     damaged.write_bytes(b"")
-
-    def refuse(*_):
-        raise OSError(30, "Read-only file system")
-
+    refuse = Mock(side_effect=OSError(30, "Read-only file system"))
     for name in jobs.CHANGES:
         monkeypatch.setattr(disk, name, refuse)
     reader = reopened(store)
@@ -204,10 +202,7 @@ ADVICE = {
 @pytest.mark.parametrize("number", ADVICE)
 def test_the_advice_fits_the_error(tmp_path, monkeypatch, number):
     """More room does not help where nobody may write."""
-
-    def refuse(*_):
-        raise OSError(number, os.strerror(number))
-
+    refuse = Mock(side_effect=OSError(number, os.strerror(number)))
     monkeypatch.setattr(disk, "open_new", refuse)
     with pytest.raises(WriteFailedError, match=ADVICE[number]) as error:
         disk.publish(tmp_path / "file", b"")
@@ -284,17 +279,12 @@ def test_an_interruption_of_the_commit_itself_loses_nothing(store, monkeypatch):
 
 def test_a_disk_that_refuses_is_asked_once(store, monkeypatch):
     """The error ends the run; leaving does not try the same rows again."""
-    tries = []
-
-    def full(*_):
-        tries.append(1)
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(disk, "write", full)
     with pytest.raises(WriteFailedError, match="No space left"), Writer(store) as writer:
         writer.add(MANY[0], ROWS[0])
         writer.commit()
-    assert len(tries) == 1
+    assert full.call_count == 1
 
 
 BAD_ROWS = {

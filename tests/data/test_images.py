@@ -8,6 +8,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_hostile_bytes_give_pixels_or_a_reason(name, splices, filter_action):
 
 def test_pillow_running_out_of_memory_is_a_reason(monkeypatch):
     """One image too many for the machine does not stop the run."""
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", Mock(side_effect=MemoryError))
     with pytest.raises(ImageError, match="not enough memory"):
         decode(png(), AS_IS)
 
@@ -365,11 +366,7 @@ def test_a_jpeg_has_pillows_pixels_or_pillows_reason(name, monkeypatch):
             return str(reason)
 
     fast = outcome()
-
-    def refuse(*_):
-        raise ValueError
-
-    monkeypatch.setattr("simplejpeg.decode_jpeg", refuse)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", Mock(side_effect=ValueError))
     assert fast == outcome()
 
 

@@ -1,5 +1,7 @@
 """Facts of contents: right, measured once, each moved by its own cause, never trusted damaged."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -84,11 +86,7 @@ def test_an_image_that_changed_is_not_measured(tmp_path, images):
 
 def test_a_full_disk_costs_the_memory_and_not_the_facts(tmp_path, images, monkeypatch):
     """The facts of this run are there all the same."""
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(disk, "open_new", full)
+    monkeypatch.setattr(disk, "open_new", Mock(side_effect=OSError(28, "No space left on device")))
     index = FactsIndex(tmp_path)
     assert measure(index, images) == {}
     assert len(index.facts(images[0])) == 24

@@ -6,6 +6,7 @@ import shutil
 import time
 import unicodedata
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -144,10 +145,7 @@ def test_the_limit_of_pixels_can_be_set(study_file):
 
 def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch):
     """Exit code 2, with the first reason."""
-
-    def broken(_):
-        raise ImageError("permission denied")
-
+    broken = Mock(side_effect=ImageError("permission denied"))
     monkeypatch.setattr(index_module, "read_image", broken)
     with pytest.raises(NoImagesError, match="none of its 40 images.*permission denied") as e:
         load_samples(load_study(study_file), SampleOptions(rehash=True))

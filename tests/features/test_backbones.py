@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -269,10 +270,7 @@ def test_a_file_that_is_no_state_dict_is_refused(networks, tmp_path, content):
 def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch, tmp_path):
     """The file to provide, and the backbone that needs no download."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-    def no_network(*_, **__):
-        raise OSError("no route to host")
-
+    no_network = Mock(side_effect=OSError("no route to host"))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
     with pytest.raises(WeightsError, match="densenet121.*cannot be fetched.*no route to host") as e:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -160,10 +161,7 @@ def test_compiling_is_asked_for_and_said(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network: network)
     assert "compiled" not in tiny("torch").description
     assert tiny("torch", compile="always").description.endswith(", compiled")
-
-    def no_compiler(_):
-        raise RuntimeError("no C++ compiler\nmore lines")
-
+    no_compiler = Mock(side_effect=RuntimeError("no C++ compiler\nmore lines"))
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(EngineError, match="cannot compile this network here: no C.. compiler$"):
         tiny("torch", compile="always")

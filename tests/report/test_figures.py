@@ -7,6 +7,7 @@ import stat
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
+from unittest.mock import Mock
 
 import matplotlib as mpl
 import numpy as np
@@ -91,14 +92,11 @@ def test_a_users_settings_are_left_alone_and_change_nothing(results, records):
 
 def test_a_figure_that_fails_is_named_and_costs_no_other(records, caplog, monkeypatch):
     """An error in one figure is a warning with its name; the next one is drawn."""
-
-    def broken(_):
-        raise ZeroDivisionError("by hand")
-
-    def empty(_):
-        raise NothingToDrawError("nothing here")
-
-    makers = {"broken": broken, "empty": empty, "good": lambda _: panels(1, height=1)[0]}
+    makers = {
+        "broken": Mock(side_effect=ZeroDivisionError("by hand")),
+        "empty": Mock(side_effect=NothingToDrawError("nothing here")),
+        "good": lambda _: panels(1, height=1)[0],
+    }
     for name, make in makers.items():
         monkeypatch.setattr(forest, name, make, raising=False)
     table = {f"heads-{name}": (f"forest.{name}", "", "") for name in makers}
@@ -221,11 +219,7 @@ def test_the_command_draws_unless_told_not_to(tmp_path, monkeypatch):
     names = ("heads-roc-tiny.png", "heads-errors-tiny.png")
     modes = [stat.S_IMODE((folder / name).stat().st_mode) for name in names]
     assert modes == [0o644, 0o600]
-
-    def broken(*_):
-        raise OSError("no space")
-
-    monkeypatch.setattr(cli, "_draw", broken)
+    monkeypatch.setattr(cli, "_draw", Mock(side_effect=OSError("no space")))
     result = CliRunner().invoke(main, [*arguments, "--preprocessing", "none", "--json"])
     assert result.exit_code == 0
     assert "warning: figures of heads are missing: " in result.stderr
