@@ -31,7 +31,7 @@ provenances = st.sampled_from(['{"device":"cpu"}', '{"device":"cuda"}'])
 
 @pytest.fixture(autouse=True, scope="module")
 def no_power_cuts():
-    """Nothing is forced to the device, which takes most of the time; see ``power_loss``."""
+    """Nothing is forced to the device, which takes most of the time; see ``rows_at_risk``."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("fsync", "fsync_dir"):
             patch.setattr(disk, name, lambda _: None)
