@@ -248,10 +248,14 @@ def headline_of_findings(count: int, series: Mapping[str, Mapping[str, Interval]
     for domain, values in series.items():
         ordered = sorted(values, key=lambda name: values[name][0])
         ends = dict.fromkeys((ordered[0], ordered[-1]))
-        span = " to ".join(f"{values[name][0]:.2f} ({name})" for name in ends)
+        span = " to ".join(f"{values[name][0]:.2f} ({name}{_few(values[name])})" for name in ends)
         ranges.append(f"{span} on {_PATIENTS.get(domain, domain)}")
     sentences = [f"The study has {counted(count, 'finding')}, each with its own page."]
     return " ".join([*sentences, *([f"AUROC is {_list(ranges)}."] if ranges else [])])
+
+
+def _few(value: Interval) -> str:
+    return ", of too few patients for an interval" if value[1] is None else ""
 
 
 def lights_of_findings(pages: Iterable[Sequence[_Light]]) -> list[_Light]:

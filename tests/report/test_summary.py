@@ -174,7 +174,9 @@ def test_over_findings_the_range_of_aurocs_is_said():
         "new patients of the source and 0.60 (Mass) to 0.90 (Edema) on b."
     )
     of_one = {"b": {"Mass": (0.6, None, None)}}
-    assert headline_of_findings(1, of_one).endswith("its own page. AUROC is 0.60 (Mass) on b.")
+    assert headline_of_findings(1, of_one).endswith(
+        "its own page. AUROC is 0.60 (Mass, of too few patients for an interval) on b."
+    )
 
 
 def test_of_each_light_the_worst_of_the_findings_is_shown():
