@@ -256,6 +256,7 @@ def test_what_cannot_work_shows_before_any_work(stored, trainings, monkeypatch):
     both = replace(stored, backbones=(stored.backbones[0], other))
     for study, options, error, message in (
         (stored, only("ful"), UnknownNameError, "unknown method 'ful'; allowed: lp"),
+        (stored, only("lp", augmentation="heavy"), UnknownNameError, "augmentation 'heavy'"),
         (stored, only("lp", epochs=0), StudyError, "epochs 0: allowed is 1 or more"),
         (stored, only("lp", device="cuda"), EngineError, "no CUDA device"),
         (both, only("last_block"), StudyError, "timm:resnet18 has no cut.*tiny.*full needs none"),
