@@ -26,7 +26,7 @@ from pipeline.evaluation.paired_tests import holm, mcnemar, sign_flip
 from pipeline.evaluation.predictions import predictions_file, predictions_of, read_predictions
 from pipeline.randomness import stream
 from pipeline.results import write_set
-from tests.made_up import domain, head
+from tests.made_up import domain, head, scored
 
 
 def heads(y, gains=(1.0, 1.2, 0.0, 3.0)):
@@ -319,14 +319,7 @@ def test_no_patient_and_no_path_is_in_the_file_of_probabilities():
 
 def asked(label, positive):
     """Of 400 draws; ``positive`` is the probability of class 1."""
-    label, positive = np.asarray(label), np.asarray(positive)
-    data = DomainData(
-        name="far",
-        role="target",
-        group=np.arange(len(label)),
-        label=label,
-        proba=np.c_[1 - positive, positive],
-    )
+    data = scored(positive, label)
     return clinical(data, draw_patients(data.group, np.random.default_rng(0), draws=400))
 
 

@@ -29,7 +29,7 @@ from pipeline.shift.adapt import (
     transport_map,
 )
 from pipeline.shift.head import INVERSE_PENALTY, fit_source
-from tests.shift.worlds import embedded
+from tests.made_up import embedded
 
 FEW_LABELS = "50 labels a class"
 KINDS = ("none", "affine", "mixing", "label", "affine+label", "shortcut")

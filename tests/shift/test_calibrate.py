@@ -19,8 +19,7 @@ from pipeline.shift.calibrate import (
     transferred_thresholds,
 )
 from pipeline.shift.label_free import reweighted
-from tests.shift.worlds import domain as world
-from tests.shift.worlds import outcomes, scored
+from tests.made_up import calibrated, outcomes, scored
 
 
 def test_calibration_is_that_of_scikit_learn():
@@ -69,7 +68,7 @@ def test_separable_rows_have_a_steep_line_and_equal_events_none(p):
 
 def domain(rng, n, *, role="source", prevalence=0.5, decimals=12):
     """Scores are exact posteriors at prevalence 0.5; the classes overlap."""
-    data = world(rng, n, role=role, prevalence=prevalence, reach=1.2)
+    data = calibrated(rng, n, role=role, prevalence=prevalence, reach=1.2)
     return scored(np.round(data.proba[:, 1], decimals), data.label, role=role)
 
 

@@ -17,7 +17,7 @@ from pipeline.errors import StudyError
 from pipeline.shift.decompose import decompose, error_table, fit_few_patients
 from pipeline.shift.head import INVERSE_PENALTY, fit_source
 from pipeline.shift.verdict import dominant
-from tests.shift.worlds import domain, embedded, outcomes, scored
+from tests.made_up import calibrated, embedded, outcomes, scored
 
 rows = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=3, max_size=40)
 
@@ -54,7 +54,7 @@ def test_terms_are_kitagawas_and_add_up_to_the_loss(source, target):
 def test_score_terms_are_those_of_an_isotonic_curve():
     """The expected error is scikit-learn's curve of the source, read at the target's scores."""
     rng = np.random.default_rng(7)
-    s, t = domain(rng, 300), domain(rng, 200, role="target", prevalence=0.8, move=2)
+    s, t = calibrated(rng, 300), calibrated(rng, 200, role="target", prevalence=0.8, move=2)
     curve = IsotonicRegression(increasing=False, out_of_bounds="clip")
     curve.fit(s.proba.max(axis=1), s.wrong())
     expected = curve.predict(t.proba.max(axis=1)).mean()
@@ -81,7 +81,7 @@ def test_threshold_terms_are_those_of_a_plain_search(n, levels):
     A threshold that lies between two scores of one half may be a score of the other.
     """
     rng = np.random.default_rng(12)
-    s, t = domain(rng, 200), domain(rng, n, role="target", reach=0.7, move=1.0)
+    s, t = calibrated(rng, 200), calibrated(rng, n, role="target", reach=0.7, move=1.0)
     t = scored(np.round(t.proba[:, 1] * levels) / levels, t.label, role="target")
     effects = decompose(s, t, seed=1, draws=20)
     (_, a), (_, b) = patient_folds(None, t.group, folds=2, seed=1)
@@ -95,7 +95,7 @@ def test_threshold_terms_are_those_of_a_plain_search(n, levels):
 def test_a_handful_of_images_without_an_error_refutes_nothing():
     """Draws of a few right images agree; no effect is settled, on either side of 0."""
     rng = np.random.default_rng(4)
-    source, target = domain(rng, 300, reach=0.7), domain(rng, 3, reach=0.7, role="target")
+    source, target = calibrated(rng, 300, reach=0.7), calibrated(rng, 3, reach=0.7, role="target")
     effects = decompose(source, target.with_(label=target.predicted()))
     for name in ("accuracy_loss", "within_class", "y_given_score"):
         assert effects[name].low < 0 < effects[name].high
@@ -108,7 +108,7 @@ def test_a_handful_of_images_without_an_error_refutes_nothing():
 def test_of_terms_that_are_nothing_none_is_the_largest():
     """No head errs: ties are shared, and every division allows for errors that nobody saw."""
     rng = np.random.default_rng(5)
-    both = [domain(rng, 20, role=role) for role in ("source", "target")]
+    both = [calibrated(rng, 20, role=role) for role in ("source", "target")]
     effects = decompose(*(data.with_(label=data.predicted()) for data in both))
     for division in ("class", "score"):
         assert [effect.largest for effect in of(effects, division)] == [0.5, 0.5]
@@ -131,7 +131,7 @@ def test_of_terms_that_are_nothing_none_is_the_largest():
 def test_what_was_planted_is_named(source, target, division, named):
     """A moved threshold, more of the class that the head gets wrong; where nothing is, nothing."""
     rng = np.random.default_rng(20)
-    pair = domain(rng, 1000, **source), domain(rng, 500, role="target", **target)
+    pair = calibrated(rng, 1000, **source), calibrated(rng, 500, role="target", **target)
     effects = decompose(*pair, draws=300)
     assert dominant(effects.values(), division) == named
     if not target:
@@ -160,7 +160,7 @@ def test_another_mix_of_patients_is_split_off_where_the_source_shows_every_group
 def test_one_class_has_no_threshold_and_sealed_labels_no_loss():
     """The message names the domain."""
     rng = np.random.default_rng(23)
-    source, target = domain(rng, 50), domain(rng, 50, role="target", prevalence=0.0)
+    source, target = calibrated(rng, 50), calibrated(rng, 50, role="target", prevalence=0.0)
     assert "threshold" not in decompose(source, target, draws=20)
     with pytest.raises(StudyError, match="needs the labels of target"):
         decompose(source, target.sealed())

@@ -15,8 +15,8 @@ from pipeline.evaluation.predictions import read_predictions
 from pipeline.shift.head import fit_source
 from pipeline.shift.stage import ShiftOptions, analyse, feature_map
 from pipeline.study_file import load_study
+from tests.made_up import embedded
 from tests.result_files import rewrite
-from tests.shift.worlds import embedded
 from tests.tiny import stored_tiny_study
 
 SHORT = ShiftOptions(draws=19, seeds=1)

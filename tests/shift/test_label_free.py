@@ -13,12 +13,12 @@ from pipeline.shift.label_free import (
     fit_temperature_scaling,
     without_accuracy,
 )
-from tests.shift.worlds import domain, scored
+from tests.made_up import calibrated, scored
 
 
 def draw_scores(rng, n, prevalence=0.5, slope=1.0):
     """Probabilities and labels; the best accuracy is 92.3 %."""
-    data = domain(rng, n, prevalence=prevalence, reach=1.425, slope=slope)
+    data = calibrated(rng, n, prevalence=prevalence, reach=1.425, slope=slope)
     return data.proba, data.label
 
 

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from pipeline.data.attributes import Grouping
 from pipeline.evaluation.intervals import wilson
 from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS, subgroups
-from tests.shift.worlds import scored
+from tests.made_up import scored
 
 METRICS = ("accuracy", "auroc", "sensitivity", "specificity")
 
