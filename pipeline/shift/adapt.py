@@ -353,14 +353,19 @@ def _halves(target: DomainData, plan: AdaptationPlan) -> list[Fold]:
 class BestMethod:
     """The method that gains most accuracy, with its gain corrected for that choice.
 
-    It is ``shown`` to help if the 95 % interval lies above 0 and the adjusted p is at most 0.05.
+    ``p`` is adjusted for the number of methods (Holm).
     """
 
     method: str
     estimate: float
     low: float
     high: float
-    shown: bool
+    p: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is shown to help: the 95 % interval lies above 0, and p is at most 0.05."""
+        return self.low > 0 and self.p <= ALPHA
 
 
 def score(
@@ -492,8 +497,8 @@ def _best_method(
     (apparent,) = (row["difference"] for row in rows if row["method"] == best)
     low = apparent["low"] + corrected - apparent["estimate"]
     high = max(apparent["high"], apparent["high"] + corrected - apparent["estimate"])
-    shown = low > 0 and apparent["p_adjusted"] <= ALPHA
-    return BestMethod(method=best, estimate=corrected, low=low, high=high, shown=shown)
+    p = apparent["p_adjusted"]
+    return BestMethod(method=best, estimate=corrected, low=low, high=high, p=p)
 
 
 def _hit_rates(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:

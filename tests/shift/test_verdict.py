@@ -31,7 +31,7 @@ LOSS = {"estimate": 0.14, "low": 0.10, "high": 0.18, "largest": 1.0}
 GAIN = {"estimate": -0.05, "low": -0.08, "high": -0.02}
 INSIDE = {"estimate": 0.12, "low": 0.08, "high": 0.16}
 SMALL = INSIDE | {"largest": 1.0}
-BEST = BestMethod(method="coral", estimate=0.045, low=0.02, high=0.07, shown=True)
+BEST = BestMethod(method="coral", estimate=0.045, low=0.02, high=0.07, p=0.01)
 
 
 def said(differ=None, *, best=None, accuracy=(0.97, 0.83), measured=None, **changes):
@@ -138,7 +138,9 @@ def test_the_best_method_is_said_with_its_corrected_gain():
     """Whether it is shown to help or not, so that lucky gains are not the only ones told."""
     gain = said(best=BEST).sentences[-1]
     assert "coral gives a linear head 4.5 points (95 % CI 2.0 to 7.0) without target" in gain
-    assert "method is shown to help" in said(best=replace(BEST, shown=False)).sentences[-1]
+    unsure = said(best=replace(BEST, p=0.09)).sentences[-1]
+    assert "method is shown to help" in unsure
+    assert "p is 0.09" in unsure, "it decides, where the interval lies above 0"
 
 
 def test_without_labels_the_range_says_what_it_cannot_see():
