@@ -10,14 +10,13 @@ import pytest
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.attributes import groupings
 from pipeline.data.samples import load_samples
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.init import write_study
 from pipeline.predict import predict
 from pipeline.study import Study
 from pipeline.study_file import load_study
 from tests.image_files import dicom, encoded
-from tests.tiny import install_tiny_backbone
+from tests.tiny import TORCH, install_tiny_backbone
 
 README = Path(__file__).parents[2] / "pipeline/data/README.md"
 BLOCKS = dict(re.findall(r"(?ms)^## (.*?)$.*?```toml\n(.*?)```", README.read_text()))
@@ -231,14 +230,13 @@ def test_a_study_of_the_readme_finds_images_classes_and_patients(name, tmp_path,
 def test_each_kind_of_input_runs_to_the_heads(name, tmp_path, monkeypatch):
     """Features, then a head that tells bright pictures from dark ones."""
     study = load_study(study_of(name, tmp_path, monkeypatch))
-    report = extract(study, EngineChoice(engine="torch", device="cpu"))
+    report = extract(study, TORCH)
     assert report["backbones"][0]["skipped"] == 0
     record = compare(labelled(study), CompareOptions(heads=("linear",), repeats=0, draws=99))
     assert "accuracy" in str(record)
     if name == "MedMNIST":  # the file itself can be classified, too
-        engine = EngineChoice(engine="torch", device="cpu")
         head = study.results / "heads/tiny/linear"
-        answer = predict(head, [study.source.path], store=study.store_root, engine=engine)
+        answer = predict(head, [study.source.path], store=study.store_root, engine=TORCH)
         assert (answer["computed"], len(answer["rows"])) == (0, 36)
     # Nothing of a DICOM header is in any file that was written.
     written = [f for folder in ("features", "results") for f in Path(folder).rglob("*")]

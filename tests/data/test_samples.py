@@ -19,12 +19,11 @@ from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.data.sources import read_image
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.predict import predict
 from pipeline.study_file import load_study
 from tests.image_files import grey16
-from tests.tiny import edited, install_tiny_backbone, write_images
+from tests.tiny import TORCH, edited, install_tiny_backbone, write_images
 
 COMPOSED = "Lungenentz\u00fcndung"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
@@ -360,9 +359,8 @@ def test_a_detectors_bits_are_guessed_for_dark_and_bright_pictures(deep_study, c
 def test_a_saved_head_reads_new_images_by_the_rule_of_its_source(deep_study):
     """Their features are those in the store: none is computed by another rule."""
     study = load_study(deep_study)
-    engine = EngineChoice(engine="torch", device="cpu", batch_size=16)
-    extract(study, engine)
+    extract(study, TORCH)
     compare(study, CompareOptions(heads=("linear",), repeats=0, draws=99))
     head = study.results / "heads/tiny/linear"
-    found = predict(head, [study.source.path], store=study.store_root, engine=engine)
+    found = predict(head, [study.source.path], store=study.store_root, engine=TORCH)
     assert (found["computed"], len(found["rows"])) == (0, 60)

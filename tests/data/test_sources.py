@@ -22,13 +22,12 @@ from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import load_samples
 from pipeline.data.sources import KINDS, read_image, scan, wrong_layout
 from pipeline.errors import ImageError, StudyError
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.init import write_study
 from pipeline.study import ImageTable, TargetDomain
 from pipeline.study_file import load_study
 from tests.image_files import jpeg, listed, picture, pictures, png, with_files, with_stack
-from tests.tiny import edited, write_images
+from tests.tiny import TORCH, edited, write_images
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links, FIFOs, sockets of POSIX")
 
@@ -484,14 +483,13 @@ def test_init_refuses_folders_without_classes(tmp_path, paths, sentence):
 
 def test_results_and_stores_beside_the_classes_are_no_data(study_file):
     """A folder in which headrace has run is read as it was before; others of that name are data."""
-    engine = EngineChoice(engine="torch", device="cpu")
     study_file.write_text('[source]\npath = "."\n[store]\npath = "kept"\n[backbone.tiny]\n')
     for label in ("a", "b"):
         Path("here", label).rename(label)
     Path("here").rmdir()
     shutil.rmtree("there")
     study = load_study(study_file)
-    extract(study, engine)
+    extract(study, TORCH)
     write_images(Path("results"), 4)
     assert load_samples(study)[0].classes == ("a", "b")
     # The study file and the weights of the tiny network.

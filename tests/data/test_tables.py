@@ -91,12 +91,8 @@ def test_parquet_is_read_as_the_same_texts(tmp_path):
 )
 def test_the_file_of_a_row_is_found_or_nothing(root, name, found, caplog):
     """Without its ending, by its bare name, from above the folder; never one of two."""
-    text = (
-        f"path,label\n{name or ' '},x\na/1.png,y\n"
-        if found != "a/1.png"
-        else f"path,label\n{name},x"
-    )
-    listing = scan(domain(root, text))
+    other = "" if found == "a/1.png" else "a/1.png,y\n"
+    listing = scan(domain(root, f"path,label\n{name or ' '},x\n{other}"))
     files = {str(Path(item.file).relative_to(root.resolve())): item.label for item in listing.items}
     assert files.get(found or "") == ("x" if found else None)
     assert len(files) == (1 if found in (None, "a/1.png") else 2)
@@ -140,9 +136,7 @@ def test_one_table_serves_several_hospitals(root):
     assert len(scan(domain(root, text, domain="B")).items) == 1
     with pytest.raises(StudyError, match=r"no row of domain 'C'; it has A, B"):
         scan(domain(root, text, domain="C"))
-    with pytest.raises(
-        StudyError, match=r'source: a domain column is named; write domain = "TEXT"'
-    ):
+    with pytest.raises(StudyError, match=r'a domain column is named; write domain = "TEXT"'):
         scan(domain(root, text, columns={"domain": ("site",)}))
 
 
@@ -211,10 +205,7 @@ def test_a_finding_that_cannot_be_read_is_refused(root, text, sentence):
     ("text", "sentence"),
     [
         ("", r"line 1: it is unclear which column is the path; the columns are nothing"),
-        (
-            "x,label\na/1.png,1",
-            r"which column is the path; the columns are x, label\. Write columns",
-        ),
+        ("x,label\na/1.png,1", r"column is the path; the columns are x, label\. Write columns"),
         ("path,x\na/1.png,1", r"which column is the label; .*columns = \{label = \"NAME\"\}"),
         ("path,file,label\n", r"path, file: which is the path\? Write columns = \{path = 'path'\}"),
         ("path,label,label\n", r"two columns are called 'label'"),

@@ -13,10 +13,9 @@ import pytest
 
 import tests
 from pipeline.compare import CompareOptions, compare
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
 from pipeline.study_file import load_study
-from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+from tests.tiny import TORCH, install_tiny_backbone, write_images, write_tiny_study
 
 NOBODY = 65534
 #: What a colleague calls, from a folder of his own, and a text that it prints.
@@ -95,7 +94,7 @@ def shared(monkeypatch):
         python = python_for_all(folder / "colleague")
         install_tiny_backbone(monkeypatch, folder)
         study = load_study(write_tiny_study(folder))
-        extract(study, EngineChoice(engine="torch", device="cpu"))
+        extract(study, TORCH)
         compare(study, CompareOptions(heads=("prior", "linear"), repeats=0, draws=20))
         write_images(folder / "new", 4, seed=9)
         yield folder, python
