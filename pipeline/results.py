@@ -110,7 +110,7 @@ def write_set(
         SHA-256 by name, including the record.
     """
     digests = {**unchanged, **{name: _sha256(data) for name, data in files.items()}}
-    sealed = _seal(json.dumps({**record, "files": digests}, indent=1, allow_nan=False))
+    sealed = _with_checksum(json.dumps({**record, "files": digests}, indent=1, allow_nan=False))
     contents = {file.parent / name: data for name, data in files.items()} | {file: sealed}
     disk.publish_all(contents)
     _clear(file.parent, owned, {file.parent / name for name in digests})
@@ -139,7 +139,7 @@ def write_file(path: Path, data: bytes) -> None:
     disk.publish_all({path: data, path.with_name(f"{path.name}.sha256"): line.encode()})
 
 
-def _seal(text: str) -> bytes:
+def _with_checksum(text: str) -> bytes:
     """JSON with one value per line and the digest of this text as the last value."""
     body = text.removesuffix("\n}").encode()
     return body + f',\n "sha256": "{_sha256(body)}"\n}}'.encode()

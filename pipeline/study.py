@@ -104,7 +104,7 @@ class SourceDomain(Domain):
     validation: float | Path = 0.2
 
     @property
-    def is_given(self) -> bool:
+    def keeps_split(self) -> bool:
         """Whether the source keeps the split of its data."""
         return self.split == GIVEN or isinstance(self.validation, Path)
 

@@ -16,7 +16,7 @@ from cache.errors import CacheError
 from pipeline.compare import CompareOptions, compare
 from pipeline.errors import MissingResultsError, ModelError, ResultsError
 from pipeline.heads.save import load_head
-from pipeline.results import _seal, add_files, read_set, write_file, write_set
+from pipeline.results import _with_checksum, add_files, read_set, write_file, write_set
 from pipeline.study_file import load_study
 from tests.cache_jobs import CHANGES, ERRORS, KILLS, READS, SHORT
 from tests.tiny import stored_tiny_study
@@ -295,7 +295,7 @@ BREAKING = [f'{{\n "a": {v}\n}}' for v in ("[" * 200_000 + "]" * 200_000, "NaN",
 
 @pytest.mark.parametrize(
     "data",
-    [*map(_seal, BREAKING), b"[" * 200_000, b'{"a":' * 200_000, b"{}", b"", b"\0"],
+    [*map(_with_checksum, BREAKING), b"[" * 200_000, b'{"a":' * 200_000, b"{}", b"", b"\0"],
     ids=range(8),
 )
 def test_a_record_that_was_made_to_break_its_reader_is_refused(tmp_path, data):

@@ -156,7 +156,7 @@ def split_source(
     share = source.validation
     if not source.labelled:
         return np.full(len(label), FIT)
-    if isinstance(share, float) and not source.is_given:
+    if isinstance(share, float) and not source.keeps_split:
         split = split_by_patient(label, group, share=share, seed=seed, names=names)
         held_out = float((split == VALIDATION).mean())
         if not _SHARE_TOLERANCE <= held_out / share <= 1 / _SHARE_TOLERANCE:

@@ -247,10 +247,10 @@ def _jackknife_p(head: Share, baseline: Share) -> float:
     """
     moves, gap = head.moves - baseline.moves, abs(head.estimate - baseline.estimate)
     variance = replace(head, moves=moves).variance
-    freedom = min(len(moves), head.patients) - 1
-    return (
-        float(2 * scipy.special.stdtr(freedom, -gap / np.sqrt(variance))) if variance > 0 else 1.0
-    )
+    if variance <= 0:
+        return 1.0
+    degrees_of_freedom = min(len(moves), head.patients) - 1
+    return float(2 * scipy.special.stdtr(degrees_of_freedom, -gap / np.sqrt(variance)))
 
 
 def _compared_metrics(data: DomainData, proba: Proba) -> list[str]:

@@ -144,7 +144,7 @@ class Share:
         return float((left_out - 1) / left_out * (self.moves**2).sum())
 
     @cached_property
-    def freedom(self) -> int:
+    def degrees_of_freedom(self) -> int:
         """Degrees of freedom of that variance."""
         return self.patients - len(self.bases)
 
@@ -261,7 +261,7 @@ def difference_bounds(
     """
     # Wilson's bounds, as in Newcombe 1998: shorter than Clopper and Pearson's, and wide enough with
     # the quantile of t, because a difference is not limited to 0 to 1 as a share is.
-    z *= _t_factor(min(first.freedom, second.freedom))
+    z *= _t_factor(min(first.degrees_of_freedom, second.degrees_of_freedom))
     (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials, s.trials, z=z) for s in (first, second))
     r = _correlation(first.moves, second.moves) if paired else 0.0
     gap = first.estimate - second.estimate
@@ -319,9 +319,9 @@ def _effective_size(base: NDArray[Any]) -> float:
     return float(size.sum() ** 2 / (size**2).sum())
 
 
-def _t_factor(freedom: int) -> float:
+def _t_factor(degrees_of_freedom: int) -> float:
     """Factor by which an interval is longer if its variance comes from few patients."""
-    return float(-scipy.special.stdtrit(max(1, freedom), (1 - LEVEL) / 2) / Z)
+    return float(-scipy.special.stdtrit(max(1, degrees_of_freedom), (1 - LEVEL) / 2) / Z)
 
 
 def _spread_of_difference(a: float, b: float, r: float) -> float:

@@ -380,8 +380,8 @@ class StoreFiller:
             for keys, rows in batches:
                 parts = np.split(rows, self._edges, axis=-1)
                 for i, key in enumerate(keys):
-                    if objection := self._guard.objection(rows[i]):
-                        unusable[key] = objection
+                    if defect := self._guard.defect(rows[i]):
+                        unusable[key] = defect
                         continue
                     for writer, part in zip(writers, parts, strict=True):
                         writer.add(key, part[i])

@@ -31,7 +31,7 @@ class FeatureGuard:
         self._digests: set[bytes] = set()
         self._rows = self._bad = self._duplicates = 0
 
-    def objection(self, row: NDArray[np.float32]) -> str | None:
+    def defect(self, row: NDArray[np.float32]) -> str | None:
         """The reason why a feature row must not be stored; None if it may be.
 
         Raises:

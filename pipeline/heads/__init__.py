@@ -26,10 +26,10 @@ class HeadSpec:
         groups: Whether ``fit`` takes the patients of the rows, because it holds some out.
         scikit_learn: Whether it needs scikit-learn, which takes a second to import.
         curves: Whether ``fit`` takes validation rows, to record learning curves.
-        path: Fits heads that differ in these parameters at once: from heads, rows, labels and
+        fit_path: Fits heads that differ in these parameters at once: from heads, rows, labels and
             other rows to the probabilities of the other rows by each head. None: each is
             fitted alone.
-        calibrated: Whether ``path`` gives scores instead, and the head takes the
+        calibrated: Whether ``fit_path`` gives scores instead, and the head takes the
             ``calibration`` that turns them into probabilities.
     """
 
@@ -40,7 +40,7 @@ class HeadSpec:
     groups: bool = False
     scikit_learn: bool = False
     curves: bool = False
-    path: Callable[..., Any] | None = None
+    fit_path: Callable[..., Any] | None = None
     calibrated: bool = False
 
 
@@ -82,7 +82,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             scikit_learn=True,
             about="logistic regression, its L2 penalty chosen by inner cross-validation",
             choices=_each("C", 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0),
-            path=lazy_import("pipeline.heads.logistic.logistic_path"),
+            fit_path=lazy_import("pipeline.heads.logistic.logistic_path"),
         ),
         "ridge": HeadSpec(
             make=_always("pipeline.heads.closed_form.RidgeHead"),
@@ -93,7 +93,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             make=_always("pipeline.heads.closed_form.DiscriminantHead"),
             about="linear discriminant, shrunk by half or as Ledoit and Wolf estimate",
             choices=_each("shrinkage", "auto", 0.5),
-            path=lazy_import("pipeline.heads.closed_form.discriminant_path"),
+            fit_path=lazy_import("pipeline.heads.closed_form.discriminant_path"),
         ),
         "prototype": HeadSpec(
             make=_always("pipeline.heads.closed_form.PrototypeHead"),
@@ -113,7 +113,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
                 {"kernel": "rbf", "C": 1.0},
                 {"kernel": "rbf", "C": 10.0},
             ),
-            path=lazy_import("pipeline.heads.scikit_learn.svm_path"),
+            fit_path=lazy_import("pipeline.heads.scikit_learn.svm_path"),
             calibrated=True,
         ),
         "knn": HeadSpec(
@@ -126,7 +126,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             scikit_learn=True,
             about="nearest neighbours",
             choices=_each("n_neighbors", 5, 15, 45),
-            path=lazy_import("pipeline.heads.scikit_learn.neighbours_path"),
+            fit_path=lazy_import("pipeline.heads.scikit_learn.neighbours_path"),
         ),
         # No choices: its defaults are nearly always close to the best.
         "forest": HeadSpec(

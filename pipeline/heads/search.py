@@ -170,7 +170,7 @@ class Fitting:
                 except ValueError as cause:
                     self.failures[name] = _reason(cause)
                 else:
-                    self._held_out[name] = chosen_elsewhere(proba, y, outside)
+                    self._held_out[name] = cross_fitted_choice(proba, y, outside)
             left = {n: c for n, c in chosen.items() if n not in first and n not in self.failures}
             jobs, shared = fits_of(left)
             fitted |= self._run(jobs, shared=shared)
@@ -417,8 +417,8 @@ def _fit_choices(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: 
     """
     shape = len(fold.outside), fold.classes
     heads = [spec.make(seed).set_params(**choice) for choice in choices]
-    if spec.path and len(choices) > 1:
-        along = np.asarray(spec.path(heads, fold.X, fold.y, fold.X_outside))
+    if spec.fit_path and len(choices) > 1:
+        along = np.asarray(spec.fit_path(heads, fold.X, fold.y, fold.X_outside))
         for proba in along:
             # Where none is finite, the rows are too few for this choice.
             if np.isfinite(proba).any() and not spec.calibrated:
@@ -487,7 +487,7 @@ def _choose(spec: HeadSpec, by_choice: Proba, y: NDArray[np.integer]) -> tuple[_
     return choices[int(np.argmin(_log_losses(by_choice, y)))], by_choice
 
 
-def chosen_elsewhere(
+def cross_fitted_choice(
     by_choice: Proba, y: NDArray[np.integer], folds: Sequence[NDArray[np.intp]]
 ) -> Proba:
     """Held-out probabilities ``(n, K)``, from ``(choices, n, K)`` and labels ``(n,)``.

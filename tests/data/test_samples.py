@@ -217,7 +217,7 @@ def test_a_given_division_is_kept_and_who_crosses_it_is_said(study_file, setting
     """By the names of folders, or by two folders."""
     divided(study_file, crossing=crossing)
     study = edited(study_file, {'path = "here"': setting})
-    assert study.source.is_given
+    assert study.source.keeps_split
     samples, _ = load_samples(study)
     validation = samples.split == VALIDATION
     assert validation.sum() == 8 + crossing

@@ -15,7 +15,7 @@ from pipeline.data.patients import patient_folds
 from pipeline.evaluation.metrics import score
 from pipeline.heads import HEADS
 from pipeline.heads.logistic import logistic_path, make_logistic
-from pipeline.heads.search import chosen_elsewhere
+from pipeline.heads.search import cross_fitted_choice
 from tests.evaluation.coverage import in_processes, parser
 
 PENALTIES = [choice["C"] for choice in HEADS["linear"].choices]
@@ -65,7 +65,7 @@ def optimism(patients: int, distance: float, seed: int):
         values = proba_of(X[inside], label[inside], both, PENALTIES[best : best + 1])[0]
         nested[outside] = values[: len(outside)]
         reached.append([score(m, label_of_further, values[len(outside) :]) for m in METRICS])
-    elsewhere = chosen_elsewhere(proba, label, [outside for _, outside in folds])
+    elsewhere = cross_fitted_choice(proba, label, [outside for _, outside in folds])
     all_rows, others, chosen_anew = (
         np.array([score(m, label, values) for m in METRICS])
         for values in (proba[best_of(proba, label)], elsewhere, nested)

@@ -184,14 +184,14 @@ def test_a_dead_backbone_stops_the_run():
     guard = FeatureGuard(PixelPolicy())
     with pytest.raises(EngineError, match="the backbone does not work"):
         for _ in range(50):
-            guard.objection(np.ones(4, np.float32))
+            guard.defect(np.ones(4, np.float32))
     with pytest.raises(EngineError, match="not finite or all zero"):
         for value in [np.nan, np.inf, 0.0] * 20:
-            assert "feature" in guard.objection(np.full(4, value, np.float32))
+            assert "feature" in guard.defect(np.full(4, value, np.float32))
     guard = FeatureGuard(PixelPolicy())
     for i in range(30):  # ten copies of one picture in a small set are no dead backbone
         row = np.full(4, 1.0 if i < 11 else i + 2.0, np.float32)
-        assert guard.objection(row) is None
+        assert guard.defect(row) is None
 
 
 def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):

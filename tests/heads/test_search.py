@@ -117,13 +117,13 @@ def test_a_fold_of_too_few_patients_to_choose_by_takes_the_choice_of_all_rows():
     assert np.isfinite(fits["linear"].out_of_fold).all()
 
 
-@pytest.mark.parametrize("name", [name for name, spec in HEADS.items() if spec.path])
+@pytest.mark.parametrize("name", [name for name, spec in HEADS.items() if spec.fit_path])
 def test_a_path_gives_what_its_heads_give_one_at_a_time(name):
     """Of rows that were fitted too, which have a neighbour at no distance."""
     data, spec = made_up_rows(3, n=90, gap=1.0), HEADS[name]
     heads = [spec.make(0).set_params(**choice) for choice in spec.choices]
     other = np.concatenate([data.features[:20], made_up_rows(3, n=20, seed=5).features])
-    found = spec.path(heads, data.features, data.label, other)
+    found = spec.fit_path(heads, data.features, data.label, other)
     for choice, proba in zip(spec.choices, found, strict=True):
         alone = spec.make(0).set_params(**choice).fit(data.features, data.label)
         expected = alone.predict_proba(other)
@@ -266,6 +266,6 @@ def test_no_row_has_a_say_in_the_choice_for_its_own_fold():
     sure, y = np.array([[0.9, 0.1]]), np.zeros(4, np.int64)
     by_choice = np.stack([np.repeat(sure, 4, 0), np.full((4, 2), 0.5)])
     by_choice[0, :2] = (0.001, 0.999)  # wrong in the first fold, and best in the second
-    found = search.chosen_elsewhere(by_choice, y, [np.arange(2), np.arange(2, 4)])
+    found = search.cross_fitted_choice(by_choice, y, [np.arange(2), np.arange(2, 4)])
     assert found[:2].tolist() == by_choice[0, :2].tolist()
     assert found[2:].tolist() == by_choice[1, 2:].tolist()
