@@ -317,7 +317,7 @@ def _record_of(stage: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Exc
 def _wants_figures(flags: Mapping[str, Any]) -> bool:
     """Whether to draw figures; with --quick they would take a third of the time."""
     drawn = flags["figures"]
-    return not flags.get("quick") if drawn is None else bool(drawn)
+    return not flags["quick"] if drawn is None else bool(drawn)
 
 
 def _show(
@@ -475,7 +475,7 @@ def init(data: tuple[Path, ...], output: Path, backbones: tuple[str, ...]) -> di
 @_strict_option
 @command
 def features(study: Path, **flags: Any) -> dict[str, Any]:
-    """Run the frozen networks over images that are not stored yet.
+    """Run the frozen networks over images whose features are not stored yet.
 
     Example: headrace features study.toml
     """
@@ -572,7 +572,7 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
 def audit(
     study: Any, *, shortcuts: bool, write_exclude: Path | None, **flags: Any
 ) -> dict[str, Any]:
-    """Look for leaks and shortcuts before you believe any number. A leak ends with exit code 3.
+    """Look for leaks and shortcuts before you believe any number. Exit code 3 means a leak.
 
     The audit looks for patients and images in two roles, near copies, and conflicting or doubtful
     labels. It tests whether features predict the hospital, and whether file size, grey values,
@@ -641,14 +641,14 @@ _FINETUNE_HELP = f"""Train networks, in part or as a whole, and compare them.
 @click.option("--compile", is_flag=True, help="Use torch.compile: a slow start, faster steps.")
 @_conflicts_option
 @_leaks_option
-@_figures_option
+@click.option("--figures/--no-figures", default=True, help="Draw figures; default: yes.")
 @command
 @_each_finding
 def finetune(study: Any, **flags: Any) -> dict[str, Any]:
     """See ``_FINETUNE_HELP``."""
     from pipeline.finetune.stage import finetune as run
 
-    figures = _wants_figures({"figures": flags.pop("figures")})
+    figures = flags.pop("figures")
     given = {name: flags.pop(name) for name in ("methods", "image_size", "limit", "device")}
     tune = partial(run, study, **given, options=_samples(flags), settings=flags)
     record, failure = _record_of(tune)
@@ -796,7 +796,7 @@ def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str
 @main.command()
 @click.option(
     "--head",
-    help="Head, or method of fine-tuning; default: the best on validation that has layers.",
+    help="Head, or method of fine-tuning; default: the best on validation that has maps.",
 )
 @click.option("--backbone", help="Backbone; needed with --head when the study has several.")
 @click.option(

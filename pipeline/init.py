@@ -97,8 +97,8 @@ def _table_of_images(path: Path, read: _Read, notes: list[str]) -> Path | None:
         return None
     if len(tables) > 1:
         raise StudyError(
-            f"{path} has no class folders, and tables: {names}. Give the one that has the classes: "
-            f"headrace init {path / 'NAME.csv'}"
+            f"{path} has no class folders, but several tables: {names}. Give the one that has the "
+            f"classes: headrace init {path / 'NAME.csv'}"
         )
     notes.append(f"{path} has no class folders; the classes are taken from {names}")
     return tables[0]
@@ -293,7 +293,7 @@ def _group_line(domain: Domain, items: Sequence[Item], table: str, notes: list[s
     in_path = r"/(patient\d+)/" if domain.split or domain.table else r"^[^/]+/([^/]*\d\d[^/]*)/"
     folders = [re.search(in_path, item.path) for item in items]
     if all(folders) and (first := folders[0]):
-        notes.append(f"[{table}] folders called as {printable(first[1])} are taken as patients")
+        notes.append(f"[{table}] folders such as {printable(first[1])} are taken as patients")
         return f"group = '{in_path}'"
     names = [PurePosixPath(item.path).name for item in items]
     for pattern in _PATIENT_PATTERNS:

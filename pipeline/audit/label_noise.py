@@ -134,8 +134,8 @@ def _out_of_fold(
 def _finding(domain: str, n: int, images: list[Image], false: float) -> Finding:
     if len(images) - false < _FEWEST_WRONG:
         text = (
-            f"heads of the other patients are sure of another class than the label in "
-            f"{len(images)} of {n} images, no more than they confuse where all labels are right"
+            f"heads fitted to other patients are confident of another class in {len(images)} of "
+            f"{n} images, no more than expected if all labels are right"
         )
         return Finding(check=LABELS, severity=OK, where=domain, text=text)
     first = "; ".join(

@@ -45,14 +45,16 @@ _DRAWS, _DRAWS_A_TEST, _CLASS_DRAWS = 499, 40, 199
 #: Single facts that are named.
 _STRONGEST = 2
 _LABEL_ADVICE = (
-    "A head may be right without looking at the disease. See how the classes were collected, "
-    "and whether the disease itself could show in it (as in the mean grey)"
+    "A head may be right without looking at the disease. Check how the classes were collected, "
+    "and whether the disease itself causes the difference (it can change the mean grey)"
 )
 _DOMAIN_ADVICE = (
-    "The images look different to the network; what a head learned may be about where they "
-    "come from. `headrace shift STUDY` shows what it costs"
+    "The network tells the domains apart, so a head may fail on the target. "
+    "`headrace shift STUDY` shows what this costs"
 )
-_STORE_ALIKE = "The pictures were made or stored differently; store them alike before comparing"
+_STORE_ALIKE = (
+    "The pictures were taken or stored differently; store them in one way before comparing"
+)
 #: Words of class names that are parts of the body or kinds of examination: the whole image
 #: differs between them, so its border may show the class.
 _WHOLE_PICTURE = frozenset(
@@ -134,7 +136,7 @@ Job = Callable[..., ShortcutTest]
 """A test that is still to be run; takes ``draws``, the number of permutations."""
 
 
-def with_draws(jobs: Sequence[Job]) -> list[Job]:
+def with_permutations(jobs: Sequence[Job]) -> list[Job]:
     """The tests of an audit, with enough permutations that each can be positive."""
     draws = max(_DRAWS, _DRAWS_A_TEST * len(jobs))
     return [partial(job, draws=draws) for job in jobs]

@@ -25,7 +25,7 @@ from pipeline.audit.shortcuts import (
     findings_of,
     mask_tests,
     untested,
-    with_draws,
+    with_permutations,
 )
 from pipeline.data.images import SHEET_SIDE, PixelPolicy, Pixels, SheetEntry, draw_sheet
 from pipeline.data.index import FactsIndex
@@ -109,7 +109,7 @@ def audit(
     leaks, shared = check_leaks(study, used, facts)
     masked, missing = _mask_tests(study, tables[0].samples) if shortcuts else ([], [])
     jobs = [job for table in tables for job in domain_tests(table)]
-    jobs = with_draws([*jobs, *fact_tests(used, facts), *masked])
+    jobs = with_permutations([*jobs, *fact_tests(used, facts), *masked])
     checks = label_checks(used, first.X)
     with Progress("tests", len(jobs) + len(checks), unit="tests") as progress:
         done: list[Any] = run_parallel([*jobs, *checks], done=progress.advance)
@@ -155,7 +155,7 @@ def _measure_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDA
         reasons = index.measure(samples.key, samples.items, progress)
     if reasons:
         _LOG.warning(
-            "%s %s left out, as facts cannot be had; first: %s",
+            "%s %s left out, because their pixels cannot be measured; first: %s",
             *(counted(len(reasons), "image"), are(len(reasons)), next(iter(reasons.values()))),
         )
     measured = np.array([key not in reasons for key in samples.key])
@@ -215,7 +215,7 @@ def _leave_out(
     """
     rows: set[int] = set()
     for shared in overlap:
-        if shared.learns and (shared.finding.severity == LEAK or shared.near):
+        if shared.includes_source and (shared.finding.severity == LEAK or shared.near):
             rows.update(shared.rows.tolist())
     for conflicting in samples.conflicts(picture_ids(samples, facts).tolist()):
         rows.update(conflicting)

@@ -68,14 +68,14 @@ class Overlap:
 
     Attributes:
         finding: The finding about these roles.
-        learns: Whether a head is fitted or chosen in one of the roles.
+        includes_source: Whether a head is fitted or chosen in one of the roles.
         near: Near copies.
         rows: Images of the second role that the first role has already; fit and validation come
             first.
     """
 
     finding: Finding
-    learns: bool
+    includes_source: bool
     near: tuple[NearPair, ...]
     rows: NDArray[np.intp]
 
@@ -139,7 +139,7 @@ def check_leaks(
     none = _passed(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
     findings = [overlap.finding for overlap in overlaps] or [none]
     for domain in study.domains:
-        findings += _without_patient(domain, samples)
+        findings += _check_patient_ids(domain, samples)
     findings += _check_copies(samples, rows_of, ids)
     findings.append(_check_conflicts(samples, ids))
     return findings, overlaps
@@ -203,10 +203,10 @@ def _overlap(
     leaked = np.isin(second, [row for pair in pairs for row in pair])
     if same_people or any(same_id):  # then an id is a person, and all his images are known
         leaked |= np.isin(samples.group[second], patients)
-    learns = two_roles[0].startswith(_OF_SOURCE)
+    includes_source = two_roles[0].startswith(_OF_SOURCE)
     if not pairs:  # ids of two data sets say nothing where no picture speaks for them
-        severity = LEAK if same_people and learns else NOTE
-    elif not learns:  # two targets are each scored rightly; they are not independent
+        severity = LEAK if same_people and includes_source else NOTE
+    elif not includes_source:  # two targets are each scored rightly; they are not independent
         severity = WARNING
     else:
         sure = copies or is_joined or len(near) > _BY_CHANCE or (same_people and patients.size)
@@ -223,7 +223,7 @@ def _overlap(
         advice=_ADVICE[severity],
         share=float(leaked.mean()) if pairs or same_people else 0.0,
     )
-    return Overlap(finding=finding, learns=learns, near=near, rows=second[leaked])
+    return Overlap(finding=finding, includes_source=includes_source, near=near, rows=second[leaked])
 
 
 def _named_patients(samples: Samples, rows: NDArray[np.intp]) -> NDArray[np.str_]:
@@ -244,7 +244,7 @@ _ADVICE = {
 }
 
 
-def _without_patient(domain: Domain, samples: Samples) -> Iterator[Finding]:
+def _check_patient_ids(domain: Domain, samples: Samples) -> Iterator[Finding]:
     rows = np.flatnonzero(samples.domain == domain.name)
     count = sum(samples.group[row] == samples.items[row].path for row in rows.tolist())
     if not count:
@@ -283,7 +283,7 @@ def _check_copies(
             check=_COPIES,
             severity=NOTE,
             where=role,
-            text=f"{counted(extra, 'image')} {are(extra)} a copy of another, to the pixel",
+            text=f"{counted(extra, 'image')} {are(extra)} a copy of another, with equal pixels",
             examples=_first_of([" = ".join(names) for names in pictures]),
             advice="Each copy counts as an image of its own. Remove copies if you do not want that",
             share=extra / rows.size,

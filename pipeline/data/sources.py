@@ -243,7 +243,7 @@ def _masks(folders: Mapping[str, Sequence[str]], paths: Sequence[str]) -> WrongL
         if endings.total() < 2:
             return None
         ignore = {f"*{ending}*": ending for ending in sorted(endings)}
-        what = f"{endings.total()} files called as another with {_listed([*endings])}"
+        what = f"{endings.total()} files with {_listed([*endings])} in their names"
     return WrongLayout(text=f"{what} would be taken as images of their own", ignore=tuple(ignore))
 
 
@@ -252,7 +252,7 @@ def _patients(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
     if not _numbered(folders):
         return None
     return WrongLayout(
-        text=f"the folders {_listed([*folders])} are numbered as patients are, and each would be "
+        text=f"the folders {_listed([*folders])} are numbered like patients, and each would be "
         "a class"
     )
 

@@ -71,7 +71,7 @@ def _of_backbone(record: Record, results: Record) -> Iterator[Part]:
     if results["reused"]:
         reused = counted(results["reused"], "head")
         yield f"{reused} reused from an earlier run, {results['fitted']} fitted."
-    legend = "Intervals are 95 %, by patient. * best on validation."
+    legend = "Intervals are 95 %, by patient. * marks the best head on validation."
     if any(row["differences"] for domain in results["domains"] for row in domain["rows"]):
         legend = (
             f"Points: accuracy minus that of the baseline {record['baseline']}, in percentage "
@@ -129,8 +129,8 @@ def _too_few(rows: Sequence[Record]) -> Iterator[str]:
     if without:
         yield (
             f"There are too few patients for an interval of {' and '.join(without)}. An interval "
-            "needs at least 2 patients of each class. It takes about 100 for an interval of 10 "
-            "points to either side."
+            "needs at least 2 patients, for AUROC 2 of each class. It takes about 100 for an "
+            "interval of 10 points to either side."
         )
 
 

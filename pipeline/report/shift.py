@@ -9,7 +9,7 @@ from pipeline.words import counted
 #: Words for the effects of the record.
 _EFFECTS = {
     "accuracy_loss": "accuracy lost",
-    "class_mix": "other class frequencies",
+    "class_mix": "other class mix",
     "within_class": "more errors inside the classes",
     "confidence_shift": "more images near the threshold",
     "y_given_score": "a score means another risk",
@@ -31,10 +31,10 @@ _NAMES = {
     "variance": "variance: new patients minus training images",
     "mismatch": "domain mismatch: target minus new patients of the source",
     "target_hardness": "target hardness: heads trained on it minus heads of as few patients",
-    "atc": "share of sure images (ATC)",
+    "atc": "share of confident images (ATC)",
     "doc": "mean confidence (DoC)",
-    "label_shift": "class frequencies (label shift)",
-    "mlls": "frequencies that fit the scores best (MLLS)",
+    "label_shift": "class mix (label shift)",
+    "mlls": "class mix that fits the scores best (MLLS)",
     "bbsd_ks": "scores of the head (BBSD)",
     "ridge_c2st": "features, linear classifier (C2ST)",
     "mmd_aggregated": "features, distances (MMD)",
@@ -125,7 +125,7 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
             Column("specificity, %", "percent", interval=True, field="specificity"),
             Column("PPV", "share", "Share of positive calls that are right.", field="ppv"),
             Column("NPV", "share", "Share of negative calls that are right.", field="npv"),
-            Column("reliable", help="No means that a score has another risk on the target."),
+            Column("reliable", help="No: moved without labels, and a score means another risk."),
         ),
     ),
 }
@@ -200,11 +200,11 @@ def _effects(effects: Sequence[Record]) -> tuple[list[Record], list[str]]:
     for row in effects:
         attribute = row["division"].removeprefix("by ")
         if row["name"] == f"{attribute}_mix" and attribute != row["division"]:
-            names[f"{attribute}_mix"] = f"other shares of {attribute} groups"
+            names[f"{attribute}_mix"] = f"other mix of {attribute} groups"
             names[f"within_{attribute}"] = f"more errors inside the {attribute} groups"
             unshown += [row["division"]] if row["low"] <= 0 <= row["high"] else []
     rows = [row for row in effects if row["division"] not in unshown]
-    note = f"Other shares of the groups {' or '.join(unshown)} are not shown to cost accuracy."
+    note = f"Another mix of the groups {' or '.join(unshown)} is not shown to cost accuracy."
     ordered = sorted(_named(rows, names), key=lambda row: row["division"] == "AUROC")
     return ordered, [note] if unshown else []
 

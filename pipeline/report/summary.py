@@ -196,7 +196,7 @@ def _shortcuts(audit: Record | None) -> tuple[str, str]:
         return "warn", "possible"
     if severities == {"ok"}:
         return "good", "no sign"
-    return "unknown", "open" if findings else "not tested"
+    return "unknown", "inconclusive" if findings else "not tested"
 
 
 def _shift(shift: Record | None, head: PageHead | None) -> tuple[str, str]:

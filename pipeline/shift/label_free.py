@@ -28,9 +28,9 @@ FORMULAS = ("atc", "doc", "label_shift")
 #: 4 % of the source's images are like the target's.
 NO_OVERLAP = 0.9
 _ASSUMPTION = (
-    "The estimates by sure images and by mean confidence hold if a score means the same on the "
-    "target as on the source. The one by class frequencies holds if the images of a class look "
-    "the same. The range spans all three. It cannot see label errors, another definition of the "
+    "The estimates by confident images and by mean confidence hold if a score means the same on "
+    "the target as on the source. The one by class mix holds if the images of a class look the "
+    "same. The range spans all three. It cannot see label errors, another definition of the "
     "label, noise or blur."
 )
 _OVERLAP = (

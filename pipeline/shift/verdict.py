@@ -41,11 +41,14 @@ class Cause(NamedTuple):
 
     sentence: str
     fits: str
-    of_images: bool = False
+    adds_measures: bool = False
 
 
 _GAP = "A head trained on {target} would err less there, by {points}"
-_HARD = "Even a head trained on {target} errs more there than one on the source, by {points}"
+_HARD = (
+    "Even a head trained on {target} errs more there than a head trained on the source does on the "
+    "source, by {points}"
+)
 _ALIKE = "though the images are not shown to differ"
 _NO_DISTINCTION = "These numbers cannot tell them apart."
 #: The interpretation table; :func:`causes_of` has its rules. The README says which kinds of
@@ -64,13 +67,13 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
             f"{_GAP}, and the images differ.",
             "Possible reasons: images taken in another way (exposure, contrast, device), or "
             "other kinds of patients.",
-            of_images=True,
+            adds_measures=True,
         ),
         "acquisition_or_labels": Cause(
             f"{_GAP}.",
             "Possible reasons: images taken in another way, other kinds of patients, or "
             f"another definition of the label. {_NO_DISTINCTION}",
-            of_images=True,
+            adds_measures=True,
         ),
         "label_definition": Cause(
             f"{_GAP}, {_ALIKE}.", "A possible reason: another definition of the label."
@@ -82,7 +85,7 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         "harder_images_or_label_errors": Cause(
             f"{_HARD}.",
             f"Possible reasons: noise, blur, harder patients, or label errors. {_NO_DISTINCTION}",
-            of_images=True,
+            adds_measures=True,
         ),
     }
 )
@@ -97,7 +100,7 @@ _OF_EFFECT: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 
 def causes_of(
-    effects: _Effects, *, images_differ: bool | None, adaptable: bool
+    effects: _Effects, *, images_differ: bool | None, adaptation_helps: bool
 ) -> dict[str, Effect]:
     """The causes that may be named, each with its effect.
 
@@ -109,7 +112,7 @@ def causes_of(
         effects: From :func:`pipeline.shift.decompose.decompose`, with the steps
             ``target_hardness`` and ``transfer_gap`` of the error table where there are any.
         images_differ: See :func:`pipeline.shift.detect.images_differ`.
-        adaptable: Whether a method without target labels is shown to help.
+        adaptation_helps: Whether a method without target labels is shown to help.
     """
     if effects["accuracy_loss"].low <= 0:
         return {}
@@ -126,7 +129,7 @@ def causes_of(
         for name, (differing, alike) in _OF_EFFECT.items():
             if name in effects and effects[name].low > 0:
                 rest[alike if images_differ is False else differing] = effects[name]
-    if images_differ and adaptable and "acquisition_or_labels" in rest:
+    if images_differ and adaptation_helps and "acquisition_or_labels" in rest:
         rest["acquisition"] = rest.pop("acquisition_or_labels")
     return {
         name: effect
@@ -166,8 +169,8 @@ def verdict(
         measured: A sentence on how the images differ; None where nothing is shown.
     """
     loss = effects["accuracy_loss"]
-    adaptable = best is not None and best.shown
-    causes = causes_of(effects, images_differ=images_differ, adaptable=adaptable)
+    adaptation_helps = best is not None and best.shown
+    causes = causes_of(effects, images_differ=images_differ, adaptation_helps=adaptation_helps)
     sentences = [_loss_sentence(target, loss, accuracy)]
     if "auroc_loss" in effects:
         before, after = auroc["source"], auroc["target"]
@@ -178,7 +181,7 @@ def verdict(
             target=target, points=_points_text(effect), attribute=attribute
         )
         sentences.append(f"{sentence} {CAUSES[name].fits}")
-    if measured and any(CAUSES[name].of_images for name in causes):
+    if measured and any(CAUSES[name].adds_measures for name in causes):
         sentences.append(measured)
     if not causes and loss.low > 0:
         sentences.append("No cause is shown: the effects do not single one out.")

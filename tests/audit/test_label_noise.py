@@ -88,7 +88,7 @@ def test_without_wrong_labels_nobody_is_accused(classes, distance):
     """Also where features predict nothing: half of all labels would look wrong."""
     features, truth = world(classes, distance=distance)
     (finding,) = check_labels(table(truth), features)
-    tested = "heads of the other patients are sure"
+    tested = "heads fitted to other patients are confident"
     untested = "cannot be tested: the features do not predict the label better than"
     assert finding.severity == (OK if distance else NOTE)
     assert finding.text.startswith(tested if distance else untested)

@@ -187,7 +187,7 @@ def test_no_sentence_contradicts_its_interval(values, given, severity, text):
 @pytest.mark.parametrize("tests", [1, 12, 28, 100])
 def test_an_audit_of_many_tests_can_still_warn(tests):
     """The smallest p that permutations give is below 5 % after the adjustment for all."""
-    draws = shortcuts.with_draws([lambda draws: draws] * tests)[0]()
+    draws = shortcuts.with_permutations([lambda draws: draws] * tests)[0]()
     values = (0.99, 0.98, 1.0, 1 / (draws + 1))
     assert judged(values, others=tests - 1).severity == WARNING
 

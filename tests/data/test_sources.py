@@ -471,7 +471,7 @@ def test_init_takes_numbered_folders_in_the_classes_as_patients(tmp_path):
     ("paths", "sentence"),
     [
         (["x/p001/1.png", "x/p002/1.png", "x/p003/1.png"], "one class only .x.; a head needs two"),
-        (["p001/1.png", "p002/1.png", "p003/1.png"], "p002, p003 are numbered as patients are"),
+        (["p001/1.png", "p002/1.png", "p003/1.png"], "p002, p003 are numbered like patients"),
     ],
 )
 def test_init_refuses_folders_without_classes(tmp_path, paths, sentence):

@@ -199,7 +199,7 @@ def test_no_file_and_no_patient_is_named(study, original):
     values = record(study, "audit")
     assert any("_0.png" in finding["examples"] for finding in values["findings"])
     text = text_of(study)
-    assert "1 image is a copy of another, to the pixel" in text
+    assert "1 image is a copy of another, with equal pixels" in text
     names = {path.name for path in original.rglob("*.png") if "figures" not in path.parts}
     assert len(names) > 50
     assert not [name for name in names if name in text or name.split("_")[0] in text]

@@ -132,7 +132,7 @@ def of_linear(loss, p):
         (None, None, None, "not checked, not tested, not analysed, not counted"),
         (CLEAN, shift_of(0.01, 0.0), None, "none, no sign, none shown, not counted"),
         (BIASED, None, FEW, "found, possible, not analysed, only 38 in one domain"),
-        (UNCLEAR, shift_of(0.0, 0.0, p=0.01), None, "none, open, images differ, not counted"),
+        (UNCLEAR, shift_of(0.0, 0.0, p=0.01), None, "none, inconclusive, images differ, not counted"),
         (None, of_linear(0.2, 0.5), MLP, "not checked, not tested, accuracy falls, yes"),
         (None, of_linear(0.02, 0.01), MLP, "not checked, not tested, images differ, yes"),
         (None, of_linear(0.02, 0.5), MLP, "not checked, not tested, another head analysed, yes"),
@@ -151,7 +151,7 @@ WORDS = {
     "good": ("none", "no sign", "none shown", "yes"),
     "warn": ("possible", "images differ", "only 38 in one domain"),
     "bad": ("found", "accuracy falls"),
-    "unknown": ("open", "another head analysed"),
+    "unknown": ("inconclusive", "another head analysed"),
 }
 
 

@@ -146,8 +146,8 @@ def named(seed: int, change: Change, *, attribute: bool = True, patients: int = 
     training = model.scored(model.data)
     effects |= error_table(model.data, target, source=model.data, training=training)[1]
     differ = images_differ(detect(model.data, blind, draws=199)[0])
-    adaptable = best is not None and best.shown
-    return list(causes_of(effects, images_differ=differ, adaptable=adaptable))[:2]
+    adaptation_helps = best is not None and best.shown
+    return list(causes_of(effects, images_differ=differ, adaptation_helps=adaptation_helps))[:2]
 
 
 def estimated(seed: int, change: Change, patients: int) -> tuple[bool, float]:

@@ -61,8 +61,8 @@ def test_an_effect_names_its_cause_and_an_unsure_one_nothing(cause):
 
     More errors inside the classes are shown in both cases, and no sentence denies it.
     """
-    name, differ, adaptable = CASES[cause]
-    best = BEST if adaptable else None
+    name, differ, adaptation_helps = CASES[cause]
+    best = BEST if adaptation_helps else None
     conclusion = said(differ, best=best, **{name: LOSS})
     assert conclusion.causes == (cause,)
     assert "14.0 points (95 % CI 10.0 to 18.0)" in conclusion.sentences[1]
