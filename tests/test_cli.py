@@ -88,10 +88,12 @@ def commands(group=main, before=()):
 
 @pytest.mark.parametrize("command", list(commands()), ids=" ".join)
 def test_every_help_text_has_an_example_of_itself(command):
-    """A user sees how a command is called, and what each of its options does."""
+    """A user sees how a command is called, what each option does, and no other command's option."""
     text = run(*command, "--help").output
     assert f"Example: headrace {' '.join(command)}" in " ".join(text.split())
-    assert "--json" in text
+    options = " ".join(re.findall(r"^  (?:-\w, )?(--.*?)(?:  |$)", text, re.MULTILINE)).split()
+    assert "--json" in options
+    assert {*re.findall(r"--[a-z][a-z0-9-]*", text)} <= {*options}
 
 
 def test_every_exit_code_is_explained():

@@ -118,6 +118,7 @@ MLP = heads_of({"mlp": {"source": 0.9, "b": 0.8}})
 
 FEW = heads_of({"mlp": {"source": 0.9}}, patients=38)
 CLEAN, UNCLEAR = audit_of(border="ok", file_properties="ok"), audit_of(border="note")
+DIFFER = shift_of(0.0, 0.0, p=0.01)
 BIASED = audit_of(leak=2, border="warning", corners="ok")
 
 
@@ -132,7 +133,12 @@ def of_linear(loss, p):
         (None, None, None, "not checked, not tested, not analysed, not counted"),
         (CLEAN, shift_of(0.01, 0.0), None, "none, no sign, none shown, not counted"),
         (BIASED, None, FEW, "found, possible, not analysed, only 38 in one domain"),
-        (UNCLEAR, shift_of(0.0, 0.0, p=0.01), None, "none, inconclusive, images differ, not counted"),
+        (
+            UNCLEAR,
+            shift_of(0.0, 0.0, p=0.01),
+            None,
+            "none, inconclusive, images differ, not counted",
+        ),
         (None, of_linear(0.2, 0.5), MLP, "not checked, not tested, accuracy falls, yes"),
         (None, of_linear(0.02, 0.01), MLP, "not checked, not tested, images differ, yes"),
         (None, of_linear(0.02, 0.5), MLP, "not checked, not tested, another head analysed, yes"),
