@@ -118,7 +118,6 @@ MLP = heads_of({"mlp": {"source": 0.9, "b": 0.8}})
 
 FEW = heads_of({"mlp": {"source": 0.9}}, patients=38)
 CLEAN, UNCLEAR = audit_of(border="ok", file_properties="ok"), audit_of(border="note")
-DIFFER = shift_of(0.0, 0.0, p=0.01)
 BIASED = audit_of(leak=2, border="warning", corners="ok")
 
 
