@@ -202,7 +202,7 @@ def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):
     shares = {name: int(n) for name, n in re.findall(r"(\w+) (\d+)%", line)}
     assert list(shares) == ["starting", "decoding", "network", "writing"]
     assert 97 <= sum(shares.values()) <= 103
-    assert line.endswith(f"the limit is {max(shares, key=shares.get)}")
+    assert line.endswith(f"slowest: {max(shares, key=shares.get)}")
 
 
 def test_an_image_that_changes_under_way_is_never_filed_under_the_old_key(study_file, monkeypatch):
