@@ -34,7 +34,15 @@ from pipeline.features.engines import (
     start_engine,
 )
 from pipeline.study import Domain
-from tests.bench.features import LOOP, engine_rate, picture, random_weights, write_pictures
+from tests.bench import heading, row
+from tests.bench.features import (
+    LOOP,
+    engine_rate,
+    picture,
+    random_weights,
+    write_pictures,
+    write_study,
+)
 
 BACKBONES, PRECISIONS = ("densenet121", "googlenet"), ("fp32", "tf32", "bf16")
 #: Side in pixels, colours and number of the generated pictures.
@@ -151,17 +159,14 @@ def correctness(options: argparse.Namespace) -> None:
         engine.close()
         return computed
 
-    print("| backbone | precision | relative L2 against the CPU, median | largest |")
-    print("| - | - | - | - |")
+    heading("backbone", "precision", "relative L2 against the CPU, median", "largest")
     for backbone in BACKBONES if options.device == "cuda" else BACKBONES[1:]:
         expected = rows(backbone, "cpu", "fp32")
         for precision in PRECISIONS:
             if precision == "tf32" and options.device == "cpu":
                 continue
             distance = relative_l2(rows(backbone, options.device, precision), expected)
-            print(
-                f"| {backbone} | {precision} | {np.median(distance):.1e} | {distance.max():.1e} |"
-            )
+            row(backbone, precision, f"{np.median(distance):.1e}", f"{distance.max():.1e}")
             if precision == "fp32" and distance.max() > 1e-4:
                 print("- WRONG: more than 1e-4")
     if options.device == "cuda":
@@ -170,30 +175,27 @@ def correctness(options: argparse.Namespace) -> None:
         with torch.inference_mode():
             features = Frozen(plain, PixelPolicy()).cuda()(tensor).cpu().numpy()
         expected = rows("densenet121", "cuda", "fp32")
-        print(
-            f"- engine against plain forward, both fp32 on the device: "
-            f"{relative_l2(features, expected).max():.1e}"
-        )
+        distance = relative_l2(features, expected).max()
+        print(f"- engine against plain forward, both fp32 on the device: {distance:.1e}")
 
 
 def stores(options: argparse.Namespace) -> None:
     """A store begun on the CPU is continued on the device; kill -9 and resume."""
     few, many = _images(options, "small", 64), _images(options, "small", 4000)
-    study = _study(options.work, few, "googlenet", "begun")
+    study = write_study(options.work, few, "googlenet", store="begun")
     cpu = _features(study, "cpu", "fp32")
     study.write_text(study.read_text().replace(f'path = "{few}"', f'path = "{many}"'))
     resumed = _features(study, options.device, "fp32")
-    row = resumed["backbones"][0]
     print(
-        f"- begun on the CPU ({cpu['backbones'][0]['computed']}), continued on the device: "
-        f"{row['reused']} reused, {row['computed']} computed"
+        f"- begun on the CPU ({cpu['computed']}), continued on the device: "
+        f"{resumed['reused']} reused, {resumed['computed']} computed"
     )
     ways = ["--sample", "50", "--device", "cpu", "--engine", "torch"]
     checked = _cli("cache", "verify", str(study), *ways, check=False)
     verdict = checked.stdout.strip() or checked.stderr[-300:]
     print(f"- verified on the CPU: {verdict}".replace("\n", "; "))
 
-    root = options.work / "store-begun"
+    root = options.work / "begun"
     shutil.rmtree(root, ignore_errors=True)
     child = subprocess.Popen(
         [sys.executable, "-c", SLOW_COMMIT, "features", str(study), "--device", options.device],
@@ -204,17 +206,17 @@ def stores(options: argparse.Namespace) -> None:
         time.sleep(0.02)
     child.kill()
     child.wait()
-    row = _features(study, options.device, "fp32")["backbones"][0]
-    whole = row["reused"] + row["computed"] == row["images_in"]
+    done = _features(study, options.device, "fp32")
+    whole = done["reused"] + done["computed"] == done["images_in"]
     print(
-        f"- kill -9 after the first commit: {row['reused']} kept, {row['computed']} computed, "
-        f"{'whole' if whole and row['reused'] else 'NOT AS IT SHOULD BE'}"
+        f"- kill -9 after the first commit: {done['reused']} kept, {done['computed']} computed, "
+        f"{'whole' if whole and done['reused'] else 'NOT AS IT SHOULD BE'}"
     )
 
 
 def forward(options: argparse.Namespace) -> None:
     """The engine alone on random pixels."""
-    print("| backbone | precision | images/s | start, s |\n| - | - | - | - |")
+    heading("backbone", "precision", "images/s", "start, s")
     ways = [(backbone, precision) for backbone in BACKBONES for precision in PRECISIONS]
     if options.device == "cpu":
         ways = [("googlenet", "fp32")]
@@ -227,7 +229,7 @@ def forward(options: argparse.Namespace) -> None:
         batch = empty_batch((engine.batch_size, 224, 224, 3), options.device)
         batch[...] = np.random.default_rng(0).integers(0, 256, batch.shape, np.uint8)
         rate = engine_rate(engine, batch, seconds=1.5)
-        print(f"| {backbone} | {precision} | {rate:.0f} | {begun:.1f} |", flush=True)
+        row(backbone, precision, f"{rate:.0f}", f"{begun:.1f}")
         engine.close()
         del engine
 
@@ -235,7 +237,7 @@ def forward(options: argparse.Namespace) -> None:
 def decoding(options: argparse.Namespace) -> None:
     """Reading, hashing and decoding alone, in batches as a GPU takes them."""
     cores = os.cpu_count()
-    print("| pictures | how | images/s |\n| - | - | - |")
+    heading("pictures", "how", "images/s")
     for kind in SETS:
         items = _items(_images(options, kind))
         ways = [("stretch", cores), ("stretch", 0), ("fast", cores)]
@@ -243,15 +245,15 @@ def decoding(options: argparse.Namespace) -> None:
             policy = PixelPolicy(resize=resize)
             rate = _batches_rate(decode_batches(items, policy, {}, size=256, processes=processes))
             how = f"{processes} processes" if processes else "threads"
-            print(f"| {kind} | {how}, {resize} | {rate:.0f} |", flush=True)
+            row(kind, f"{how}, {resize}", f"{rate:.0f}")
         try:
             from pipeline.features.device_decode import device_batches
 
             policy = PixelPolicy(decode="gpu")
             rate = _batches_rate(device_batches(items, policy, {}, size=256, device=options.device))
-            print(f"| {kind} | on the device | {rate:.0f} |", flush=True)
+            row(kind, "on the device", f"{rate:.0f}")
         except Exception as error:  # noqa: BLE001 - the others are measured
-            print(f"| {kind} | on the device | {type(error).__name__}: {error} |", flush=True)
+            row(kind, "on the device", f"{type(error).__name__}: {error}")
 
 
 def _batches_rate(batches) -> float:
@@ -266,57 +268,52 @@ def device_pixels(options: argparse.Namespace) -> None:
 
     name = BACKBONES[0 if options.device == "cuda" else 1]
     engine = _engine(options, name, "fp32", batch_size=32)
-    print("| pictures | mean grey levels | largest | features, relative L2, median | largest |")
-    print("| - | - | - | - | - |")
+    heading("pictures", "mean grey levels", "largest", "features, relative L2, median", "largest")
     for kind in SETS:
         items = _items(_images(options, kind, 64))
         cpu = dict(decode_images(items, PixelPolicy(), {}))
         expected = dict(compute_features(cpu.items(), engine))
         policy = PixelPolicy(decode="gpu")
         batches = list(device_batches(items, policy, {}, size=32, device=options.device))
-        rows = {
-            k: row for part in run_batches(batches, engine) for k, row in zip(*part, strict=True)
-        }
-        on_device = {k: row for part in batches for k, row in zip(*part, strict=False) if k}
+        computed = run_batches(batches, engine)
+        rows = {k: of for part in computed for k, of in zip(*part, strict=True)}
+        on_device = {k: of for part in batches for k, of in zip(*part, strict=False) if k}
         moved = np.stack([np.abs(on_device[k].cpu().numpy() - cpu[k].astype(int)) for k in cpu])
         far = relative_l2(*(np.stack([of[k] for k in cpu]) for of in (rows, expected)))
-        print(f"| {kind} | {moved.mean():.3f} | {moved.max()} ", end="")
-        print(f"| {np.median(far):.1e} | {far.max():.1e} |", flush=True)
+        grey = (f"{moved.mean():.3f}", moved.max())
+        row(kind, *grey, f"{np.median(far):.1e}", f"{far.max():.1e}")
     engine.close()
 
 
 def plain_loop(options: argparse.Namespace) -> None:
     """What a user would otherwise write, with all cores, in bf16."""
-    print("| pictures | backbone | images | images/s |\n| - | - | - | - |")
+    heading("pictures", "backbone", "images", "images/s")
     ways = [("small", "densenet121", 2000), ("small", "googlenet", 2000)]
     for kind, backbone, number in [*ways, ("large", "densenet121", 600)]:
         images, count = _images(options, kind, number), _count(options, number)
         loop = _python("-c", LOOP, backbone, str(images), str(count), options.device, "bf16")
-        print(f"| {kind} | {backbone} | {count} | {loop.stdout.split()[-1]} |", flush=True)
+        row(kind, backbone, count, loop.stdout.split()[-1])
 
 
 def whole(options: argparse.Namespace, kind: str, on_cuda: list[tuple]) -> None:
     """The whole command: backbone, precision, decoder and number of images of each run."""
-    print("| pictures | backbone | precision | decode | images | whole, s | images/s ", end="")
-    print("| further images/s |\n| - | - | - | - | - | - | - | - |", flush=True)
+    columns = ("pictures", "backbone", "precision", "decode", "images", "whole, s", "images/s")
+    heading(*columns, "further images/s")
     ways = on_cuda if options.device == "cuda" else [("googlenet", "bf16", "cpu", 6400)]
     for backbone, precision, decode, number in ways:
         count = _count(options, number)
         images = _images(options, kind, number)
-        study = _study(options.work, images, backbone, f"{kind}-{backbone}-{precision}-{decode}")
-        shutil.rmtree(options.work / f"store-{study.stem}", ignore_errors=True)
+        store = f"{kind}-{backbone}-{precision}-{decode}"
+        study = write_study(options.work, images, backbone, store=store)
         given = ["--device", options.device, "--precision", precision, "--decode", decode]
         times = options.work / "times.json"
         start = time.time()
-        notes = _python(
-            "-c", TIMED, str(start), str(times), *("features", str(study)), "--engine=torch", *given
-        ).stderr
+        command = ("features", str(study), "--engine=torch", *given)
+        notes = _python("-c", TIMED, str(start), str(times), *command).stderr
         seconds = time.time() - start
         marginal = _marginal(json.loads(times.read_text()))
-        print(
-            f"| {kind} | {backbone} | {precision} | {decode} | {count} | {seconds:.1f} | "
-            f"{count / seconds:.0f} | {marginal:.0f} |"
-        )
+        rates = (f"{seconds:.1f}", f"{count / seconds:.0f}", f"{marginal:.0f}")
+        row(kind, backbone, precision, decode, count, *rates)
         for line in notes.splitlines():
             if "waiting for" in line or "torch on" in line:
                 print(f"- {line.strip()}", flush=True)
@@ -353,9 +350,8 @@ def tests(options: argparse.Namespace) -> None:
         given += ["-n", "6", "--dist", "loadfile"]
     done = _python("-m", "pytest", *rooms, *given, check=False)
     lines = done.stdout.splitlines()
-    shown = [
-        line for line in lines if line.startswith(("E  ", "tests/", "FAILED", "ERROR", "SKIP"))
-    ]
+    told = ("E  ", "tests/", "FAILED", "ERROR", "SKIP")
+    shown = [line for line in lines if line.startswith(told)]
     for line in [*shown[-80:], *lines[-2:]]:
         print(f"- {line[:300]}")
 
@@ -420,19 +416,9 @@ def _items(folder: Path) -> dict:
     return {read_image(item).key: item for item in scan(Domain(path=folder)).items}
 
 
-def _study(work: Path, images: Path, backbone: str, name: str) -> Path:
-    file = work / f"{name}.toml"
-    file.write_text(
-        f'name = "{name}"\n[source]\npath = "{images}"\ngroup = \'^(p\\d+)\'\n'
-        f'[store]\npath = "{work}/store-{name}"\n'
-        f'[backbone.{backbone}]\nweights = "{random_weights(work, backbone)}"\n'
-    )
-    return file
-
-
 def _features(study: Path, device: str, precision: str) -> dict:
     ways = ["--device", device, "--engine", "torch", "--precision", precision, "--json"]
-    return json.loads(_cli("features", str(study), *ways).stdout)
+    return json.loads(_cli("features", str(study), *ways).stdout)["backbones"][0]
 
 
 def _cli(*given: str, check: bool = True) -> "subprocess.CompletedProcess[str]":

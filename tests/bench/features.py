@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.features.engines import Engine
+from tests.bench import heading, row
 
 LITE = "efficientnet_lite0"
 LOOP = """
@@ -94,36 +94,31 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the images")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {options.device}\n", flush=True)
-    print("| question | images | beside | ratio | goal |\n| - | - | - | - | - |", flush=True)
+    heading("question", "images", "beside", "ratio", "goal")
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
-        for line in _lines(_Bench(Path(name), options)):
-            print(line, flush=True)
+        _measure(_Bench(Path(name), options))
 
 
-def _lines(bench: "_Bench") -> Iterator[str]:
+def _measure(bench: "_Bench") -> None:
     for backbone, kind, goal in (("densenet121", "small", 1.5), (LITE, "large", 2.5)):
         loop, whole = bench.loop(backbone, kind, 300), bench.new_images(backbone, kind, 300)
-        yield (
-            f"| first run, {backbone}, {kind} | {bench.count(300)} in {whole:.1f} s | "
-            f"plain loop {loop:.1f} s | {_ratio(loop, whole)} | {goal} |"
-        )
+        images, beside = f"{bench.count(300)} in {whole:.1f} s", f"plain loop {loop:.1f} s"
+        row(f"first run, {backbone}, {kind}", images, beside, _ratio(loop, whole), goal)
     for backbone in ("densenet121", LITE):
         count, bare = bench.count(2000), bench.bare(backbone)
-        for converted, run in ((False, "first run, converts the network"), (True, "converted")):
-            rate = count / bench.new_images(backbone, "small", 2000, converted=converted)
-            yield (
-                f"| {count} of 224 px, {run}, {backbone} | {rate:.1f}/s | "
-                f"engine alone {bare:.1f}/s | {_ratio(rate, bare)} | {'' if converted else 0.95} |"
-            )
+        beside = f"engine alone {bare:.1f}/s"
+        for run, goal in (("first run, converts the network", 0.95), ("converted", "")):
+            rate = count / bench.new_images(backbone, "small", 2000, converted=run == "converted")
+            question = f"{count} of 224 px, {run}, {backbone}"
+            row(question, f"{rate:.1f}/s", beside, _ratio(rate, bare), goal)
     pillow = bench.further(LITE, how="pillow")
     for resize, goal in (("stretch", 1.6), ("fast", 2.5)):
         rate = bench.further(LITE, resize=resize)
-        yield (
-            f"| further full size, {LITE}, {resize} | {rate:.1f}/s | by Pillow to RGB "
-            f"{pillow:.1f}/s | {_ratio(rate, pillow)} | {goal} |"
-        )
+        question = f"further full size, {LITE}, {resize}"
+        beside = f"by Pillow to RGB {pillow:.1f}/s"
+        row(question, f"{rate:.1f}/s", beside, _ratio(rate, pillow), goal)
     seconds, torch = bench.again(LITE)
-    yield f"| ten new images, {LITE} | {seconds:.1f} s | torch imported: {torch} | | 4 s |"
+    row(f"ten new images, {LITE}", f"{seconds:.1f} s", f"torch imported: {torch}", "", "4 s")
 
 
 def _ratio(rate: float, beside: float) -> str:
@@ -150,7 +145,8 @@ class _Bench:
         self, backbone: str, kind: str, images: int, *, converted: bool = False
     ) -> float:
         """Seconds of the command on images that were never met, and unless converted a network."""
-        study, store = self._study(backbone, self._images(kind, images)), self._work / "store"
+        store, folder = self._work / "store", self._images(kind, images)
+        study = write_study(self._work, folder, backbone)
         for path in [*store.glob("*"), *store.glob("index/*")]:
             if not converted or path.name not in ("index", "networks", "weights.json"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -158,7 +154,7 @@ class _Bench:
 
     def bare(self, backbone: str) -> float:
         """Images a second of the engine on pixels in memory."""
-        study = self._study(backbone, self._images("small", 4))
+        study = write_study(self._work, self._images("small", 4), backbone)
         given = ["-c", BARE, study, 10 * self._options.scale, self._options.device]
         return float(_timed(*given)[1].stdout)
 
@@ -167,7 +163,7 @@ class _Bench:
         few, many = 60, 300
         seconds = {}
         for images in (few, few, many):
-            study = self._study(backbone, self._images("large", images), resize)
+            study = write_study(self._work, self._images("large", images), backbone, resize=resize)
             for store in (self._work / "store").glob(f"{backbone}*"):
                 shutil.rmtree(store)
             seconds[images] = self._command(study, how)[0]
@@ -177,7 +173,7 @@ class _Bench:
     def again(self, backbone: str) -> tuple[float, str]:
         """Seconds of a run with ten new images, and whether torch was imported."""
         folder = self._images("large", 300)
-        study = self._study(backbone, folder)
+        study = write_study(self._work, folder, backbone)
         self._command(study)
         for number, file in enumerate(sorted(folder.rglob("*.jpg"))[:10]):
             with Image.open(file) as image:
@@ -199,15 +195,6 @@ class _Bench:
         if not folder.exists():
             write_pictures(folder, *((224, "RGB") if kind == "small" else (1600, "L")), count)
         return folder
-
-    def _study(self, backbone: str, images: Path, resize: str = "stretch") -> Path:
-        weights = "imagenet" if backbone == LITE else random_weights(self._work, backbone)
-        file = self._work / "study.toml"
-        file.write_text(
-            f'name = "bench"\n[source]\npath = "{images}"\n[store]\npath = "{self._work}/store"\n'
-            f'[backbone.{backbone}]\nweights = "{weights}"\nresize = "{resize}"\n'
-        )
-        return file
 
 
 def _timed(*given: object) -> tuple[float, "subprocess.CompletedProcess[str]"]:
@@ -262,6 +249,19 @@ def write_pictures(folder: Path, side: int, mode: str, count: int) -> None:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(save, range(count)))
+
+
+def write_study(
+    work: Path, images: Path, backbone: str, *, store: str = "store", resize: str = "stretch"
+) -> Path:
+    """A study of one folder, with a store beside it and random weights where none are here."""
+    weights = "imagenet" if backbone == LITE else random_weights(work, backbone)
+    file = work / f"of-{store}.toml"
+    file.write_text(
+        f'name = "bench"\n[source]\npath = "{images}"\n[store]\npath = "{store}"\n'
+        f'[backbone.{backbone}]\nweights = "{weights}"\nresize = "{resize}"\n'
+    )
+    return file
 
 
 def random_weights(work: Path, backbone: str) -> Path:

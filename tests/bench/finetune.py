@@ -15,14 +15,12 @@ import argparse
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 
 from pipeline.data.samples import load_samples
 from pipeline.demo import write_demo
@@ -32,6 +30,7 @@ from pipeline.finetune.networks import training_loss
 from pipeline.finetune.runs import Experiment
 from pipeline.study import Study
 from pipeline.study_file import load_study
+from tests.bench.features import write_study
 
 BACKBONES = ("densenet121", "googlenet")
 #: Precision, images a step, steps a pass and generated images, where none are given.
@@ -64,29 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         write_demo(Path(folder, "demo"), n_source=options.images, n_target=1)
         for backbone in options.backbone or BACKBONES:
-            study = _study(Path(folder), backbone)
+            images = Path(folder, "demo", "hospital_a")
+            study = load_study(write_study(Path(folder), images, backbone))
             for line in _measure(study, options):
                 print(f"{backbone:<12} {line}", flush=True)
-
-
-def _study(work: Path, backbone: str) -> Study:
-    file, images = work / f"{backbone}.toml", work / "demo" / "hospital_a"
-    file.write_text(
-        f'name = "bench"\n[source]\npath = "{images}"\ngroup = \'^(patient\\d+)\'\n'
-        f'[store]\npath = "store"\n'
-        f'[backbone.{backbone}]\nweights = "{_random_weights(work, backbone)}"\n'
-    )
-    return load_study(file)
-
-
-def _random_weights(work: Path, backbone: str) -> Path:
-    """Also of GoogLeNet's auxiliary classifiers, which full fine-tuning trains."""
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of GoogLeNet's initial weights, which are slow
-        network = getattr(torchvision.models, backbone)(weights=None)
-    torch.save(network.state_dict(), work / f"{backbone}.pth")
-    return work / f"{backbone}.pth"
 
 
 def _measure(study: Study, options: argparse.Namespace) -> Iterator[str]:

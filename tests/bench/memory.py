@@ -13,18 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
-COMMANDS = {
-    "features (nothing new)": ("features",),
-    "heads --quick --only linear": ("heads", "--quick", "--only", "linear", "--no-figures"),
-    "audit": ("audit",),
-    "report": ("report",),
-}
+from tests.bench import heading, row
+
+COMMANDS = ("features", "heads --quick --only linear --no-figures", "audit", "report")
 _PER_PATIENT = 5
 
 
@@ -33,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("images", 100_000), ("classes", 100), ("width", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--child", nargs="+")
+    parser.add_argument("--child", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     if options.child:
         _run(options)
@@ -41,11 +39,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _write_study(folder, options.images, options.classes)
-        _measure(folder, ["fill"], options.width)
-        print(f"{'command':<30} {'wall s':>8} {'CPU s':>8} {'peak MB':>8}")
-        for title, command in COMMANDS.items():
-            wall, cpu, peak = _measure(folder, command, options.width)
-            print(f"{title:<30} {wall:8.1f} {cpu:8.1f} {peak:8.0f}", flush=True)
+        _measure(folder, "fill", options.width)
+        heading("command", "wall s", "CPU s", "peak MB")
+        for command in COMMANDS:
+            row(command, *(f"{of:.1f}" for of in _measure(folder, command, options.width)))
 
 
 def _write_study(folder: Path, images: int, classes: int) -> None:
@@ -60,17 +57,15 @@ def _write_study(folder: Path, images: int, classes: int) -> None:
     (folder / "study.toml").write_text(
         'name = "large"\n[source]\npath = "here"\nignore = []\ngroup = \'^(here\\d+)\'\n'
         "[target.there]\npath = \"there\"\nignore = []\ngroup = '^(there\\d+)'\n"
-        '[store]\npath = "features"\n[backbone.made]\n'
+        '[store]\npath = "features"\n[backbone.tiny]\n'
     )
 
 
-def _measure(folder: Path, command: tuple[str, ...] | list[str], width: int) -> tuple[float, ...]:
+def _measure(folder: Path, command: str, width: int) -> tuple[float, ...]:
     start = time.perf_counter()
-    arguments = ["--width", str(width), "--child", command[0]]
+    arguments = ["--width", str(width), "--child", str(folder), *command.split()]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.memory", *arguments],
-        env=os.environ | {"HEADRACE_BENCH": "\n".join(command), "HEADRACE_STUDY": str(folder)},
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "tests.bench.memory", *arguments], stdout=subprocess.DEVNULL
     )
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status) not in (0, 3):
@@ -81,23 +76,18 @@ def _measure(folder: Path, command: tuple[str, ...] | list[str], width: int) -> 
 
 def _run(options: argparse.Namespace) -> None:
     """One command in this process, with a backbone whose features are in the store."""
-    from pipeline.cli import main as headrace
-    from pipeline.data.images import PixelPolicy
-    from pipeline.features import backbones
-    from tests.tiny import FileWeights
+    import pytest
 
-    folder = Path(os.environ["HEADRACE_STUDY"])
-    weights = folder / "made.pth"
-    weights.touch()
-    spec = backbones.Spec(
-        dim=options.width,
-        policy=PixelPolicy(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-        network=lambda _state: None,
-        pretrained=FileWeights(weights),
-    )
-    backbones.BACKBONES = MappingProxyType({"made": spec})
+    from pipeline.cli import main as headrace
+    from pipeline.features import backbones
+    from tests.tiny import install_tiny_backbone, table_with_tiny
+
+    folder, (name, *flags) = Path(options.child[0]), options.child[1:]
+    if name == "fill":
+        install_tiny_backbone(pytest.MonkeyPatch(), folder)  # writes its weights
+    spec = replace(table_with_tiny(folder / "tiny.pth")["tiny"], dim=options.width)
+    backbones.BACKBONES = MappingProxyType({"tiny": spec})
     os.chdir(folder)
-    name, *flags = os.environ["HEADRACE_BENCH"].split("\n")
     if name == "fill":
         _fill(folder / "study.toml", options.width)
     else:
@@ -113,9 +103,6 @@ def _fill(file: Path, width: int) -> None:
     from pipeline.study_file import load_study
 
     study = load_study(file)
-    load.state_digest_of(
-        study.store_root, "made", load.file_digest(file.with_name("made.pth")), str
-    )
     samples, _ = load_samples(study)
     rng = np.random.default_rng(1)
     means = 0.5 * rng.normal(size=(len(samples.classes), width))
@@ -124,8 +111,8 @@ def _fill(file: Path, width: int) -> None:
         store.prepare()
         with Writer(FeatureStore(study.store_root, store.recipe)) as writer:
             for key, label in zip(samples.key, samples.label, strict=True):
-                row = means[label] + rng.normal(size=width)
-                writer.add(key, row.astype(np.float32))
+                features = means[label] + rng.normal(size=width)
+                writer.add(key, features.astype(np.float32))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline.data.domain import DomainData
-from pipeline.report.table import Column, Table, terminal_text
 from pipeline.shift.adapt import AdaptationPlan, SealedLabels, predict_target, score
 from pipeline.shift.decompose import decompose, error_table
 from pipeline.shift.detect import detect
 from pipeline.shift.head import fit_source
 from pipeline.shift.label_free import estimate_accuracy
 from pipeline.shift.stage import LARGE, ShiftOptions
+from tests.bench import heading, row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,16 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     sizes = [int(n) for n in options.rows.split(",")]
     seconds = {n: _seconds(n, options.width) for n in sizes}
-    columns = [Column("step")]
-    for n in sizes:
-        columns += [Column(f"{n} rows, {clock} s", "seconds") for clock in ("CPU", "wall")]
-    rows = [
-        {"step": step}
-        | {f"{n} rows, CPU s": seconds[n][step][0] for n in sizes}
-        | {f"{n} rows, wall s": seconds[n][step][1] for n in sizes}
-        for step in seconds[sizes[0]]
-    ]
-    print(terminal_text([Table(f"shift, one target, {options.width} features", columns, rows)]))
+    print(f"shift, one target, {options.width} features\n")
+    heading("step", *(f"{n} rows, {clock} s" for n in sizes for clock in ("CPU", "wall")))
+    for step in seconds[sizes[0]]:
+        row(step, *(f"{second:.1f}" for n in sizes for second in seconds[n][step]))
 
 
 def _domain(rng: np.random.Generator, n: int, width: int, role: str) -> DomainData:

@@ -21,6 +21,7 @@ from pipeline.data.samples import load_samples
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
 from pipeline.evaluation.metrics import Proba
+from pipeline.evaluation.paired_tests import Difference
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
     TRAINED_PROBABILITIES,
@@ -32,6 +33,7 @@ from pipeline.features.extract import extract
 from pipeline.study import AT, Study
 from pipeline.study_file import load_study
 from pipeline.words import counted
+from tests.bench import heading, row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,25 +96,19 @@ def _print(data: DomainData, proba: Mapping[str, Proba]) -> None:
     """Scores with intervals, and points of accuracy from the plain head and from fine-tuning."""
     names = list(proba)
     scores = score_heads(data, proba, seed=0)
-    references = [names[0], next((n for n in names if n.startswith("finetune")), names[0])]
-    print(f"\n{data.name} {data.role}: {len(data)} images of {data.patients} patients")
-    print(
-        f"{'':<26}{'accuracy':>21}{'AUROC':>21}"
-        + "".join(f"{f'points from {reference}':>38}" for reference in dict.fromkeys(references))
-    )
+    trained = [name for name in names if name.startswith("finetune")]
+    references = dict.fromkeys([names[0], *trained[:1]])
+    differences = [compare_heads(data, proba, name, seed=0)["accuracy"] for name in references]
+    print(f"\n{data.name} {data.role}: {len(data)} images of {data.patients} patients\n")
+    heading("", "accuracy", "AUROC", *(f"points from {name}" for name in references))
     for name in names:
-        cells = [f"{name:<26}"]
-        for metric in ("accuracy", "auroc"):
-            value = scores[name][metric]
-            cells.append(f"{value.estimate:>7.3f} [{value.low:.3f}, {value.high:.3f}]".rjust(21))
-        for reference in dict.fromkeys(references):
-            difference = compare_heads(data, proba, reference, seed=0)["accuracy"].get(name)
-            cells.append("-" if difference is None else _points(difference))
-        print(cells[0] + "".join(cells[1:3]) + "".join(f"{cell:>38}" for cell in cells[3:]))
+        values = (scores[name][metric] for metric in ("accuracy", "auroc"))
+        shown = (f"{v.estimate:.3f} [{v.low:.3f}, {v.high:.3f}]" for v in values)
+        row(name, *shown, *(_points(of[name]) if name in of else "-" for of in differences))
 
 
-def _points(difference: object) -> str:
-    interval, p = difference.interval, difference.p_adjusted  # type: ignore[attr-defined]
+def _points(difference: Difference) -> str:
+    interval, p = difference.interval, difference.p_adjusted
     estimate, low, high = (
         f"{100 * v:+.1f}" for v in (interval.estimate, interval.low, interval.high)
     )
