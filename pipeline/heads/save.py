@@ -381,7 +381,10 @@ def _structure(value: Any, arrays: dict[str, NDArray[np.uint8]]) -> Any:
 def _structure_of_object(value: Any, arrays: dict[str, NDArray[np.uint8]]) -> dict[str, Any]:
     if isinstance(value, np.random.Generator):
         return {"generator": _structure(value.bit_generator.state, arrays)}
-    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    module = type(value).__module__
+    if module == "_loss":  # as scikit-learn before 1.9 calls it
+        module = "sklearn._loss._loss"
+    name = f"{module}.{type(value).__qualname__}"
     _type(name)
     if hasattr(value, "__dict__"):
         return {"object": name, "state": _structure(vars(value), arrays)}
