@@ -253,11 +253,12 @@ def _warn_of_range(reading: Reading, depths: Sequence[Depth]) -> None:
     """Say it if values of more than 8 bits do not fit the model's window.
 
     A study guesses the bits of each domain; a model reads all images as its source was read.
+    A window other than 0 to the largest value of some bits was chosen, and may cut values off.
     """
     top = max((depth for depth in depths if depth is not None), default=0)
-    if reading.window is None or top <= 0:
+    black, white = reading.window or (0, 0)
+    if top <= 0 or black or not white or not np.log2(white + 1).is_integer():
         return
-    white = reading.window[1]
     if not white / _OTHER_RANGE <= top <= white * _OTHER_RANGE:
         _LOG.warning(
             "the images have values up to %d, but white is %g for this model: it sees them too "
