@@ -143,10 +143,12 @@ def finetune(
             raise next(iter(failures.values()))
         record = {**_evaluate(study, tables, models), "trial": trial}
         record["failures"] = {part: str(reason) for part, reason in failures.items()}
-        if parallel.group().rank == 0:
+        is_first = parallel.group().rank == 0
+        if is_first:
             _write(folder, record, tables, models)
     failures = {f"target.{name}": why for name, why in samples.failures.items()} | failures
-    if failures:
+    # An error in another process would let torchrun end the first before it has written all.
+    if failures and is_first:
         raise PartsError(failures, record)
     return record
 
