@@ -626,7 +626,7 @@ _FINETUNE_HELP = f"""Train networks, in part or as a whole, and compare them.
     "Images in one step; default 32, on CUDA 64 or 128 if an epoch still has 20 steps.",
 )
 @_count("--image-size", "Side of the images in pixels, for a trial.")
-@_count("--limit", "Use at most this many images of each split, for a trial.")
+@_count("--limit", "Images of each split, at most, for a trial; one of each class stays.")
 @_choice("--optimiser", OPTIMISERS, "Default adamw; the default learning rates are for it.")
 @_choice("--augmentation", AUGMENTATIONS, "For methods that read pixels; default none.")
 @click.option(

@@ -125,7 +125,7 @@ def record_failure(
 
 
 class PartsError(PipelineError, RuntimeError):
-    """A stage ran for all findings, targets or backbones of a study, and failed for some."""
+    """A command ran for all parts (findings, targets, backbones, models), and failed for some."""
 
     def __init__(self, failures: Mapping[str, Exception], record: Mapping[str, Any]) -> None:
         """Name each part with its reason; the exit code is the one of the first."""

@@ -103,6 +103,16 @@ def test_the_file_says_what_is_returned(study):
     assert [backbone[k] for k in ("seed_spread", "algorithms", "confidence_sets")] == [[], [], []]
 
 
+def test_the_scores_are_those_of_the_stored_probabilities(study):
+    """So that a later stage can pair two heads on the same images; seeds as their mean."""
+    record = compare(study, only("linear", "mlp"))
+    stored = read_predictions(study.results / "probabilities.h5")["tiny"]
+    target = stored.split == "target"
+    for name, row in rows_of(record, "target").items():
+        right = stored.proba[name, 0].argmax(axis=1) == stored.label
+        assert row["scores"]["accuracy"]["estimate"] == pytest.approx(right[target].mean())
+
+
 def test_a_second_run_fits_only_what_is_new(study):
     """The others are read back, with the same numbers; more folds or seeds are another fit."""
     first = compare(study, only("linear", "forest"))

@@ -219,7 +219,7 @@ def _gain_sentence(best: BestMethod) -> str:
     return (
         "No adaptation method is shown to help a linear head without target labels: the best, "
         f"{method}, changes its accuracy by {_points_text(best)}, corrected for the choice; p is "
-        f"{best.p:.2f}, adjusted for the number of methods."
+        f"{best.p:.3f}, adjusted for the number of methods."
     )
 
 

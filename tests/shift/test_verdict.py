@@ -140,7 +140,7 @@ def test_the_best_method_is_said_with_its_corrected_gain():
     assert "coral gives a linear head 4.5 points (95 % CI 2.0 to 7.0) without target" in gain
     unsure = said(best=replace(BEST, p=0.09)).sentences[-1]
     assert "method is shown to help" in unsure
-    assert "p is 0.09" in unsure, "it decides, where the interval lies above 0"
+    assert "p is 0.090" in unsure, "it decides, where the interval lies above 0"
 
 
 def test_without_labels_the_range_says_what_it_cannot_see():
