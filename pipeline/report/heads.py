@@ -142,7 +142,10 @@ def _patients_needed(rows: Sequence[Record]) -> Iterator[str]:
         if (patients := row["differences"].get("accuracy", {}).get("patients_to_settle"))
     ]
     if needed:
-        yield f"Patients needed to decide the inconclusive differences: {', '.join(needed)}."
+        yield (
+            "Patients needed to show a difference from the baseline, or that it is below one "
+            f"point: {', '.join(needed)}."
+        )
 
 
 def _clinical(domain: Record) -> Iterator[Table]:
