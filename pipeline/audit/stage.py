@@ -29,6 +29,7 @@ from pipeline.audit.shortcuts import (
 )
 from pipeline.data.images import SHEET_SIDE, PixelPolicy, Pixels, SheetEntry, draw_sheet
 from pipeline.data.index import FactsIndex
+from pipeline.data.items import read_lines
 from pipeline.data.leaks import (
     LEAK,
     NOTE,
@@ -43,7 +44,6 @@ from pipeline.data.leaks import (
 from pipeline.data.near_copies import NearPair
 from pipeline.data.samples import ALL_IMAGES, Samples, load_samples
 from pipeline.data.sources import read_image
-from pipeline.data.tables import read_lines
 from pipeline.errors import ImageError, MissingFeaturesError, record_failure
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract

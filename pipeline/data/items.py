@@ -1,4 +1,4 @@
-"""Images on the disk: which images a folder holds, how a file is read, and by which rule.
+"""Files on the disk: which images a folder holds, how a file is read, and by which rule.
 
 Only regular, visible files inside the folder are opened.
 
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cache import disk
 from pipeline.errors import ImageError, StudyError
 from pipeline.parallel import Each, in_turn
 from pipeline.study import Domain
@@ -248,6 +249,28 @@ def read_file(file: str, action: Callable[[FileIO], _T]) -> _T:
                 raise ImageError(f"cannot be read: {system_reason(cause)}") from cause
         tries += 1
         time.sleep(_PAUSE_SECONDS)
+
+
+def read_text(file: Path) -> str:
+    """The content of a UTF-8 file of a study; a StudyError if it cannot be read as such."""
+    try:
+        content = disk.read_all(file.resolve())
+    except OSError as cause:
+        raise StudyError(f"{file} cannot be read: {system_reason(cause)}") from cause
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as cause:
+        line = content.count(b"\n", 0, cause.start) + 1
+        raise StudyError(
+            f"{file} line {line} is not UTF-8 (byte {content[cause.start]:#x}): save the "
+            'table as "CSV UTF-8"'
+        ) from cause
+
+
+def read_lines(file: Path) -> tuple[str, ...]:
+    """Lines of a UTF-8 text file in composed Unicode form, without comments and blank lines."""
+    lines = read_text(file).splitlines()
+    return tuple(composed(line) for line in lines if line.strip() and not line.startswith("#"))
 
 
 def is_dicom(data: bytes) -> bool:

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from pipeline.data.images import RememberedFile
 from pipeline.data.index import KeyIndex
-from pipeline.data.items import MAX_PIXELS, Item, Reading, window_of
+from pipeline.data.items import MAX_PIXELS, Item, Reading, read_lines, window_of
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patients_or_paths, split_source
 from pipeline.data.sources import check_layout, layout_hint, scan
-from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError, record_failure
 from pipeline.parallel import Each, in_threads
 from pipeline.progress import Progress

@@ -29,9 +29,10 @@ from pipeline.data.items import (
     is_output,
     list_folder,
     read_file,
+    read_lines,
 )
 from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION
-from pipeline.data.tables import read_lines, scan_table
+from pipeline.data.tables import scan_table
 from pipeline.errors import ImageError, StudyError
 from pipeline.parallel import Each, in_turn
 from pipeline.study import GIVEN, LIST, Domain, SourceDomain, Study

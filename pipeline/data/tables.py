@@ -15,8 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, NoReturn
 
-from cache import disk
-from pipeline.data.items import NO_CLASS, Item, Listing, images_below, system_reason
+from pipeline.data.items import NO_CLASS, Item, Listing, images_below, read_text
 from pipeline.data.items import SUFFIXES as IMAGES
 from pipeline.errors import StudyError
 from pipeline.parallel import Each, in_turn
@@ -84,19 +83,13 @@ def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
     return header, map(check, rows)
 
 
-def read_lines(file: Path) -> tuple[str, ...]:
-    """Lines of a UTF-8 text file in composed Unicode form, without comments and blank lines."""
-    lines = _text(file).splitlines()
-    return tuple(composed(line) for line in lines if line.strip() and not line.startswith("#"))
-
-
 def fail(file: Path, line: int, message: str) -> NoReturn:
     """Raise a StudyError about one line of a table."""
     raise StudyError(f"{file} line {line}: {message}")
 
 
 def _text_rows(file: Path) -> Iterator[Row]:
-    text = _text(file)
+    text = read_text(file)
     header = text.partition("\n")[0]
     usual = ";" if ";" in header and "," not in header else ","
     separator = _SEPARATORS.get(file.suffix.lower(), usual)
@@ -107,21 +100,6 @@ def _text_rows(file: Path) -> Iterator[Row]:
                 yield Row(reader.line_num, [composed(cell.strip()) for cell in cells])
     except csv.Error as cause:
         fail(file, reader.line_num, f"not CSV ({cause}): put quotes around cells with commas")
-
-
-def _text(file: Path) -> str:
-    try:
-        content = disk.read_all(file.resolve())
-    except OSError as cause:
-        raise StudyError(f"{file} cannot be read: {system_reason(cause)}") from cause
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as cause:
-        line = content.count(b"\n", 0, cause.start) + 1
-        raise StudyError(
-            f"{file} line {line} is not UTF-8 (byte {content[cause.start]:#x}): save the "
-            'table as "CSV UTF-8"'
-        ) from cause
 
 
 def _parquet(file: Path) -> Iterator[Row]:

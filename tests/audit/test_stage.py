@@ -12,9 +12,9 @@ import pipeline.audit.stage as stage_module
 from pipeline.audit.stage import audit
 from pipeline.data.images import SHEET_SIDE, draw_sheet
 from pipeline.data.index import FactsIndex
+from pipeline.data.items import read_lines
 from pipeline.data.leaks import LEAK, NOTE, OK, Finding, refuse_leaks
 from pipeline.data.samples import load_samples
-from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError
 from pipeline.features.extract import extract
 from pipeline.study_file import load_study
