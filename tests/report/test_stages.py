@@ -60,7 +60,7 @@ def test_what_a_table_of_heads_leaves_open_says_how_many_patients_would_settle_i
     assert (
         text.count("too few patients for an interval of AUROC. An interval needs at least 2") == 1
     )
-    assert "decide the inconclusive differences: mlp 1,240." in text
+    assert "or that it is below one point: mlp 1,240." in text
 
 
 def test_audit_shows_the_worst_first_and_each_advice_once(records):
