@@ -304,14 +304,19 @@ def _quick_or_thorough(flags: Mapping[str, Any], quick: Any, thorough: Any) -> A
     return quick if flags["quick"] else thorough if flags["thorough"] else None
 
 
-def _record_of(stage: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Exception | None]:
-    """Run a stage; its record, to be shown, and then the error to raise if a part failed."""
+def _run_and_show(
+    stage: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run a stage and show its record, also if it ends with the failure of a part."""
     from pipeline.errors import PartsError
 
     try:
-        return stage(), None
+        record = stage()
     except PartsError as failure:
-        return dict(failure.record or {}), failure
+        show(dict(failure.record or {}))
+        raise
+    show(record)
+    return record
 
 
 def _wants_figures(flags: Mapping[str, Any]) -> bool:
@@ -483,10 +488,8 @@ def features(study: Path, **flags: Any) -> dict[str, Any]:
 
     loaded = _load(study, flags)
     given = {name: flags.pop(name) for name in ("rehash", "strict", "ray")}
-    record, failure = _record_of(partial(extract, loaded, _engine(flags), **given))
-    _show("features", record)
-    if failure:
-        raise failure
+    stage = partial(extract, loaded, _engine(flags), **given)
+    record = _run_and_show(stage, partial(_show, "features"))
     return {"study": record["study"], "backbones": list(record["backbones"])}
 
 
@@ -545,11 +548,10 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
         def drawn() -> dict[str, bytes]:
             return {name: image for job in drawing for name, image in job.result().items()}
 
-        record, failure = _record_of(partial(compare, study, options, show_scores))
-        _publish("heads", record, study, draw=drawn, before=shown[-1])
-    if failure:
-        raise failure
-    return record
+        def publish(record: dict[str, Any]) -> None:
+            _publish("heads", record, study, draw=drawn, before=shown[-1])
+
+        return _run_and_show(partial(compare, study, options, show_scores), publish)
 
 
 @main.command()
@@ -650,16 +652,16 @@ def finetune(study: Any, **flags: Any) -> dict[str, Any]:
 
     figures = flags.pop("figures")
     given = {name: flags.pop(name) for name in ("methods", "image_size", "limit", "device")}
-    tune = partial(run, study, **given, options=_samples(flags), settings=flags)
-    record, failure = _record_of(tune)
-    if not record["trial"]:
-        draw = partial(_draw, "finetune", record, study) if figures else dict
-        _publish("finetune", record, study, draw=draw)
-    elif _first_process():  # tables and figures on disk are of the whole run
-        _show("finetune", record)
-    if failure:
-        raise failure
-    return record
+    stage = partial(run, study, **given, options=_samples(flags), settings=flags)
+
+    def publish(record: dict[str, Any]) -> None:
+        if not record["trial"]:
+            draw = partial(_draw, "finetune", record, study) if figures else dict
+            _publish("finetune", record, study, draw=draw)
+        elif _first_process():  # tables and figures on disk are of the whole run
+            _show("finetune", record)
+
+    return _run_and_show(stage, publish)
 
 
 @main.command()
@@ -682,12 +684,12 @@ def shift(study: Any, **flags: Any) -> dict[str, Any]:
 
     effort = _quick_or_thorough(flags, QUICK, THOROUGH) or ShiftOptions()
     options = replace(effort, samples=_samples(flags), head=flags["head"])
-    record, failure = _record_of(partial(analyse, study, options))
-    draw = partial(_draw, "shift", record, study) if _wants_figures(flags) else dict
-    _publish("shift", record, study, draw=draw)
-    if failure:
-        raise failure
-    return record
+
+    def publish(record: dict[str, Any]) -> None:
+        draw = partial(_draw, "shift", record, study) if _wants_figures(flags) else dict
+        _publish("shift", record, study, draw=draw)
+
+    return _run_and_show(partial(analyse, study, options), publish)
 
 
 @main.command()
