@@ -37,7 +37,7 @@ from pipeline.data.items import (
 )
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import ARCHIVE, Domain, classes_of
-from pipeline.words import composed, printable
+from pipeline.words import printable
 
 _SUFFIXES = (".npy",)
 _IMAGES, _LABELS = "_images", "_labels"
@@ -121,9 +121,9 @@ def scan_stacks(domain: Domain) -> Listing:
 
 def _rows(stack: Item, domain: Domain) -> list[Item]:
     """The images of a stack; ``train_normal.npy`` and ``test_normal.npy`` hold the class normal."""
-    stem = Path(stack.path).stem
+    stem = Path(stack.name).stem
     part = next((p for p in ("train", "val", "test") if stem.startswith(f"{p}_")), "")
-    label = composed(stem.removeprefix(f"{part}_") or stem) if domain.labelled else NO_CLASS
+    label = (stem.removeprefix(f"{part}_") or stem) if domain.labelled else NO_CLASS
     return [
         replace(stack, path=f"{stack.path}#{row}", label=label, row=row, split=part)
         for row in range(_header(stack.file, stack.stat).shape[0])

@@ -17,7 +17,7 @@ from pipeline.data.samples import Samples
 from pipeline.data.tables import Row, fail, find_columns, read_table
 from pipeline.errors import StudyError, record_failure
 from pipeline.study import HEADER, Attribute, Domain, ImageTable, SourceDomain, Study
-from pipeline.words import composed, counted, have, printable
+from pipeline.words import counted, have, printable
 
 _LOG = logging.getLogger(__name__)
 #: The group of images without a row, or with an empty cell.
@@ -113,7 +113,7 @@ def _names_of_images(domain: Domain, file: Path, key: str, samples: Samples) -> 
     """The name of each image in the file: its path, or its patient before copies were joined."""
     items = [samples.items[row] for row in np.flatnonzero(samples.domain == domain.name)]
     if key == "path":
-        return [composed(item.path) for item in items]
+        return [item.name for item in items]
     patients = patients_of_items(domain, items)
     if domain.group == HEADER or not any(patients):
         why = "of DICOM headers are known as hashes only"

@@ -194,6 +194,11 @@ class Item:
     split: str = ""
     reading: Reading = Reading()
 
+    @property
+    def name(self) -> str:
+        """The path in composed Unicode form, by which names in other files are compared."""
+        return composed(self.path)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
 from pipeline.study import HEADER, Domain, SourceDomain
-from pipeline.words import composed, counted, have, printable
+from pipeline.words import counted, have, printable
 
 if TYPE_CHECKING:
     from pipeline.data.items import Item  # which imports all that reads images
@@ -46,7 +46,7 @@ def patient_of(path: str, pattern: str | None) -> str | None:
     """
     if pattern is None:
         return None
-    name = composed(path if "/" in pattern else path.rpartition("/")[2])
+    name = path if "/" in pattern else path.rpartition("/")[2]
     try:
         match = _compiled(pattern).search(name, timeout=_SECONDS_FOR_A_NAME)
     except TimeoutError as cause:
@@ -70,7 +70,7 @@ def patients_of_items(domain: Domain, items: Sequence["Item"]) -> list[str | Non
     """Patient id of each image from its header, the pattern, or a table's column; or None."""
     if domain.group is None or domain.group == HEADER:
         return [item.patient or None for item in items]
-    return [patient_of(item.path, domain.group) for item in items]
+    return [patient_of(item.name, domain.group) for item in items]
 
 
 def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:

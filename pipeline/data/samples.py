@@ -300,10 +300,10 @@ def exclusions_text(names: Iterable[str]) -> str:
 
 def _leave_out(exclude: Path, samples: Samples, unused: Iterable[str]) -> Samples:
     """Remove what the study excludes; done after the split, which then does not change."""
-    names = [composed(samples.name_of(row)) for row in range(len(samples))]
+    names = [samples.name_of(row) for row in range(len(samples))]
     lines = read_lines(exclude)
     of_failed = tuple(f"{name}/" for name in samples.failures)
-    unknown = set(lines) - {*names, *map(composed, unused)}
+    unknown = set(lines) - {*names, *unused}
     # A line that names no image is a typing error, of another study, or of a removed image.
     if unmatched := sorted(line for line in unknown if not line.startswith(of_failed)):
         raise StudyError(
@@ -317,7 +317,7 @@ def _leave_out(exclude: Path, samples: Samples, unused: Iterable[str]) -> Sample
 
 
 def _name(domain: str, path: str) -> str:
-    return printable(f"{domain}/{path}")
+    return printable(composed(f"{domain}/{path}"))
 
 
 # Checks whose failure makes every number wrong. More are in pipeline.data.leaks, for the audit.

@@ -36,7 +36,7 @@ from pipeline.data.tables import scan_table
 from pipeline.errors import ImageError, StudyError
 from pipeline.parallel import Each, in_turn
 from pipeline.study import GIVEN, LIST, Domain, SourceDomain, Study
-from pipeline.words import are, composed, counted, printable
+from pipeline.words import are, counted, printable
 
 _LOG = logging.getLogger(__name__)
 #: Why an image with changed content is refused; the next run may take it.
@@ -78,10 +78,10 @@ def _by_folder(domain: Domain, listing: Listing) -> Listing:
     """Images with the names of their folders as label and split."""
     items = []
     for item in listing.items:
-        *folders, _ = item.path.split("/")
+        *folders, _ = item.name.split("/")
         split = folders.pop(0) if _is_folder_split(domain) and folders else ""
         if folders or not domain.labelled:
-            label = composed(folders[0]) if domain.labelled else NO_CLASS
+            label = folders[0] if domain.labelled else NO_CLASS
             items.append(replace(item, label=label, split=split))
     for folder, left_out in listing.empty.items():
         raise StudyError(
@@ -415,7 +415,7 @@ def _splits_of_parts(domain: Domain, parts: Sequence[str]) -> dict[str, str]:
 def _named_in_list(domain: Domain, listing: Listing) -> list[Item]:
     """The images that a text file names, by path or file name."""
     names = set(read_lines(Path(domain.split)))
-    names_of = {i: {composed(i.path), composed(Path(i.path).name)} & names for i in listing.items}
+    names_of = {i: {i.name, Path(i.name).name} & names for i in listing.items}
     items = [replace(item, split="") for item, its_names in names_of.items() if its_names]
     if not items:
         raise StudyError(f"{domain.name}: {domain.split} names no image of {domain.path}")

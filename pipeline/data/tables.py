@@ -226,10 +226,10 @@ class _Lookup:
     """
 
     def __init__(self, images: Sequence[Item]) -> None:
-        self._by_path = {image.path: image for image in images}
+        self._by_path = {image.name: image for image in images}
         self._by_name: dict[str, Item | None] = {}
         for image in images:
-            path = PurePosixPath(image.path)
+            path = PurePosixPath(image.name)
             for name in {path.name, path.stem, str(path.with_suffix(""))}:
                 self._by_name[name] = None if name in self._by_name else image
         self._above: int | None = None

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,14 @@ def test_paths_from_above_all_begin_alike(root):
     text = "path,label\ntrain/a/1.png,x\ntrain/b/1.png,y\ntest/b/3.png,y\n"
     found = [item.path for item in scan(domain(root, text)).items]
     assert found == ["train/a/1.png", "train/b/1.png"]
+
+
+def test_files_copied_from_macos_are_found(tmp_path):
+    """Their names are decomposed, those in a table seldom are."""
+    decomposed = "u\u0308/o\u0308.png"
+    root = with_files(tmp_path / "images", decomposed, "v/1.png")
+    text = f"path,label\n{unicodedata.normalize('NFC', decomposed)},x\nv/1.png,y\n"
+    assert [item.label for item in scan(domain(root, text)).items] == ["y", "x"]
 
 
 def test_classes_are_renamed_and_others_left_out_by_values(root, caplog):
