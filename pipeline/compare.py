@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import disk
-from pipeline.data.leaks import Finding, find_leaks
+from pipeline.data.leaks import CheckResult, find_leaks
 from pipeline.data.patients import DRAWS, FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import (
@@ -394,7 +394,7 @@ def _save(run: _Run, heads: _Heads, unfitted: SavedHead) -> None:
 
 
 def _record(
-    run: _Run, samples: Samples, leaks: Sequence[Finding], heads: Sequence[_Heads]
+    run: _Run, samples: Samples, leaks: Sequence[CheckResult], heads: Sequence[_Heads]
 ) -> Record:
     """The record so far, JSON values."""
 

@@ -201,15 +201,14 @@ def _shuffled_head(features: Tensor, label: NDArray[np.int64], seed: int) -> nn.
 def _audit_aucs(study: Study, data: DomainData) -> dict[str, Any]:
     """AUC for the class from each region alone, from the audit's record of a domain."""
     try:
-        findings = read_set(study.results / "audit.json", "audit").record["findings"]
+        results = read_set(study.results / "audit.json", "audit").record.get("results", ())
     except MissingResultsError:
         return {}
     return {
-        region: finding["values"]["auc"]
+        region: result["values"]["auc"]
         for region in ("border", "corners")
-        for finding in findings
-        if (finding["check"], finding["where"]) == (region, data.name)
-        and "auc" in finding["values"]
+        for result in results
+        if (result["check"], result["where"]) == (region, data.name) and "auc" in result["values"]
     }
 
 

@@ -95,8 +95,8 @@ def test_a_fine_tuned_network_is_explained_too(marked):
     given = {"epochs": 6, "batch_size": 8, "learning_rate": 0.01}
     finetune(study, methods=("full",), settings=given, device="cpu")
     auc = {"estimate": 1.0, "low": 0.9, "high": 1.0}
-    finding = {"check": "corners", "where": "there", "values": {"auc": auc}}
-    write_set(study.results / "audit.json", {"findings": [finding]})
+    result = {"check": "corners", "where": "there", "values": {"auc": auc}}
+    write_set(study.results / "audit.json", {"results": [result]})
     record = explain(study, "full", images=5)
     assert [domain["audit"] for domain in record["domains"]] == [{}, {"corners": auc}]
     target = record["domains"][1]["rows"]

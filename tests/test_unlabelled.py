@@ -54,12 +54,12 @@ def test_the_audit_tests_what_needs_no_label_and_names_what_it_did_not_test(stud
     image = next((folder / "here" / "b").iterdir())
     copy_pixels(image, folder / "far" / "copy.png")
     extract(study, TORCH)
-    findings = audit(study, shortcuts=False)["findings"]
-    about = {f["check"]: f for f in findings if f["where"] == "far"}
+    results = audit(study, shortcuts=False)["results"]
+    about = {f["check"]: f for f in results if f["where"] == "far"}
     assert "it has no labels" in about["file properties"]["text"]
-    (domain,) = [f for f in findings if f["check"] == "domain" and "far" in f["where"]]
+    (domain,) = [f for f in results if f["check"] == "domain" and "far" in f["where"]]
     assert "far has no labels, so not by class" in domain["text"]
-    (leak,) = [f for f in findings if f["severity"] == "leak"]
+    (leak,) = [f for f in results if f["severity"] == "leak"]
     assert "far/copy.png" in leak["examples"]
 
 

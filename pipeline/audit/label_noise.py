@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from pipeline.data.domain import mean_and_scale
-from pipeline.data.leaks import NOTE, OK, Finding, impossible, labelled_domains
+from pipeline.data.leaks import NOTE, OK, CheckResult, impossible, labelled_domains
 from pipeline.data.patients import patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
@@ -53,15 +53,15 @@ def confident_class(label: NDArray[np.integer], proba: NDArray[np.floating]) -> 
     return np.where(np.isfinite(confident).any(axis=1), confident.argmax(axis=1), -1)
 
 
-def label_checks(samples: Samples, features: NDArray[np.floating]) -> list[Callable[[], Finding]]:
+def label_checks(samples: Samples, X: NDArray[np.floating]) -> list[Callable[[], CheckResult]]:
     """For each domain, the check that looks for wrong labels with heads of other patients."""
     return [
-        partial(_label_issues, domain, samples.where(rows), features[rows])
+        partial(_label_issues, domain, samples.where(rows), X[rows])
         for domain, rows in labelled_domains(samples)
     ]
 
 
-def _label_issues(domain: str, samples: Samples, features: NDArray[np.floating]) -> Finding:
+def _label_issues(domain: str, samples: Samples, features: NDArray[np.floating]) -> CheckResult:
     present, label = np.unique(samples.label, return_inverse=True)
     try:
         proba = _out_of_fold(features, label, samples.group)
@@ -81,7 +81,7 @@ def _label_issues(domain: str, samples: Samples, features: NDArray[np.floating])
         }
         for row in rows[np.argsort(margin, kind="stable")].tolist()
     ]
-    return _finding(domain, len(samples), images, _expected_false_alarms(label, proba, rows))
+    return _check_result(domain, len(samples), images, _expected_false_alarms(label, proba, rows))
 
 
 def _expected_false_alarms(
@@ -131,13 +131,13 @@ def _out_of_fold(
     return proba
 
 
-def _finding(domain: str, n: int, images: list[Image], false: float) -> Finding:
+def _check_result(domain: str, n: int, images: list[Image], false: float) -> CheckResult:
     if len(images) - false < _FEWEST_WRONG:
         text = (
             f"heads fitted to other patients are confident of another class in {len(images)} of "
             f"{n} images, no more than expected if all labels are right"
         )
-        return Finding(check=LABELS, severity=OK, where=domain, text=text)
+        return CheckResult(check=LABELS, severity=OK, where=domain, text=text)
     first = "; ".join(
         f"{image['path']} (seems {image['seems']}, {image['probability']:.2f})"
         for image in images[:_SHOWN]
@@ -145,7 +145,7 @@ def _finding(domain: str, n: int, images: list[Image], false: float) -> Finding:
     more = f"; and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
     likely = "probably" if false < len(images) / 2 else "perhaps"
     changes = Counter(f"{image['label']} seems {image['seems']}" for image in images)
-    return Finding(
+    return CheckResult(
         check=LABELS,
         severity=NOTE,
         where=domain,

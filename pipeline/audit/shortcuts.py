@@ -19,7 +19,7 @@ from pipeline.data.leaks import (
     NOTE,
     OK,
     WARNING,
-    Finding,
+    CheckResult,
     impossible,
     labelled_domains,
     patients_of,
@@ -95,19 +95,19 @@ class ShortcutTest:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def findings_of(tests: Sequence[ShortcutTest]) -> list[Finding]:
-    """Findings of all tests of an audit; p is adjusted over them (Holm)."""
+def results_of(tests: Sequence[ShortcutTest]) -> list[CheckResult]:
+    """Results of all tests of an audit; p is adjusted over them (Holm)."""
     values = [test.result.p for test in tests if isinstance(test.result, Separability)]
     adjusted = iter(holm(values).tolist())
     return [
         impossible(test.check, test.where, test.result)
         if isinstance(test.result, StudyError)
-        else _finding(test, test.result, next(adjusted), len(values))
+        else _check_result(test, test.result, next(adjusted), len(values))
         for test in tests
     ]
 
 
-def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> Finding:
+def _check_result(test: ShortcutTest, result: Separability, p: float, tests: int) -> CheckResult:
     auc, text = result.auc, f"AUC {_auc_text(result.auc)}{test.details}"
     shown = p < ALPHA and auc.low > 1 / 2
     strong = shown and max(auc.estimate, test.strongest) > test.high and not test.expected
@@ -121,7 +121,7 @@ def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> 
         sentence += counted(tests, "test")
     else:
         sentence = f"there is no sign that {test.claim}: {text}"
-    return Finding(
+    return CheckResult(
         check=test.check,
         severity=WARNING if strong else NOTE if shown or unsure else OK,
         where=test.where,
@@ -229,10 +229,10 @@ def mask_tests(samples: Samples, features: NDArray[np.floating], mask: str) -> l
     ]
 
 
-def untested(samples: Samples, checks: Sequence[str]) -> list[Finding]:
+def untested(samples: Samples, checks: Sequence[str]) -> list[CheckResult]:
     """A note for each domain without labels, on each check that needs labels."""
     return [
-        Finding(check=check, severity=NOTE, where=name, text="not tested: it has no labels")
+        CheckResult(check=check, severity=NOTE, where=name, text="not tested: it has no labels")
         for name in samples.unlabelled
         for check in checks
     ]

@@ -22,8 +22,8 @@ from pipeline.audit.shortcuts import (
     Job,
     domain_tests,
     fact_tests,
-    findings_of,
     mask_tests,
+    results_of,
     untested,
     with_permutations,
 )
@@ -35,7 +35,7 @@ from pipeline.data.leaks import (
     NOTE,
     SEVERITIES,
     WARNING,
-    Finding,
+    CheckResult,
     Overlap,
     check_leaks,
     picture_ids,
@@ -57,7 +57,7 @@ from pipeline.words import are, counted
 _LOG = logging.getLogger(__name__)
 AUDIT_REPORT = "audit.json"
 CONTACT_SHEET = "near_copies.png"
-SCHEMA = 4
+SCHEMA = 5
 #: Pairs on the contact sheet; the record holds all pairs.
 _ON_SHEET = 20
 #: Shown instead of an image that can no longer be read.
@@ -85,7 +85,7 @@ def audit(
             that need them are left out.
 
     Returns:
-        The record, which is also written to ``results/<study>/audit.json``: ``findings``, the
+        The record, which is also written to ``results/<study>/audit.json``: ``results``, the
         worst first; their ``counts`` by severity; ``near_copies``; ``leave_out``, the images that
         should not be scored, with those that the study excludes already; ``measured``, the
         number of images whose facts were not stored before. A contact sheet of the first near
@@ -116,26 +116,26 @@ def audit(
     tests, labels = done[: len(jobs)], done[len(jobs) :]
     of_masks = [test.check for test in tests[len(jobs) - len(masked) :]]
     unchecked = [
-        Finding(check="all checks", severity=WARNING, where=part, text=f"not checked: {reason}")
+        CheckResult(check="all checks", severity=WARNING, where=part, text=f"not checked: {reason}")
         for part, reason in failures
     ]
-    findings = [
+    results = [
         *leaks,
-        *findings_of(tests),
+        *results_of(tests),
         *labels,
         *untested(used, list(dict.fromkeys([FACTS, LABELS, *of_masks]))),
         *missing,
         *unchecked,
     ]
-    findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -finding.share))
-    counts = Counter(finding.severity for finding in findings)
+    results.sort(key=lambda result: (SEVERITIES.index(result.severity), -result.share))
+    counts = Counter(result.severity for result in results)
     pairs = [pair for overlap in shared for pair in overlap.near]
     record = {
         "schema": SCHEMA,
         "study": study.name,
         "counts": {severity: counts[severity] for severity in SEVERITIES},
         "images": len(used),
-        "findings": [asdict(finding) for finding in findings],
+        "results": [asdict(result) for result in results],
         "near_copies": _listed_pairs(used, pairs),
         "leave_out": _leave_out(study, used, shared, facts),
         "measured": measured,
@@ -163,7 +163,7 @@ def _measure_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDA
     return usable, index.facts(usable.samples.key), missing - len(reasons)
 
 
-def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[Finding]]:
+def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[CheckResult]]:
     """The tests of masked images, and a note for each mask without features."""
     tests: list[Job] = []
     missing = []
@@ -173,7 +173,7 @@ def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[Finding
             tests += mask_tests(table.samples, table.X, choice.mask)
         except MissingFeaturesError:
             missing.append(
-                Finding(
+                CheckResult(
                     check=MASKED[choice.mask][0],
                     severity=NOTE,
                     where="all domains",
@@ -215,7 +215,7 @@ def _leave_out(
     """
     rows: set[int] = set()
     for shared in overlap:
-        if shared.includes_source and (shared.finding.severity == LEAK or shared.near):
+        if shared.includes_source and (shared.result.severity == LEAK or shared.near):
             rows.update(shared.rows.tolist())
     for conflicting in samples.conflicts(picture_ids(samples, facts).tolist()):
         rows.update(conflicting)

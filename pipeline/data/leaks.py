@@ -30,14 +30,14 @@ _OVERLAP, _PATIENTS, _COPIES, _CONFLICTS = ("overlap", "patients", "copies", "la
 
 _ALL_ROLES = "all roles"
 _OF_SOURCE = f"{SOURCE} "
-#: Images that a finding names.
+#: Images that a result names.
 _SHOWN = 3
 #: This many near copies may be chance if neither patient nor file name agrees.
 _BY_CHANCE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class CheckResult:
     """The result of one check; one line of an audit.
 
     Attributes:
@@ -48,7 +48,7 @@ class Finding:
         examples: The first few images that it is about; a name can be a patient's.
         advice: What to do next; empty if there is nothing to do.
         share: How large the effect may be, 0 to 1: the share of images concerned, or how far an
-            AUC is from chance towards certainty. Findings are sorted by it.
+            AUC is from chance towards certainty. Results are sorted by it.
         values: The numbers and lists behind the sentence, JSON values.
     """
 
@@ -67,22 +67,22 @@ class Overlap:
     """What two roles have in common.
 
     Attributes:
-        finding: The finding about these roles.
+        result: The result about these roles.
         includes_source: Whether a head is fitted or chosen in one of the roles.
         near: Near copies.
         rows: Images of the second role that the first role has already; fit and validation come
             first.
     """
 
-    finding: Finding
+    result: CheckResult
     includes_source: bool
     near: tuple[NearPair, ...]
     rows: NDArray[np.intp]
 
 
-def impossible(check: str, where: str, reason: Exception) -> Finding:
+def impossible(check: str, where: str, reason: Exception) -> CheckResult:
     """A note that a check was not possible, and why."""
-    return Finding(check=check, severity=NOTE, where=where, text=f"cannot be tested: {reason}")
+    return CheckResult(check=check, severity=NOTE, where=where, text=f"cannot be tested: {reason}")
 
 
 def labelled_domains(samples: Samples) -> Iterator[tuple[str, NDArray[np.bool_]]]:
@@ -93,16 +93,16 @@ def labelled_domains(samples: Samples) -> Iterator[tuple[str, NDArray[np.bool_]]
             yield name, rows
 
 
-def find_leaks(study: Study, samples: Samples) -> list[Finding]:
+def find_leaks(study: Study, samples: Samples) -> list[CheckResult]:
     """The leaks that can be found without reading images; after an audit these are all leaks."""
     facts = stored_facts(study.store_root, samples.key)
-    findings, _ = check_leaks(study, samples, facts)
-    return [finding for finding in findings if finding.severity == LEAK]
+    results, _ = check_leaks(study, samples, facts)
+    return [result for result in results if result.severity == LEAK]
 
 
-def refuse_leaks(findings: Iterable[Finding]) -> None:
+def refuse_leaks(results: Iterable[CheckResult]) -> None:
     """Raise a CheckFailedError that names every leak, if there is one."""
-    leaks = [finding for finding in findings if finding.severity == LEAK]
+    leaks = [result for result in results if result.severity == LEAK]
     if not leaks:
         return
     texts = "; ".join(
@@ -113,14 +113,14 @@ def refuse_leaks(findings: Iterable[Finding]) -> None:
 
 def check_leaks(
     study: Study, samples: Samples, facts: NDArray[Any] | None = None
-) -> tuple[list[Finding], list[Overlap]]:
+) -> tuple[list[CheckResult], list[Overlap]]:
     """Check for patients and pictures in two roles.
 
     Without ``facts``, records of dtype ``FACTS`` (n,), only files with equal bytes count as one
     picture.
 
     Returns:
-        The findings; and the overlap of each two roles that have anything in common.
+        The results; and the overlap of each two roles that have anything in common.
     """
     roles, ids = roles_of(samples), picture_ids(samples, facts)
     near: tuple[NearPair, ...] = ()
@@ -137,12 +137,12 @@ def check_leaks(
     overlaps = [overlap for overlap in compared if overlap is not None]
     seen = counted(np.unique(patients_of(samples)).size, "patient")
     none = _passed(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
-    findings = [overlap.finding for overlap in overlaps] or [none]
+    results = [overlap.result for overlap in overlaps] or [none]
     for domain in study.domains:
-        findings += _check_patient_ids(domain, samples)
-    findings += _check_copies(samples, rows_of, ids)
-    findings.append(_check_conflicts(samples, ids))
-    return findings, overlaps
+        results += _check_patient_ids(domain, samples)
+    results += _check_copies(samples, rows_of, ids)
+    results.append(_check_conflicts(samples, ids))
+    return results, overlaps
 
 
 # Roles and identities.
@@ -214,7 +214,7 @@ def _overlap(
     person = "patient" if same_people else "patient id"
     nouns = ("equal picture", ""), ("near copy", "near copies"), (person, "")
     listed = [counted(n, *noun) for n, noun in zip(counts, nouns, strict=True) if n]
-    finding = Finding(
+    result = CheckResult(
         check=_OVERLAP,
         severity=severity,
         where=" and ".join(two_roles),
@@ -223,7 +223,7 @@ def _overlap(
         advice=_ADVICE[severity],
         share=float(leaked.mean()) if pairs or same_people else 0.0,
     )
-    return Overlap(finding=finding, includes_source=includes_source, near=near, rows=second[leaked])
+    return Overlap(result=result, includes_source=includes_source, near=near, rows=second[leaked])
 
 
 def _named_patients(samples: Samples, rows: NDArray[np.intp]) -> NDArray[np.str_]:
@@ -244,7 +244,7 @@ _ADVICE = {
 }
 
 
-def _check_patient_ids(domain: Domain, samples: Samples) -> Iterator[Finding]:
+def _check_patient_ids(domain: Domain, samples: Samples) -> Iterator[CheckResult]:
     rows = np.flatnonzero(samples.domain == domain.name)
     count = sum(samples.group[row] == samples.items[row].path for row in rows.tolist())
     if not count:
@@ -255,7 +255,7 @@ def _check_patient_ids(domain: Domain, samples: Samples) -> Iterator[Finding]:
     else:
         text = f"`group` finds no patient in {count} of {rows.size} images, and each of "
         text += "these images counts as its own patient"
-    yield Finding(
+    yield CheckResult(
         check=_PATIENTS,
         severity=WARNING,
         where=domain.name,
@@ -268,7 +268,7 @@ def _check_patient_ids(domain: Domain, samples: Samples) -> Iterator[Finding]:
 
 def _check_copies(
     samples: Samples, rows_of: Mapping[str, NDArray[np.intp]], ids: NDArray[np.str_]
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """Check for the same picture twice in one role, which then counts twice."""
     for role, rows in rows_of.items():
         by_picture = defaultdict[str, list[int]](list)
@@ -279,7 +279,7 @@ def _check_copies(
             continue
         extra = sum(len(same) - 1 for same in copied)
         pictures = [[samples.name_of(row) for row in same] for same in copied]
-        yield Finding(
+        yield CheckResult(
             check=_COPIES,
             severity=NOTE,
             where=role,
@@ -290,13 +290,13 @@ def _check_copies(
         )
 
 
-def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
+def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> CheckResult:
     """Check for the same picture under two labels, one of which is wrong."""
     conflicts = samples.conflicts(ids.tolist())
     if not conflicts:
         return _passed(_CONFLICTS, "copies of one picture have one label")
     pictures = [[samples.name_of(row) for row in same] for same in conflicts]
-    return Finding(
+    return CheckResult(
         check=_CONFLICTS,
         severity=WARNING,
         where=_ALL_ROLES,
@@ -307,8 +307,8 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
     )
 
 
-def _passed(check: str, text: str) -> Finding:
-    return Finding(check=check, severity=OK, where=_ALL_ROLES, text=text)
+def _passed(check: str, text: str) -> CheckResult:
+    return CheckResult(check=check, severity=OK, where=_ALL_ROLES, text=text)
 
 
 def _first_of(texts: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ STAGES: Mapping[str, tuple[int, str]] = {
     "heads": (8, "Heads on frozen features"),
     "finetune": (7, "Frozen and fine-tuned networks"),
     "shift": (11, "Shift from the source to the targets"),
-    "audit": (4, "Leaks and shortcuts"),
+    "audit": (5, "Leaks and shortcuts"),
     "features": (1, "Stored features"),
 }
 #: The layout of a table over findings that is read here.

@@ -63,11 +63,11 @@ def compacted(stores: Mapping[str, Record]) -> list[str]:
 
 
 def audit(record: Record) -> Iterator[Part]:
-    """The parts of a report on ``audit.json``: findings, the worst first, then advice."""
-    findings, counts = record["findings"], {s: n for s, n in record["counts"].items() if n}
+    """The parts of a report on ``audit.json``: results, the worst first, then advice."""
+    results, counts = record["results"], {s: n for s, n in record["counts"].items() if n}
     for severity in (severity for severity in counts if severity != _OK):
-        rows = [finding for finding in findings if finding["severity"] == severity]
-        images = any(finding["examples"] for finding in rows)
+        rows = [result for result in results if result["severity"] == severity]
+        images = any(result["examples"] for result in rows)
         yield Table(
             counted(len(rows), severity),
             (Column("check"), Column("where"), Column("found", field="text")),
@@ -75,10 +75,10 @@ def audit(record: Record) -> Iterator[Part]:
             notes=("The images are named in audit.json.",) if images else (),
         )
     checks_of: dict[str, dict[str, None]] = {}  # each advice is printed once
-    for finding in findings:
-        checks_of.setdefault(finding["advice"], {})[finding["check"]] = None
+    for result in results:
+        checks_of.setdefault(result["advice"], {})[result["check"]] = None
     yield from (f"{', '.join(checks)}: {text}." for text, checks in checks_of.items() if text)
-    if fine := [f"{f['check']} ({f['where']})" for f in findings if f["severity"] == _OK]:
+    if fine := [f"{f['check']} ({f['where']})" for f in results if f["severity"] == _OK]:
         yield f"These checks found nothing: {'; '.join(fine)}."
     yield from _near_copies(record)
     leaks = "" if "leak" in counts else "No leak was found. "

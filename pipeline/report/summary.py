@@ -190,13 +190,13 @@ def _leaks(count: int | None) -> tuple[str, str]:
 
 
 def _shortcuts(audit: Record | None) -> tuple[str, str]:
-    findings = [f for f in audit["findings"] if f["check"] in _SHORTCUTS] if audit else []
-    severities = {finding["severity"] for finding in findings}
+    results = [f for f in audit["results"] if f["check"] in _SHORTCUTS] if audit else []
+    severities = {result["severity"] for result in results}
     if severities & {"leak", "warning"}:
         return "warn", "possible"
     if severities == {"ok"}:
         return "good", "no sign"
-    return "unknown", "inconclusive" if findings else "not tested"
+    return "unknown", "inconclusive" if results else "not tested"
 
 
 def _shift(shift: Record | None, head: PageHead | None) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from cache import disk
 from pipeline.data.attributes import Grouping, groupings
 from pipeline.data.domain import DomainData
 from pipeline.data.index import APPEARANCE, stored_facts
-from pipeline.data.leaks import Finding, check_leaks, refuse_leaks
+from pipeline.data.leaks import CheckResult, check_leaks, refuse_leaks
 from pipeline.data.patients import single_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import PartsError, PipelineError, StudyError, record_failure
@@ -176,9 +176,9 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
     samples, failures = table.samples, dict(table.samples.failures)
     source, *targets = (table.domain(d.name) for d in study.domains if d.name not in failures)
     facts = stored_facts(study.store_root, samples.key)
-    findings, _ = check_leaks(study, samples, facts)
+    results, _ = check_leaks(study, samples, facts)
     if not options.samples.allow_leaks:
-        refuse_leaks(findings)
+        refuse_leaks(results)
     groups = groupings(study, samples, failures)  # it may refuse a user's file
     for target in targets:
         if target.patients == 1:
@@ -211,7 +211,7 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
         if target.name in records:
             record = records[target.name]
             record["backbone"] = table.backbone
-            about = _findings_about(target, findings, study)
+            about = _about(target, results, study)
             record["caveats"] = caveats(head.source, target, about)
             record["provenance"]["recipes"] = [store.recipe.fingerprint for store in table.stores]
     maps = {
@@ -247,10 +247,10 @@ def _run_each(
     return records
 
 
-def _findings_about(target: DomainData, findings: Sequence[Finding], study: Study) -> list[Finding]:
+def _about(target: DomainData, results: Sequence[CheckResult], study: Study) -> list[CheckResult]:
     """Those on the source or this target, and on no other target."""
     others = {domain.name for domain in study.targets} - {target.name}
-    return [finding for finding in findings if not others & set(finding.where.split(" and "))]
+    return [result for result in results if not others & set(result.where.split(" and "))]
 
 
 def analyse_target(

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from pipeline.data.domain import DomainData
-from pipeline.data.leaks import OK, Finding
+from pipeline.data.leaks import OK, CheckResult
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.shift.adapt import BestMethod
 from pipeline.shift.decompose import Effect
@@ -264,7 +264,7 @@ def verdict_without_labels(
     return sentences
 
 
-def caveats(source: DomainData, target: DomainData, findings: Iterable[Finding]) -> list[str]:
+def caveats(source: DomainData, target: DomainData, results: Iterable[CheckResult]) -> list[str]:
     """Sentences on what limits the numbers of one target: few patients, and failed checks."""
     few = [
         f"The {data.role} has {counted(data.patients, 'patient')}. With so few, intervals are "
@@ -273,4 +273,4 @@ def caveats(source: DomainData, target: DomainData, findings: Iterable[Finding])
         if data.patients < ROUGH_BELOW
     ]
     # Which images, the audit says.
-    return few + [f"{f.where}: {f.text}." for f in findings if f.severity != OK]
+    return few + [f"{f.where}: {f.text}." for f in results if f.severity != OK]

@@ -31,7 +31,7 @@ def table(labels, *, domain="source"):
 
 
 def check_labels(samples, features):
-    """The findings of all domains."""
+    """The results of all domains."""
     return [check() for check in label_checks(samples, features)]
 
 
@@ -69,16 +69,16 @@ def test_flipped_labels_are_listed_and_no_other(classes, distance, least):
     features, truth = world(classes, distance=distance)
     given = truth.copy()
     given[:12] = (given[:12] + 1) % classes
-    (finding,) = check_labels(table(given), features)
+    (result,) = check_labels(table(given), features)
     names = table(given).classes
     flipped = {(f"source/p{i:03}.png", names[given[i]], names[truth[i]]) for i in range(12)}
-    images = finding.values["images"]
+    images = result.values["images"]
     assert {(image["path"], image["label"], image["seems"]) for image in images} <= flipped
-    assert least <= len(images) == sum(finding.values["counts"].values())
-    assert finding.severity == NOTE
-    assert f"{len(images)} of 240 images are probably labelled wrongly" in finding.text
-    assert finding.text.endswith("expected share of false alarms 0 %")
-    assert finding.examples.endswith(f"and {len(images) - 3} more")
+    assert least <= len(images) == sum(result.values["counts"].values())
+    assert result.severity == NOTE
+    assert f"{len(images)} of 240 images are probably labelled wrongly" in result.text
+    assert result.text.endswith("expected share of false alarms 0 %")
+    assert result.examples.endswith(f"and {len(images) - 3} more")
     certain = [image["probability"] for image in images]
     assert certain[0] >= certain[-1]
 
@@ -87,12 +87,12 @@ def test_flipped_labels_are_listed_and_no_other(classes, distance, least):
 def test_without_wrong_labels_nobody_is_accused(classes, distance):
     """Also where features predict nothing: half of all labels would look wrong."""
     features, truth = world(classes, distance=distance)
-    (finding,) = check_labels(table(truth), features)
+    (result,) = check_labels(table(truth), features)
     tested = "heads fitted to other patients are confident"
     untested = "cannot be tested: the features do not predict the label better than"
-    assert finding.severity == (OK if distance else NOTE)
-    assert finding.text.startswith(tested if distance else untested)
-    assert not finding.values
+    assert result.severity == (OK if distance else NOTE)
+    assert result.text.startswith(tested if distance else untested)
+    assert not result.values
 
 
 def test_a_rare_class_accuses_no_image_that_its_head_calls_rightly():
@@ -102,8 +102,8 @@ def test_a_rare_class_accuses_no_image_that_its_head_calls_rightly():
         truth = (np.arange(160) < 5).astype(int)
         features = rng.normal(size=(160, 20))
         features[:, 0] += 3.0 * truth
-        (finding,) = check_labels(table(truth), features)
-        assert (finding.severity, finding.values) == (OK, {})
+        (result,) = check_labels(table(truth), features)
+        assert (result.severity, result.values) == (OK, {})
 
 
 def test_each_domain_is_judged_by_its_own_patients():
@@ -111,10 +111,10 @@ def test_each_domain_is_judged_by_its_own_patients():
     features, truth = world(3, n=270)
     samples = table(truth)
     domain = np.where(np.arange(270) < 150, "source", np.where(truth == 1, "one", "two"))
-    findings = {f.where: f for f in check_labels(replace(samples, domain=domain), features)}
-    severities = {name: finding.severity for name, finding in findings.items()}
+    results = {f.where: f for f in check_labels(replace(samples, domain=domain), features)}
+    severities = {name: result.severity for name, result in results.items()}
     assert severities == {"source": OK, "one": NOTE, "two": OK}
-    assert "two classes" in findings["one"].text
+    assert "two classes" in results["one"].text
 
 
 def test_a_patient_does_not_vouch_for_their_own_images():
@@ -124,8 +124,8 @@ def test_a_patient_does_not_vouch_for_their_own_images():
     given[0] = 1 - given[0]
     rows = np.r_[np.zeros(9, int), np.arange(100)]
     samples = replace(table(given[rows]), group=np.array([f"p{row}" for row in rows]))
-    (finding,) = check_labels(samples, features[rows])
-    assert len(finding.values["images"]) == 10
+    (result,) = check_labels(samples, features[rows])
+    assert len(result.values["images"]) == 10
 
 
 @pytest.mark.parametrize(("distance", "least", "most"), [(1.0, 60, 200), (2.0, 0, 12)])
@@ -137,8 +137,8 @@ def test_expected_false_alarms_are_those_of_classes_that_overlap(distance, least
         truth = rng.permutation(np.arange(300) % 2)
         features = rng.normal(size=(300, 20))
         features[:, :2] += distance * np.eye(2)[truth]
-        (finding,) = check_labels(table(truth), features)
-        listed += len(finding.values.get("images", ()))
-        expected += finding.values.get("expected_false", 0.0)
+        (result,) = check_labels(table(truth), features)
+        listed += len(result.values.get("images", ()))
+        expected += result.values.get("expected_false", 0.0)
     assert least <= listed <= most
     assert expected == pytest.approx(listed, rel=0.2, abs=10)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.audit import shortcuts
-from pipeline.audit.shortcuts import MASKED, ShortcutTest, findings_of, mask_tests
+from pipeline.audit.shortcuts import MASKED, ShortcutTest, mask_tests, results_of
 from pipeline.audit.stage import audit, masked_study
 from pipeline.data.images import PixelPolicy
 from pipeline.data.index import FACTS
@@ -77,7 +77,7 @@ def audited_phantoms(name, films, *, marker):
     """A study of films with drawn labels; with ``marker`` all of class b have one.
 
     Returns:
-        The study, and the findings of its source by check.
+        The study, and the results of its source by check.
     """
     rng, folder = np.random.default_rng(0), Path(name)
     for i, label in enumerate(rng.permutation(np.repeat(["a", "b"], 50))):
@@ -89,26 +89,26 @@ def audited_phantoms(name, films, *, marker):
     study = load_study(folder / "study.toml")
     extract(study, TORCH)
     extract(masked_study(study), TORCH)
-    return study, {f["check"]: f for f in audit(study)["findings"] if f["where"] == "source"}
+    return study, {f["check"]: f for f in audit(study)["results"] if f["where"] == "source"}
 
 
 def test_a_planted_marker_is_found_in_the_corners_and_at_the_border(marker_backbone, films):
     """The corners alone predict the label, and so does the picture without its centre."""
-    _, findings = audited_phantoms("marked", films, marker=True)
+    _, results = audited_phantoms("marked", films, marker=True)
     for check in ("corners", "border"):
-        assert findings[check]["values"]["auc"]["estimate"] > 0.95, check
-        assert findings[check]["severity"] == WARNING
+        assert results[check]["values"]["auc"]["estimate"] > 0.95, check
+        assert results[check]["severity"] == WARNING
 
 
 def test_without_a_marker_corners_and_border_predict_nothing(marker_backbone, films):
     """The intervals cover one half, and no warning; so do those of most other labels."""
-    study, findings = audited_phantoms("unmarked", films, marker=False)
+    study, results = audited_phantoms("unmarked", films, marker=False)
     samples, _ = load_samples(study)
     rng = np.random.default_rng(3)
     for choice in masked_study(study).backbones:
         check, table = MASKED[choice.mask][0], load_features(study, choice, samples)
-        auc = findings[check]["values"]["auc"]
-        assert findings[check]["severity"] == OK
+        auc = results[check]["values"]["auc"]
+        assert results[check]["severity"] == OK
         assert auc["low"] < 0.5 < auc["high"]
         drawn = []
         for _ in range(20):
@@ -133,21 +133,21 @@ def test_what_few_patients_cannot_show_is_no_warning(study_file):
     table = FeatureTable(
         backbone="tiny", stores=(), widths=(2,), samples=samples, X=apart.astype(np.float32)
     )
-    (domain,) = findings_of([test() for test in shortcuts.domain_tests(table)])
+    (domain,) = results_of([test() for test in shortcuts.domain_tests(table)])
     facts = np.zeros(len(samples), FACTS)
     facts["height"] = facts["width"] = facts["file_bytes"] = 40
     facts["mean"] = apart[:, 0]
-    *_, stored = findings_of([test() for test in shortcuts.fact_tests(samples, facts)])
-    for finding in (domain, stored):
-        assert finding.where == "source and there"
-        assert finding.values["auc"]["estimate"] > 0.9
-        assert (finding.severity, finding.advice) == (NOTE, "")
-        assert finding.text.startswith("there are too few patients to say whether")
+    *_, stored = results_of([test() for test in shortcuts.fact_tests(samples, facts)])
+    for result in (domain, stored):
+        assert result.where == "source and there"
+        assert result.values["auc"]["estimate"] > 0.9
+        assert (result.severity, result.advice) == (NOTE, "")
+        assert result.text.startswith("there are too few patients to say whether")
     assert "too few patients to say whether the domain can be predicted" in stored.text
 
 
 def judged(values, others=0, **given):
-    """The finding of one test, beside others that found nothing."""
+    """The result of one test, beside others that found nothing."""
 
     def test(auc, low, end, p, **given):
         interval = Interval(
@@ -156,8 +156,8 @@ def judged(values, others=0, **given):
         result = Separability(auc=interval, p=p)
         return ShortcutTest(check="border", where="x", claim="it shows", result=result, **given)
 
-    finding, *_ = findings_of([test(*values, **given)] + others * [test(0.5, 0.4, 0.6, 0.5)])
-    return finding
+    result, *_ = results_of([test(*values, **given)] + others * [test(0.5, 0.4, 0.6, 0.5)])
+    return result
 
 
 @pytest.mark.parametrize(
@@ -176,12 +176,12 @@ def judged(values, others=0, **given):
 )  # fmt: skip
 def test_no_sentence_contradicts_its_interval(values, given, severity, text):
     """What is shown is said, what is strong is a warning; p is adjusted over all tests."""
-    finding = judged(values, **given)
-    assert finding.severity == severity
-    assert finding.text.startswith(text)
-    assert bool(finding.advice) == (severity == WARNING)
+    result = judged(values, **given)
+    assert result.severity == severity
+    assert result.text.startswith(text)
+    assert bool(result.advice) == (severity == WARNING)
     if "others" in given:
-        assert finding.text.endswith("p 0.06, adjusted for 6 tests")
+        assert result.text.endswith("p 0.06, adjusted for 6 tests")
 
 
 @pytest.mark.parametrize("tests", [1, 12, 28, 100])
@@ -198,6 +198,6 @@ def test_classes_that_are_parts_of_the_body_may_show_in_the_border(study_file):
     group = np.arange(len(samples)).astype(str)
     samples = replace(samples, classes=("hand", "chest x-ray"), group=group)
     signal = np.where(samples.labelled, samples.label, 0)[:, None] + 0.01 * np.arange(3)
-    finding, *_ = findings_of([test() for test in mask_tests(samples, signal, "centre")])
-    assert finding.severity == NOTE
-    assert finding.text.endswith("expected of classes that are parts of the body")
+    result, *_ = results_of([test() for test in mask_tests(samples, signal, "centre")])
+    assert result.severity == NOTE
+    assert result.text.endswith("expected of classes that are parts of the body")

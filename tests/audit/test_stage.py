@@ -13,7 +13,7 @@ from pipeline.audit.stage import audit
 from pipeline.data.images import SHEET_SIDE, draw_sheet
 from pipeline.data.index import FactsIndex
 from pipeline.data.items import read_lines
-from pipeline.data.leaks import LEAK, NOTE, OK, Finding, refuse_leaks
+from pipeline.data.leaks import LEAK, NOTE, OK, CheckResult, refuse_leaks
 from pipeline.data.samples import load_samples
 from pipeline.errors import CheckFailedError
 from pipeline.features.extract import extract
@@ -40,7 +40,7 @@ def test_a_clean_study_has_no_leak(study_file):
     """Every check of leaks is ok, and the command ends well."""
     run("features", study_file, *ENGINE)
     result = json.loads(run("audit", study_file, "--no-shortcuts", "--json").stdout)
-    severities = {f["check"]: f["severity"] for f in result["findings"]}
+    severities = {f["check"]: f["severity"] for f in result["results"]}
     assert {severities[name] for name in ("overlap", "label conflicts")} == {OK}
     assert result["counts"][LEAK] == 0
     assert record_of(Path("results/tiny/audit.json")) == result
@@ -59,7 +59,7 @@ def test_a_pixel_copy_in_fit_and_validation_ends_with_exit_code_3(study_file):
     assert "source fit and source validation: 1 equal picture is in both" in result.stderr
     assert f"{fit.name} = source/a/{validation.name}" in result.stderr
     written = record_of(Path("results/tiny/audit.json"))
-    assert written["findings"][0]["severity"] == LEAK
+    assert written["results"][0]["severity"] == LEAK
     shown = run("audit", study_file, "--no-shortcuts", "--json", code=3).stdout
     assert json.loads(shown)["counts"][LEAK] == 1
     refused = run("shift", study_file, "--quick", code=3)
@@ -95,10 +95,10 @@ def test_identical_files_of_source_and_target_are_listed_and_not_only_the_first_
     with pytest.raises(CheckFailedError, match="1 image of a target is also in the source"):
         load_samples(study)
     report = audit(study, shortcuts=False)
-    leaks = [f for f in report["findings"] if f["severity"] == LEAK]
+    leaks = [f for f in report["results"] if f["severity"] == LEAK]
     assert [(f["check"], f["where"].split(" and ")[1]) for f in leaks] == [("overlap", "there")]
     with pytest.raises(CheckFailedError, match="1 equal picture is in both"):
-        refuse_leaks(Finding(**finding) for finding in report["findings"])
+        refuse_leaks(CheckResult(**result) for result in report["results"])
     heads = ("heads", study_file, "--only", "prior", "--quick")
     assert "1 image of a target is also in the source" in run(*heads, code=3).stderr
     shown = run(*heads, "--allow-leaks").stdout
@@ -120,15 +120,15 @@ def test_the_shortcut_tests_need_features_of_their_own(study_file):
     """They have their own stores; without them the audit says so and tests nothing."""
     study = load_study(study_file)
     extract(study, TORCH)
-    findings = {f["check"]: f for f in audit(study)["findings"]}
-    assert findings["border"]["severity"] == findings["corners"]["severity"] == NOTE
-    assert "--shortcuts" in findings["border"]["advice"]
+    results = {f["check"]: f for f in audit(study)["results"]}
+    assert results["border"]["severity"] == results["corners"]["severity"] == NOTE
+    assert "--shortcuts" in results["border"]["advice"]
     before = json.loads((study.results / "features.json").read_text())
     run("audit", study_file, *ENGINE)
     assert len(list(Path("features").glob("tiny-*"))) == 3
     assert json.loads((study.results / "features.json").read_text()) == before
-    findings = {f["check"]: f for f in audit(study)["findings"]}
-    assert "auc" in findings["border"]["values"]
+    results = {f["check"]: f for f in audit(study)["results"]}
+    assert "auc" in results["border"]["values"]
 
 
 # Near copies.

@@ -15,10 +15,10 @@ from tests.data.copies import facts_of_samples, smooth_study
 from tests.tiny import edited, install_tiny_backbone
 
 
-def findings_of(study, samples, check="overlap", facts=None):
-    """The findings of one check."""
+def results_of(study, samples, check="overlap", facts=None):
+    """The results of one check."""
     found, _ = check_leaks(study, samples, facts)
-    return [finding for finding in found if finding.check == check]
+    return [result for result in found if result.check == check]
 
 
 def test_a_patient_in_fit_and_validation_is_a_leak(study_file):
@@ -28,10 +28,10 @@ def test_a_patient_in_fit_and_validation_is_a_leak(study_file):
     group = samples.group.copy()
     fit, held = (np.flatnonzero(samples.split == s)[0] for s in ("fit", "validation"))
     group[fit] = group[held]
-    (leak,) = findings_of(study, replace(samples, group=group))
+    (leak,) = results_of(study, replace(samples, group=group))
     assert (leak.severity, leak.text) == (LEAK, "1 patient is in both")
     assert leak.where == "source fit and source validation"
-    (clean,) = findings_of(study, samples)
+    (clean,) = results_of(study, samples)
     assert (clean.severity, clean.where) == (OK, "all roles")
 
 
@@ -41,13 +41,13 @@ def test_ids_that_two_hospitals_share_are_a_note_and_names_without_one_a_warning
     Path("there/a/p1000_99.png").write_bytes(Path("there/a/p2000_0.png").read_bytes())
     Path("there/b/nobody.png").write_bytes(Path("there/b/p2000_1.png").read_bytes())
     samples, _ = load_samples(study)
-    (met,) = findings_of(study, samples)
+    (met,) = results_of(study, samples)
     assert (met.severity, met.where, met.share) == (NOTE, "source fit and there", 0.0)
     assert met.text == "1 patient id is in both"
-    (alone,) = findings_of(study, samples, "patients")
+    (alone,) = results_of(study, samples, "patients")
     assert alone.text.startswith("`group` finds no patient in 1 of 22 images")
     blind = replace(study, source=replace(study.source, group=None))
-    (first, *_) = findings_of(blind, load_samples(blind)[0], "patients")
+    (first, *_) = results_of(blind, load_samples(blind)[0], "patients")
     assert (first.severity, first.where) == (WARNING, "source")
     assert "image-level split" in first.text
 
@@ -57,10 +57,10 @@ def test_one_picture_under_two_labels_is_listed(study_file):
     Path("there/b/p2000_98.png").write_bytes(Path("there/a/p2000_0.png").read_bytes())
     study = load_study(study_file)
     samples, _ = load_samples(study, ALL_IMAGES)
-    (conflict,) = findings_of(study, samples, "label conflicts")
+    (conflict,) = results_of(study, samples, "label conflicts")
     assert (conflict.severity, conflict.where) == (WARNING, "all roles")
     assert conflict.examples == "there/a/p2000_0.png and there/b/p2000_98.png"
-    (copies,) = findings_of(study, samples, "copies")
+    (copies,) = results_of(study, samples, "copies")
     assert (copies.severity, copies.where) == (NOTE, "there")
 
 
@@ -74,7 +74,7 @@ def overlap(tmp_path, monkeypatch):
         samples, _ = load_samples(study, ALL_IMAGES)
         split = np.where(samples.domain == "source", "fit", "target")
         facts = facts_of_samples(study_file, samples)
-        (found,) = findings_of(study, replace(samples, split=split), facts=facts)
+        (found,) = results_of(study, replace(samples, split=split), facts=facts)
         return found
 
     return find
@@ -89,7 +89,7 @@ def overlap(tmp_path, monkeypatch):
     ],
 )
 def test_so_many_near_copies_are_a_leak(tmp_path, overlap, copied, severity, text):
-    """Two alone may be chance, and are a warning; all names and splits are in the finding."""
+    """Two alone may be chance, and are a warning; all names and splits are in the result."""
     how = ("recompressed", "scaled by 1/2", "brightened")
     found = overlap(smooth_study(tmp_path, [(4 + k, 8 + k, how[k]) for k in range(copied)]))
     assert (found.severity, found.text) == (severity, text)
@@ -128,7 +128,7 @@ def test_ids_within_one_data_set_are_people(study_file):
     study = load_study(study_file)
     Path("there/a/p1000_99.png").write_bytes(Path("there/a/p2000_0.png").read_bytes())
     study = replace(study, targets=(replace(study.targets[0], of_source=True),))
-    (leak,) = findings_of(study, load_samples(study)[0])
+    (leak,) = results_of(study, load_samples(study)[0])
     assert (leak.severity, leak.text) == (LEAK, "1 patient is in both")
     assert leak.share == 1 / 21
     assert "hospital" not in f"{leak.text} {leak.advice}"
@@ -140,5 +140,5 @@ def test_two_targets_that_share_a_picture_are_a_warning(study_file):
     further = "[target.further]\npath = 'further'\ngroup = '^(p\\d+)'\n[store]"
     study = edited(study_file, {"[store]": further})
     samples, _ = load_samples(study, ALL_IMAGES)
-    (found,) = findings_of(study, samples)
+    (found,) = results_of(study, samples)
     assert (found.severity, found.where) == (WARNING, "there and further")

@@ -114,8 +114,8 @@ def test_a_target_and_a_backbone_of_one_name_fail_each_for_itself(study_file):
     with pytest.raises(PartsError) as error:
         extract(study, TORCH)
     assert {*error.value.record["failures"]} == {"target.densenet121", "backbone.densenet121"}
-    findings = audit(study, shortcuts=False)["findings"]
-    texts = [f["text"] for f in findings if f["where"] == "densenet121"]
+    results = audit(study, shortcuts=False)["results"]
+    texts = [f["text"] for f in results if f["where"] == "densenet121"]
     assert sorted("gone" in text for text in texts) == [False, True]
 
 

@@ -67,10 +67,10 @@ def test_audit_shows_the_worst_first_and_each_advice_once(records):
     """Images are named in the file alone, all but those of the nearest pairs."""
     audit = records["audit"]
     assert "No leak was found." in show("audit", audit)
-    (copies,) = [finding for finding in audit["findings"] if finding["check"] == "copies"]
+    (copies,) = [result for result in audit["results"] if result["check"] == "copies"]
     copies["severity"] = "leak"
     audit["counts"] |= {"leak": 1, "note": audit["counts"]["note"] - 1}
-    audit["findings"].append({**copies, "check": "patients"})
+    audit["results"].append({**copies, "check": "patients"})
     pair = [{"path": f"{name}.png", "role": name, "label": "a"} for name in "xy"]
     audit["near_copies"] = 7 * [{"likeness": 0.999, "how": "mirrored", "images": pair}]
     text = " ".join(show("audit", audit).split())

@@ -62,8 +62,8 @@ def shift_of(loss, gap, target="b", p=0.5, head="mlp"):
 
 
 def audit_of(leak=0, **severities):
-    findings = [{"check": c.replace("_", " "), "severity": s} for c, s in severities.items()]
-    return {"counts": {"leak": leak}, "findings": findings}
+    results = [{"check": c.replace("_", " "), "severity": s} for c, s in severities.items()]
+    return {"counts": {"leak": leak}, "results": results}
 
 
 def records_of(audit, shift, heads):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.domain import DomainData
-from pipeline.data.leaks import OK, WARNING, Finding
+from pipeline.data.leaks import OK, WARNING, CheckResult
 from pipeline.shift.adapt import BestMethod
 from pipeline.shift.decompose import Effect
 from pipeline.shift.verdict import CAUSES, caveats, verdict, verdict_without_labels
@@ -161,7 +161,7 @@ def test_without_labels_the_range_says_what_it_cannot_see():
 
 def test_few_patients_and_what_checks_found_are_caveats():
     """Else there is none."""
-    fine = Finding(check="copies", severity=OK, where="source", text="no copy")
+    fine = CheckResult(check="copies", severity=OK, where="source", text="no copy")
     shared = replace(fine, severity=WARNING, where="source and b", text="1 patient id")
     source, target = (
         DomainData(name=role, role=role, group=np.arange(n))
