@@ -576,15 +576,15 @@ def audit(
 ) -> dict[str, Any]:
     """Look for leaks and shortcuts before you believe any number. Exit code 3 means a leak.
 
-    The audit looks for patients and images in two roles, near copies, and conflicting or doubtful
-    labels. It tests whether features predict the hospital, and whether file size, grey values,
-    border or corners predict the label.
+    The audit looks for patients and images in two roles, near duplicates, and conflicting or
+    doubtful labels. It tests whether features predict the hospital, and whether file size, grey
+    values, border or corners predict the label.
 
     Example: headrace audit study.toml --write-exclude leave_out.txt
     """
     from cache import disk
     from pipeline.audit.stage import audit as run
-    from pipeline.data.leaks import Finding, refuse_leaks
+    from pipeline.data.leaks import CheckResult, refuse_leaks
     from pipeline.data.samples import exclusions_text
     from pipeline.errors import CheckFailedError
 
@@ -594,7 +594,7 @@ def audit(
         disk.publish(write_exclude, exclusions_text(record["leave_out"]).encode())
     _show("audit", record)
     try:
-        refuse_leaks(Finding(**finding) for finding in record["findings"])
+        refuse_leaks(CheckResult(**result) for result in record["results"])
     except CheckFailedError as leak:
         leak.record = record
         raise

@@ -79,11 +79,11 @@ def _of_shift(study: Study, record: Record) -> Iterator[Record]:
 
 def _of_audit(_: Study, record: Record) -> Iterator[Record]:
     """One row for each shortcut test."""
-    for finding in record["findings"]:
-        values = finding["values"]
+    for result in record["results"]:
+        values = result["values"]
         if "p_adjusted" in values:
             tested = {"auc": values["auc"], "p": values["p"]}
-            yield {"where": finding["where"], "check": finding["check"], **tested}
+            yield {"where": result["where"], "check": result["check"], **tested}
 
 
 #: By stage, the function that makes the rows of one finding from its record.

@@ -118,7 +118,7 @@ STAGES = {
     "heads": _heads,
     "shift": _stage("shift", ["shift.h5"], ["shift.md", "shift_errors.csv"], ["shift*.csv"]),
     "finetune": _finetune,
-    "audit": _stage("audit", ["leave_out.txt", "near_copies.png"], [], ["near_copies.png"]),
+    "audit": _stage("audit", ["leave_out.txt", "near_duplicates.png"], [], ["near_duplicates.png"]),
     "report": _one_file,
 }
 #: The errors go wrong once, and for good.

@@ -1,1 +1,1 @@
-"""The audit: leaks, near copies, shortcuts and doubtful labels."""
+"""The audit: leaks, near duplicates, shortcuts and doubtful labels."""

@@ -41,7 +41,7 @@ from pipeline.data.leaks import (
     picture_ids,
     roles_of,
 )
-from pipeline.data.near_copies import NearPair
+from pipeline.data.near_duplicates import DuplicatePair
 from pipeline.data.samples import ALL_IMAGES, Samples, load_samples
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, MissingFeaturesError, record_failure
@@ -56,7 +56,7 @@ from pipeline.words import are, counted
 
 _LOG = logging.getLogger(__name__)
 AUDIT_REPORT = "audit.json"
-CONTACT_SHEET = "near_copies.png"
+CONTACT_SHEET = "near_duplicates.png"
 SCHEMA = 5
 #: Pairs on the contact sheet; the record holds all pairs.
 _ON_SHEET = 20
@@ -86,10 +86,10 @@ def audit(
 
     Returns:
         The record, which is also written to ``results/<study>/audit.json``: ``results``, the
-        worst first; their ``counts`` by severity; ``near_copies``; ``leave_out``, the images that
-        should not be scored, with those that the study excludes already; ``measured``, the
+        worst first; their ``counts`` by severity; ``near_duplicates``; ``leave_out``, the images
+        that should not be scored, with those that the study excludes already; ``measured``, the
         number of images whose facts were not stored before. A contact sheet of the first near
-        copies is written beside it.
+        duplicates is written beside it.
 
     Raises:
         MissingFeaturesError: Stage 1 has not been run.
@@ -136,14 +136,14 @@ def audit(
         "counts": {severity: counts[severity] for severity in SEVERITIES},
         "images": len(used),
         "results": [asdict(result) for result in results],
-        "near_copies": _listed_pairs(used, pairs),
+        "near_duplicates": _listed_pairs(used, pairs),
         "leave_out": _leave_out(study, used, shared, facts),
         "measured": measured,
         "seconds": round(time.perf_counter() - start, 2),
     }
     sheet = _contact_sheet(used, pairs)
     files = {} if sheet is None else {CONTACT_SHEET: sheet}
-    write_set(study.results / AUDIT_REPORT, record, files, owned=(CONTACT_SHEET,))
+    write_set(study.results / AUDIT_REPORT, record, files, owned=("near_*.png",))
     return record
 
 
@@ -184,11 +184,11 @@ def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[CheckRe
     return tests, missing
 
 
-# Near copies, and what should be left out.
+# Near duplicates, and what should be left out.
 
 
-def _listed_pairs(samples: Samples, pairs: Sequence[NearPair]) -> list[dict[str, Any]]:
-    """Number, both images, and likeness of each pair; JSON values."""
+def _listed_pairs(samples: Samples, pairs: Sequence[DuplicatePair]) -> list[dict[str, Any]]:
+    """Number, both images, and similarity of each pair; JSON values."""
     roles = roles_of(samples)
 
     def image(row: int) -> dict[str, str]:
@@ -199,7 +199,7 @@ def _listed_pairs(samples: Samples, pairs: Sequence[NearPair]) -> list[dict[str,
         {
             "number": number,
             "images": [image(row) for row in pair.rows],
-            "likeness": pair.likeness,
+            "similarity": pair.similarity,
             "how": pair.how,
         }
         for number, pair in enumerate(pairs, start=1)
@@ -223,7 +223,7 @@ def _leave_out(
     return sorted({*before, *map(samples.name_of, rows)})
 
 
-def _contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
+def _contact_sheet(samples: Samples, pairs: Sequence[DuplicatePair]) -> bytes | None:
     """A PNG file of the first pairs side by side, as far as they can be read; None: no pairs."""
     roles, policy = roles_of(samples), PixelPolicy(size=SHEET_SIDE)
 
@@ -237,7 +237,7 @@ def _contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
         (
             [picture(row) for row in pair.rows],
             (
-                f"{number}. {pair.how}, likeness {pair.likeness:.3f}",
+                f"{number}. {pair.how}, similarity {pair.similarity:.3f}",
                 " | ".join(f"{roles[row]}: {samples.class_of(row)}" for row in pair.rows),
             ),
         )

@@ -183,7 +183,7 @@ _STROKE = 0.3
 _FLOOR = 1e-3  # logarithms of shares and of noise start here
 #: Share of each side that counts as border, on each end.
 _BORDER = 0.05
-#: Side of the small picture by which near copies are found.
+#: Side of the small picture by which near duplicates are found.
 SMALL = 48
 #: Luminance table of ITU-T T.81, annex K.1, row by row: what libjpeg scales by quality.
 _ANNEX_K = np.array(
@@ -270,7 +270,7 @@ APPEARANCE: Mapping[str, Callable[[_Grey], float]] = MappingProxyType(
 )
 
 #: The facts of one image. Greys are 0 to 255; ``jpeg_quality`` is 1 to 100, NaN where the
-#: file is no JPEG; ``small`` is the picture at a small size, by which near copies are found;
+#: file is no JPEG; ``small`` is the picture at a small size, by which near duplicates are found;
 #: ``pixels`` the digest of the pixels. The last are those of :data:`APPEARANCE`.
 FACTS = np.dtype(
     [

@@ -1,7 +1,7 @@
-"""Leaks: patients, pictures or near copies that are in two roles at once.
+"""Leaks: patients, pictures or near duplicates that are in two roles at once.
 
 A role is a split of the source or a target. For each two roles all evidence is joined: equal
-patient ids, equal pictures, near copies, equal file names.
+patient ids, equal pictures, near duplicates, equal file names.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.index import stored_facts
-from pipeline.data.near_copies import NearPair, stored_near_copies
+from pipeline.data.near_duplicates import DuplicatePair, stored_duplicates
 from pipeline.data.patients import TARGET
 from pipeline.data.samples import Samples
 from pipeline.errors import CheckFailedError
@@ -32,7 +32,7 @@ _ALL_ROLES = "all roles"
 _OF_SOURCE = f"{SOURCE} "
 #: Images that a result names.
 _SHOWN = 3
-#: This many near copies may be chance if neither patient nor file name agrees.
+#: This many near duplicates may be chance if neither patient nor file name agrees.
 _BY_CHANCE = 2
 
 
@@ -69,14 +69,14 @@ class Overlap:
     Attributes:
         result: The result about these roles.
         includes_source: Whether a head is fitted or chosen in one of the roles.
-        near: Near copies.
+        near: Near duplicates.
         rows: Images of the second role that the first role has already; fit and validation come
             first.
     """
 
     result: CheckResult
     includes_source: bool
-    near: tuple[NearPair, ...]
+    near: tuple[DuplicatePair, ...]
     rows: NDArray[np.intp]
 
 
@@ -123,9 +123,9 @@ def check_leaks(
         The results; and the overlap of each two roles that have anything in common.
     """
     roles, ids = roles_of(samples), picture_ids(samples, facts)
-    near: tuple[NearPair, ...] = ()
+    near: tuple[DuplicatePair, ...] = ()
     if facts is not None:
-        pairs = stored_near_copies(study.store_root, facts["small"], roles, patients_of(samples))
+        pairs = stored_duplicates(study.store_root, facts["small"], roles, patients_of(samples))
         near = tuple(pair for pair in pairs if ids[pair.rows[0]] != ids[pair.rows[1]])
     rows_of = _rows_by_role(roles)
     tests = {target.name for target in study.targets if target.of_source}
@@ -183,7 +183,7 @@ def _overlap(
     samples: Samples,
     roles: NDArray[np.str_],
     ids: NDArray[np.str_],
-    near: Sequence[NearPair],
+    near: Sequence[DuplicatePair],
     two_roles: tuple[str, str],
     *,
     same_people: bool,
@@ -212,7 +212,7 @@ def _overlap(
         sure = copies or is_joined or len(near) > _BY_CHANCE or (same_people and patients.size)
         severity = LEAK if sure else WARNING
     person = "patient" if same_people else "patient id"
-    nouns = ("equal picture", ""), ("near copy", "near copies"), (person, "")
+    nouns = ("equal picture", ""), ("near duplicate", ""), (person, "")
     listed = [counted(n, *noun) for n, noun in zip(counts, nouns, strict=True) if n]
     result = CheckResult(
         check=_OVERLAP,
@@ -238,7 +238,7 @@ _EXCLUDE = (
 )
 _ADVICE = {
     LEAK: f"Heads learn from these images before they are scored on them. {_EXCLUDE}",
-    WARNING: f"Look at near_copies.png. If it shows the same patients, {_EXCLUDE}",
+    WARNING: f"Look at near_duplicates.png. If it shows the same patients, {_EXCLUDE}",
     NOTE: "Two data sets may use the same numbers, and no picture is in both. If these are the "
     "same patients, remove them from one of the two",
 }

@@ -284,7 +284,7 @@ def _label_and_split(
     )
 
 
-# Images that a study leaves out by name, for example near copies from the audit's list.
+# Images that a study leaves out by name, for example near duplicates from the audit's list.
 
 
 _EXCLUSIONS_HEAD = """\

@@ -80,7 +80,7 @@ def audit(record: Record) -> Iterator[Part]:
     yield from (f"{', '.join(checks)}: {text}." for text, checks in checks_of.items() if text)
     if fine := [f"{f['check']} ({f['where']})" for f in results if f["severity"] == _OK]:
         yield f"These checks found nothing: {'; '.join(fine)}."
-    yield from _near_copies(record)
+    yield from _near_duplicates(record)
     leaks = "" if "leak" in counts else "No leak was found. "
     kinds = [
         counted(n, "check passed" if s == _OK else s, "checks passed" if s == _OK else "")
@@ -89,8 +89,8 @@ def audit(record: Record) -> Iterator[Part]:
     yield f"{leaks}{counted(record['images'], 'image')}: {', '.join(kinds)}."
 
 
-def _near_copies(record: Record) -> Iterator[Table]:
-    pairs = record["near_copies"]
+def _near_duplicates(record: Record) -> Iterator[Table]:
+    pairs = record["near_duplicates"]
     names = [
         [f"{image['path']} ({image['role']}, {image['label']})" for image in pair["images"]]
         for pair in pairs[:_PAIRS]
@@ -99,11 +99,11 @@ def _near_copies(record: Record) -> Iterator[Table]:
     rows = [{**pair, "image": name, "other image": other} for pair, (name, other) in shown]
     more = len(pairs) - _PAIRS
     notes = [f"{more} more pairs are in audit.json."] if more > 0 else []
-    sheet = f"The file results/{record['study']}/near_copies.png shows them side by side."
+    sheet = f"The file results/{record['study']}/near_duplicates.png shows them side by side."
     if rows:
         yield Table(
-            "Near copies in different roles, most similar first",
-            (Column("image"), Column("other image"), Column("how"), Column("likeness", "number")),
+            "Near duplicates in different roles, most similar first",
+            (Column("image"), Column("other image"), Column("how"), Column("similarity", "number")),
             rows,
             notes=(*notes, sheet),
         )

@@ -131,7 +131,7 @@ def test_the_shortcut_tests_need_features_of_their_own(study_file):
     assert "auc" in results["border"]["values"]
 
 
-# Near copies.
+# Near duplicates.
 
 #: Numbers of pictures that are in fit, and their copies in the target.
 IN_FIT = (4, 6, 10)
@@ -153,22 +153,22 @@ def copied_study(tmp_path, monkeypatch):
     return study_file
 
 
-def test_a_leak_of_near_copies_is_said_everywhere_and_can_be_left_out(copied_study):
+def test_a_leak_of_near_duplicates_is_said_everywhere_and_can_be_left_out(copied_study):
     """By the audit's exit code, above the table of heads, by shift; and no more afterwards."""
     shown = run("audit", copied_study, "--no-shortcuts", "--write-exclude", "out.txt", code=3)
-    assert "source fit and there: 3 near copies are in both" in shown.stderr
+    assert "source fit and there: 3 near duplicates are in both" in shown.stderr
     assert shown.stdout.count("lists the images") == 1
     assert read_lines(Path("out.txt")) == COPIED
-    with Image.open("results/smooth/near_copies.png") as sheet:
+    with Image.open("results/smooth/near_duplicates.png") as sheet:
         assert sheet.width > 2 * (2 * SHEET_SIDE)
     heads = run("heads", copied_study, "--only", "linear", "--quick").stdout
-    assert heads.startswith("Do not trust these numbers. source fit and there: 3 near copies")
-    assert "3 near copies" in run("shift", copied_study, "--quick", code=3).stderr
+    assert heads.startswith("Do not trust these numbers. source fit and there: 3 near duplicates")
+    assert "3 near duplicates" in run("shift", copied_study, "--quick", code=3).stderr
     copied_study.write_text('exclude = "out.txt"\n' + copied_study.read_text())
     again = json.loads(run("audit", copied_study, "--no-shortcuts", "--json").stdout)
     assert (again["images"], again["counts"]["leak"]) == (197, 0)
     assert again["leave_out"] == list(COPIED)
-    assert not Path("results/smooth/near_copies.png").exists()
+    assert not Path("results/smooth/near_duplicates.png").exists()
     assert "Do not trust" not in run("heads", copied_study, "--only", "linear", "--quick").stdout
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from pipeline.data.images import Content
 from pipeline.data.index import FactsIndex, facts_of
-from pipeline.data.near_copies import find_near_copies
+from pipeline.data.near_duplicates import find_duplicates
 from pipeline.data.patients import patient_of
 from pipeline.data.samples import Samples
 from pipeline.demo import CLASSES, Hospital, Patient, chest, expose
@@ -112,13 +112,13 @@ def main(pictures: list[Image.Image]) -> None:
     of_all, n = small(pictures), len(pictures)
     group = np.array([str(i) for i in range(n)])
     role = np.where(np.random.default_rng(0).random(n) < 0.5, "fit", "target")
-    false = find_near_copies(of_all, role, group)
+    false = find_duplicates(of_all, role, group)
     print(f"{n} images of different patients: {len(false)} pairs named")
     copied = np.random.default_rng(1).choice(n, min(n, COPIED), replace=False)
     for how, copy in COPIES.items():
         copies = small([copy(pictures[k]) for k in copied])
         roles = np.repeat(["fit", "target"], [n, len(copied)])
-        pairs = find_near_copies(
+        pairs = find_duplicates(
             np.concatenate([of_all, copies]), roles, np.r_[group, group[copied]]
         )
         wanted = {(int(k), n + i) for i, k in enumerate(copied)}

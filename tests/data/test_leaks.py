@@ -84,11 +84,11 @@ def overlap(tmp_path, monkeypatch):
     ("copied", "severity", "text"),
     [
         (0, OK, "no patient and no picture is in two roles (200 patients)"),
-        (2, WARNING, "2 near copies are in both"),
-        (3, LEAK, "3 near copies are in both"),
+        (2, WARNING, "2 near duplicates are in both"),
+        (3, LEAK, "3 near duplicates are in both"),
     ],
 )
-def test_so_many_near_copies_are_a_leak(tmp_path, overlap, copied, severity, text):
+def test_so_many_near_duplicates_are_a_leak(tmp_path, overlap, copied, severity, text):
     """Two alone may be chance, and are a warning; all names and splits are in the result."""
     how = ("recompressed", "scaled by 1/2", "brightened")
     found = overlap(smooth_study(tmp_path, [(4 + k, 8 + k, how[k]) for k in range(copied)]))
@@ -100,7 +100,7 @@ def test_so_many_near_copies_are_a_leak(tmp_path, overlap, copied, severity, tex
 
 
 def test_ids_for_which_a_picture_speaks_are_a_leak(tmp_path, overlap):
-    """One near copy is enough where its patient is the same; the patient's others count too."""
+    """One near duplicate is enough if its patient is the same; the patient's others count too."""
     study_file = smooth_study(tmp_path, [(4, 8, "recompressed")])
     folder = tmp_path / "there" / "a"
     (folder / "pt008.png").rename(folder / "ph004_2.png")
@@ -108,7 +108,7 @@ def test_ids_for_which_a_picture_speaks_are_a_leak(tmp_path, overlap):
     (folder / "pt012.png").rename(folder / "ph006_2.png")
     edited(study_file, {"^(p\\w+)": "^(p[a-z]+[0-9]+)"})
     leak = overlap(study_file)
-    assert (leak.severity, leak.text) == (LEAK, "1 near copy and 2 patient ids are in both")
+    assert (leak.severity, leak.text) == (LEAK, "1 near duplicate and 2 patient ids are in both")
     assert leak.share == 3 / 80
 
 

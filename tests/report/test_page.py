@@ -195,9 +195,9 @@ def test_names_cannot_become_markup(study):
 
 
 def test_no_file_and_no_patient_is_named(study, original):
-    """Findings of copies are shown, the copies are not."""
+    """Results on copies are shown, the copies are not."""
     values = record(study, "audit")
-    assert any("_0.png" in finding["examples"] for finding in values["findings"])
+    assert any("_0.png" in result["examples"] for result in values["results"])
     text = text_of(study)
     assert "1 image is a copy of another, with equal pixels" in text
     names = {path.name for path in original.rglob("*.png") if "figures" not in path.parts}

@@ -72,7 +72,7 @@ def test_audit_shows_the_worst_first_and_each_advice_once(records):
     audit["counts"] |= {"leak": 1, "note": audit["counts"]["note"] - 1}
     audit["results"].append({**copies, "check": "patients"})
     pair = [{"path": f"{name}.png", "role": name, "label": "a"} for name in "xy"]
-    audit["near_copies"] = 7 * [{"likeness": 0.999, "how": "mirrored", "images": pair}]
+    audit["near_duplicates"] = 7 * [{"similarity": 0.999, "how": "mirrored", "images": pair}]
     text = " ".join(show("audit", audit).split())
     assert text.index("leak") < text.index("2 warnings") < text.index(" notes")
     assert text.count("copies, patients: Each copy counts") == text.count("Each copy counts") == 1

@@ -1,4 +1,4 @@
-"""Near copies: images of two roles that show one picture, scaled, stored again or brightened.
+"""Near duplicates: images of two roles that show one picture, scaled, stored again or brightened.
 
 The index keeps a small version of each image (:mod:`pipeline.data.index`). Two images are
 compared in two ways:
@@ -38,7 +38,7 @@ _DETAIL = 2.7
 #: is ever used. The same for the agreement of tones.
 _LIMITS = np.array([[0.88, 0.95], [0.99, 0.998]])
 #: Correlation of textures from which tones are compared.
-_RATHER_ALIKE = 0.8
+_LEAST_SIMILARITY = 0.8
 #: The same before the mean is subtracted, which leaves only noise of two nearly empty pictures.
 _LEAST_RAW = 0.85
 #: Variance of grey below which a picture has no tones to compare.
@@ -58,23 +58,23 @@ _Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NearPair:
+class DuplicatePair:
     """Two images of different roles that look like copies of one.
 
     Attributes:
         rows: Their rows, smaller first.
-        likeness: Correlation of their textures, in [-1, 1].
+        similarity: Correlation of their textures, in [-1, 1].
         how: How one was made from the other, such as ``mirrored``.
     """
 
     rows: tuple[int, int]
-    likeness: float
+    similarity: float
     how: str
 
 
-def find_near_copies(
+def find_duplicates(
     small: NDArray[np.uint8], roles: NDArray[np.str_], group: NDArray[np.str_]
-) -> tuple[NearPair, ...]:
+) -> tuple[DuplicatePair, ...]:
     """For each image the most similar image of each other role, if it is similar enough.
 
     The limit for two roles is the higher of their two limits; a third role never changes it.
@@ -92,47 +92,47 @@ def find_near_copies(
     rows_of = {role: np.flatnonzero(roles == role) for role in dict.fromkeys(roles.tolist())}
     limits = {r: _limits(small[rows], whole[rows], group[rows]) for r, rows in rows_of.items()}
     basis = _basis(whole)
-    best: dict[tuple[int, int], NearPair] = {}
+    best: dict[tuple[int, int], DuplicatePair] = {}
     of_two = [
         (roles, view)
         for roles in combinations(rows_of, 2)
         for how in _VIEWS
         for view in _view_pairs(how)
     ]
-    with Progress("near copies", sum(rows_of[a].size for (a, _), _ in of_two)) as progress:
+    with Progress("near duplicates", sum(rows_of[a].size for (a, _), _ in of_two)) as progress:
         for (a, b), (view, other_view) in of_two:
             first, second = rows_of[a], rows_of[b]
             pair = textures[view][first], textures[other_view][second]
             mean = (whole[first].mean(axis=0) + whole[second].mean(axis=0)) / 2
             limit, least_tone = np.maximum(limits[a], limits[b])
-            for i, j, likeness in _alike(pair, mean.astype(np.float32), basis, progress):
+            for i, j, similarity in _similar_pairs(pair, mean.astype(np.float32), basis, progress):
                 row, partner = int(first[i]), int(second[j])
                 raw = _directions(pair[0][[i]]) @ _directions(pair[1][[j]]).T
-                if likeness < limit or raw.item() < _LEAST_RAW:
+                if similarity < limit or raw.item() < _LEAST_RAW:
                     greys = _in_view(small[[row]], view), _in_view(small[[partner]], other_view)
                     if _tones(*greys).item() < least_tone:
                         continue
                 rows = min(row, partner), max(row, partner)
-                if rows not in best or best[rows].likeness < likeness:
+                if rows not in best or best[rows].similarity < similarity:
                     how = view if other_view == "copy" else other_view
-                    best[rows] = NearPair(rows=rows, likeness=likeness, how=how)
-    return tuple(sorted(best.values(), key=lambda pair: (-pair.likeness, pair.rows)))
+                    best[rows] = DuplicatePair(rows=rows, similarity=similarity, how=how)
+    return tuple(sorted(best.values(), key=lambda pair: (-pair.similarity, pair.rows)))
 
 
-def stored_near_copies(
+def stored_duplicates(
     store_root: Path, small: NDArray[np.uint8], roles: NDArray[np.str_], group: NDArray[np.str_]
-) -> tuple[NearPair, ...]:
-    """As :func:`find_near_copies`, with stored results: every stage needs the same pairs."""
+) -> tuple[DuplicatePair, ...]:
+    """As :func:`find_duplicates`, with stored results: every stage needs the same pairs."""
     content = hashlib.sha256(small.tobytes())
     for names in (roles, group):
         content.update(json.dumps(names.tolist()).encode())
     file = store_root / "index" / f"near-v{_VERSION}" / f"{content.hexdigest()[:24]}.json"
     with suppress(OSError, ValueError):
         return tuple(
-            NearPair(rows=(a, b), likeness=likeness, how=how)
-            for (a, b), likeness, how in json.loads(read_checked(file))
+            DuplicatePair(rows=(a, b), similarity=similarity, how=how)
+            for (a, b), similarity, how in json.loads(read_checked(file))
         )
-    pairs = find_near_copies(small, roles, group)
+    pairs = find_duplicates(small, roles, group)
     with suppress(WriteFailedError):
         write_checked(file, json.dumps([astuple(pair) for pair in pairs]).encode())
     return pairs
@@ -220,18 +220,18 @@ def _directions(textures: _Textures, mean: _Floats | float = 0.0) -> _Floats:
 def _limits(
     small: NDArray[np.uint8], textures: _Textures, group: NDArray[np.str_]
 ) -> NDArray[np.float64]:
-    """Limits of likeness and agreement of tones that different patients do not reach by chance.
+    """Limits of similarity and agreement of tones that different patients do not reach by chance.
 
     Median and median deviation are not affected if some of the role's images are copies.
     """
     directions = _directions(textures, textures.mean(axis=0).astype(np.float32))
     sample = np.random.default_rng(0).permutation(len(directions))[:_SAMPLE]
     same = group[sample, None] == group[None]
-    likeness = np.where(same, -1.0, directions[sample] @ directions.T)
-    nearest = likeness.argmax(axis=1)
+    similarity = np.where(same, -1.0, directions[sample] @ directions.T)
+    nearest = similarity.argmax(axis=1)
     tones = _tones(_in_view(small[sample], "copy"), _in_view(small[nearest], "copy"))
-    likeness = likeness.max(axis=1)
-    z = np.stack([np.arctanh(np.clip(likeness, -0.999, 0.999)), -np.log(1 - tones + 1e-6)])
+    similarity = similarity.max(axis=1)
+    z = np.stack([np.arctanh(np.clip(similarity, -0.999, 0.999)), -np.log(1 - tones + 1e-6)])
     middle = np.median(z, axis=1)
     spread = np.median(np.abs(z - middle[:, None]), axis=1) / _MAD_OF_NORMAL
     likely, agreed = middle + _SPREADS * spread
@@ -248,7 +248,7 @@ def _basis(textures: _Textures) -> _Floats:
     return np.ascontiguousarray(basis, np.float32)
 
 
-def _alike(
+def _similar_pairs(
     textures: tuple[_Textures, _Textures], mean: _Floats, basis: _Floats, progress: Progress
 ) -> Iterator[tuple[int, int, float]]:
     """Pairs of rows of two sets in which one row is the most similar to the other.
@@ -264,12 +264,12 @@ def _alike(
     coarse = np.hstack([coarse, half, np.ones_like(half)])
     others = np.hstack([others, np.ones_like(of_others), of_others])
     for start in range(0, len(a), _BLOCK):
-        near = coarse[start : start + _BLOCK] @ others.T >= _RATHER_ALIKE - 1 - 1e-5
+        near = coarse[start : start + _BLOCK] @ others.T >= _LEAST_SIMILARITY - 1 - 1e-5
         progress.advance(len(near))
         rows, partners = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
         if not rows.size:
             continue
-        likeness = a[start + rows] @ b[partners].T
-        most = (likeness == likeness.max(axis=0)) | (likeness == likeness.max(axis=1)[:, None])
-        for i, j in np.argwhere(most & (likeness >= _RATHER_ALIKE)).tolist():
-            yield int(start + rows[i]), int(partners[j]), float(likeness[i, j])
+        r = a[start + rows] @ b[partners].T
+        most = (r == r.max(axis=0)) | (r == r.max(axis=1)[:, None])
+        for i, j in np.argwhere(most & (r >= _LEAST_SIMILARITY)).tolist():
+            yield int(start + rows[i]), int(partners[j]), float(r[i, j])

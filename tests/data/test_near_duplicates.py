@@ -1,12 +1,12 @@
-"""Near copies are found however they were made; strangers are not."""
+"""Near duplicates are found however they were made; strangers are not."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import near_copies
+from pipeline.data import near_duplicates
 from pipeline.data.index import SMALL
-from pipeline.data.near_copies import find_near_copies, stored_near_copies
+from pipeline.data.near_duplicates import find_duplicates, stored_duplicates
 from tests.data.copies import COPIES, small, smooth_picture
 
 
@@ -25,14 +25,14 @@ def gallery_of(pictures, n_fit):
 
 def found(of_all, role, group):
     """Rows of the pairs."""
-    return [pair.rows for pair in find_near_copies(of_all, role, group)]
+    return [pair.rows for pair in find_duplicates(of_all, role, group)]
 
 
 def test_copies_are_found_and_strangers_are_not(pictures):
     """All eight of each kind; nothing else."""
     kinds = [how for how in COPIES for _ in range(8)]
     copies = [COPIES[how](one) for how, one in zip(kinds, pictures, strict=False)]
-    pairs = find_near_copies(*gallery_of([*pictures[:200], *copies, *pictures[272:]], 200))
+    pairs = find_duplicates(*gallery_of([*pictures[:200], *copies, *pictures[272:]], 200))
     assert {pair.rows for pair in pairs} == {(k, 200 + k) for k in range(len(kinds))}
     views = {kinds[pair.rows[0]]: pair.how for pair in pairs}
     assert [how for how in kinds[::8] if views[how] == "mirrored"] == ["mirrored"]
@@ -44,7 +44,7 @@ def test_burnt_out_copies_are_found_by_their_tones(pictures, monkeypatch):
     gallery = gallery_of([*pictures[:200], *bright[:40], *pictures[240:]], 200)
     planted = {(k, 200 + k) for k in range(40)}
     assert set(found(*gallery)) == planted
-    monkeypatch.setattr(near_copies, "_tones", lambda a, _b: np.zeros(len(a)))
+    monkeypatch.setattr(near_duplicates, "_tones", lambda a, _b: np.zeros(len(a)))
     assert len(set(found(*gallery)) & planted) < 35
 
 
@@ -78,24 +78,24 @@ def test_pictures_without_any_detail_are_no_copies():
     assert found(np.zeros((2, SMALL, SMALL), np.uint8), role, np.array(["a", "b"])) == []
 
 
-def test_near_copies_are_looked_for_once(tmp_path, monkeypatch):
+def test_near_duplicates_are_looked_for_once(tmp_path, monkeypatch):
     """Of the same images in the same roles; what is damaged is not believed."""
     small = np.random.default_rng(0).integers(0, 255, (40, SMALL, SMALL), np.uint8)
     small[21] = small[3]
     roles, group = np.repeat(["fit", "far"], 20), np.arange(40).astype(str)
-    (pair,) = stored_near_copies(tmp_path, small, roles, group)
+    (pair,) = stored_duplicates(tmp_path, small, roles, group)
     assert pair.rows == (3, 21)
     (file,) = (tmp_path / "index").glob("near-*/*")
     with monkeypatch.context() as patch:
-        patch.setattr(near_copies, "find_near_copies", None)
-        assert stored_near_copies(tmp_path, small, roles, group) == (pair,)
+        patch.setattr(near_duplicates, "find_duplicates", None)
+        assert stored_duplicates(tmp_path, small, roles, group) == (pair,)
         with pytest.raises(TypeError):
-            stored_near_copies(tmp_path, small, roles[::-1], group)
+            stored_duplicates(tmp_path, small, roles[::-1], group)
     data = bytearray(file.read_bytes())
     data[3] ^= 1
     file.write_bytes(data)
-    assert stored_near_copies(tmp_path, small, roles, group) == (pair,)
+    assert stored_duplicates(tmp_path, small, roles, group) == (pair,)
     file.unlink()
     file.parent.rmdir()
     file.parent.write_text("in the way")  # what cannot be kept is only found again
-    assert stored_near_copies(tmp_path, small, roles, group) == (pair,)
+    assert stored_duplicates(tmp_path, small, roles, group) == (pair,)
