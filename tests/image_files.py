@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.images import Content
-from pipeline.data.index import facts_of
+from pipeline.data.index import measures_of
 from pipeline.data.items import Listing
 from pipeline.data.sources import scan
 from pipeline.study import ABSENT, SEALED, TargetDomain
@@ -204,9 +204,9 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     }
 
 
-def facts_of_file(data: bytes):
-    """Facts of an image file, as they are measured of one on the disk."""
-    return facts_of(Content(data))
+def measures_of_file(data: bytes):
+    """Measures of an image file, as they are measured of one on the disk."""
+    return measures_of(Content(data))
 
 
 def with_files(root: Path, *paths: str) -> Path:

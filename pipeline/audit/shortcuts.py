@@ -33,16 +33,16 @@ from pipeline.features.load import FeatureTable
 from pipeline.study import SOURCE
 from pipeline.words import counted
 
-FACTS = "file properties"
+MEASURES = "file properties"
 #: AUC above which features may reveal the domain.
 _HIGH_DOMAIN_AUC = 0.9
 #: AUC above which something that should not show the label is a shortcut.
 _HIGH_LABEL_AUC = 0.6
-_FACTS = "image size, grey values, file size and JPEG quality"
+_MEASURES = "image size, grey values, file size and JPEG quality"
 #: Permutations of a test, at least, and for each test of an audit: with fewer no p could be
 #: below 5 % once it is adjusted. Inside a class an interval is made of them, but no p.
 _DRAWS, _DRAWS_A_TEST, _CLASS_DRAWS = 499, 40, 199
-#: Single facts that are named.
+#: Single measures that are named.
 _STRONGEST = 2
 _LABEL_ADVICE = (
     "A head may be right without looking at the disease. Check how the classes were collected, "
@@ -181,30 +181,30 @@ def _domain_test(table: FeatureTable, name: str, *, draws: int = _DRAWS) -> Shor
     )
 
 
-def fact_tests(samples: Samples, facts: NDArray[Any]) -> list[Job]:
+def measure_tests(samples: Samples, measures: NDArray[Any]) -> list[Job]:
     """Tests of whether size, grey values, file size and JPEG quality predict label or domain.
 
     Args:
         samples: ``n`` samples.
-        facts: Records of dtype ``FACTS``, shape ``(n,)``.
+        measures: Records of dtype ``MEASURES``, shape ``(n,)``.
     """
     jobs: list[Job] = []
     for name, rows in labelled_domains(samples):
-        claim = f"the label can be predicted from {_FACTS}"
-        claim += _strongest_facts(facts[rows], samples.label[rows])
-        data = _fact_matrix(facts[rows]), samples.label[rows], samples.group[rows]
-        jobs.append(partial(_shortcut_test, _label_claim(samples, FACTS, name, claim), *data))
+        claim = f"the label can be predicted from {_MEASURES}"
+        claim += _strongest_measures(measures[rows], samples.label[rows])
+        data = _measure_matrix(measures[rows]), samples.label[rows], samples.group[rows]
+        jobs.append(partial(_shortcut_test, _label_claim(samples, MEASURES, name, claim), *data))
     for name in _targets(samples):
         about = {
             "check": "domain from file properties",
             "where": f"{SOURCE} and {name}",
-            "claim": f"the domain can be predicted from {_FACTS}",
+            "claim": f"the domain can be predicted from {_MEASURES}",
             "high": _HIGH_DOMAIN_AUC,
             "advice": _STORE_ALIKE,
         }
         rows = np.isin(samples.domain, [SOURCE, name])
         is_target = (samples.domain[rows] == name).astype(int)
-        data = _fact_matrix(facts[rows]), is_target, patients_of(samples)[rows]
+        data = _measure_matrix(measures[rows]), is_target, patients_of(samples)[rows]
         jobs.append(partial(_shortcut_test, about, *data))
     return jobs
 
@@ -258,22 +258,22 @@ def _shortcut_test(
     return ShortcutTest(**about, result=result, details=drawn if images < of else "")
 
 
-def _fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
-    """The facts that a shortcut test may use, each ``(n,)``, finite and not constant.
+def _measure_columns(measures: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
+    """The measures that a shortcut test may use, each ``(n,)``, finite and not constant.
 
     An image that is no JPEG gets the mean quality of those that are.
     """
-    is_jpeg = np.isfinite(facts["jpeg_quality"])
-    quality = facts["jpeg_quality"].astype(np.float64)
+    is_jpeg = np.isfinite(measures["jpeg_quality"])
+    quality = measures["jpeg_quality"].astype(np.float64)
     usual = quality[is_jpeg].mean() if is_jpeg.any() else 0.0
     columns = {
-        "height": np.log(facts["height"]),
-        "width": np.log(facts["width"]),
-        "aspect": np.log(facts["width"] / facts["height"]),
-        "mean grey": facts["mean"].astype(np.float64),
-        "deviation of grey": facts["std"].astype(np.float64),
-        "border grey": facts["border"].astype(np.float64),
-        "file size": np.log(facts["file_bytes"]),
+        "height": np.log(measures["height"]),
+        "width": np.log(measures["width"]),
+        "aspect": np.log(measures["width"] / measures["height"]),
+        "mean grey": measures["mean"].astype(np.float64),
+        "deviation of grey": measures["std"].astype(np.float64),
+        "border grey": measures["border"].astype(np.float64),
+        "file size": np.log(measures["file_bytes"]),
         "JPEG quality": np.where(is_jpeg, quality, usual),
         "is JPEG": is_jpeg.astype(np.float64),
     }
@@ -284,29 +284,29 @@ def _auc_text(auc: Interval) -> str:
     return f"{auc.estimate:.2f} ({auc.low:.2f} to {auc.high:.2f})"
 
 
-def _strongest_facts(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
-    """The single facts that separate a class best, in words; empty if all are constant."""
+def _strongest_measures(measures: NDArray[Any], label: NDArray[np.int64]) -> str:
+    """The single measures that separate a class best, in words; empty if all are constant."""
     images = np.bincount(label)
     present = (images > 0) & (images < len(label))
     n = images[present]
 
     def strength(values: NDArray[np.float64]) -> float:
-        """Distance of the AUC from 1/2 for the class that the fact separates best."""
+        """Distance of the AUC from 1/2 for the class that the measure separates best."""
         ranks = np.bincount(label, weights=rankdata(values))[present]
         auc = (ranks - n * (n + 1) / 2) / (n * (len(label) - n))
         return float(np.abs(auc - 1 / 2).max(initial=0))
 
-    alone = {name: strength(values) for name, values in _fact_columns(facts).items()}
+    alone = {name: strength(values) for name, values in _measure_columns(measures).items()}
     best = sorted(alone, key=alone.__getitem__, reverse=True)[:_STRONGEST]
     named = ", ".join(f"{name} {1 / 2 + alone[name]:.2f}" for name in best)
-    # A single fact is given for the class that it separates best, all together for all classes.
+    # A single measure is given for the class that it separates best, all together for all classes.
     single = "of one class, alone" if np.unique(label).size > 2 else "alone"
     return f" ({single}: {named})" if named else ""
 
 
-def _fact_matrix(facts: NDArray[Any]) -> NDArray[np.float64]:
-    varying = list(_fact_columns(facts).values())
-    return np.stack(varying, axis=1) if varying else np.zeros((len(facts), 1))
+def _measure_matrix(measures: NDArray[Any]) -> NDArray[np.float64]:
+    varying = list(_measure_columns(measures).values())
+    return np.stack(varying, axis=1) if varying else np.zeros((len(measures), 1))
 
 
 def _targets(samples: Samples) -> list[str]:

@@ -1,6 +1,6 @@
 """The audit: all checks of a study that should be done before any of its numbers is believed.
 
-Each image is read once, for its facts; those on the contact sheet are read once more. All else
+Each image is read once, for its measures; those on the contact sheet are read once more. All else
 comes from the store.
 """
 
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from cache import disk
 from pipeline.audit.label_noise import LABELS, label_checks
 from pipeline.audit.shortcuts import (
-    FACTS,
     MASKED,
+    MEASURES,
     Job,
     domain_tests,
-    fact_tests,
     mask_tests,
+    measure_tests,
     results_of,
     untested,
     with_permutations,
 )
 from pipeline.data.images import SHEET_SIDE, PixelPolicy, Pixels, SheetEntry, draw_sheet
-from pipeline.data.index import FactsIndex
+from pipeline.data.index import MeasureIndex
 from pipeline.data.items import read_lines
 from pipeline.data.leaks import (
     LEAK,
@@ -88,7 +88,7 @@ def audit(
         The record, which is also written to ``results/<study>/audit.json``: ``results``, the
         worst first; their ``counts`` by severity; ``near_duplicates``; ``leave_out``, the images
         that should not be scored, with those that the study excludes already; ``measured``, the
-        number of images whose facts were not stored before. A contact sheet of the first near
+        number of images whose measures were not stored before. A contact sheet of the first near
         duplicates is written beside it.
 
     Raises:
@@ -104,12 +104,12 @@ def audit(
     if shortcuts and engine is not None:
         with record_failure("masked pictures", {}):
             extract(masked_study(study), engine, report="features_masked.json")
-    first, facts, measured = _measure_facts(study, tables[0])
+    first, measures, measured = _measure_images(study, tables[0])
     used = first.samples
-    leaks, shared = check_leaks(study, used, facts)
+    leaks, shared = check_leaks(study, used, measures)
     masked, missing = _mask_tests(study, tables[0].samples) if shortcuts else ([], [])
     jobs = [job for table in tables for job in domain_tests(table)]
-    jobs = with_permutations([*jobs, *fact_tests(used, facts), *masked])
+    jobs = with_permutations([*jobs, *measure_tests(used, measures), *masked])
     checks = label_checks(used, first.X)
     with Progress("tests", len(jobs) + len(checks), unit="tests") as progress:
         done: list[Any] = run_parallel([*jobs, *checks], done=progress.advance)
@@ -123,7 +123,7 @@ def audit(
         *leaks,
         *results_of(tests),
         *labels,
-        *untested(used, list(dict.fromkeys([FACTS, LABELS, *of_masks]))),
+        *untested(used, list(dict.fromkeys([MEASURES, LABELS, *of_masks]))),
         *missing,
         *unchecked,
     ]
@@ -137,7 +137,7 @@ def audit(
         "images": len(used),
         "results": [asdict(result) for result in results],
         "near_duplicates": _listed_pairs(used, pairs),
-        "leave_out": _leave_out(study, used, shared, facts),
+        "leave_out": _leave_out(study, used, shared, measures),
         "measured": measured,
         "seconds": round(time.perf_counter() - start, 2),
     }
@@ -147,11 +147,11 @@ def audit(
     return record
 
 
-def _measure_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArray[Any], int]:
-    """The samples whose facts can be measured, their facts, and how many were measured now."""
-    samples, index = table.samples, FactsIndex(study.store_root)
+def _measure_images(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArray[Any], int]:
+    """The samples that can be measured, their measures, and how many were measured now."""
+    samples, index = table.samples, MeasureIndex(study.store_root)
     missing = sum(key not in index for key in set(samples.key))
-    with Progress("facts") as progress:
+    with Progress("measures") as progress:
         reasons = index.measure(samples.key, samples.items, progress)
     if reasons:
         _LOG.warning(
@@ -160,7 +160,7 @@ def _measure_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDA
         )
     measured = np.array([key not in reasons for key in samples.key])
     usable = replace(table, samples=samples.where(measured), X=table.X[measured])
-    return usable, index.facts(usable.samples.key), missing - len(reasons)
+    return usable, index.records(usable.samples.key), missing - len(reasons)
 
 
 def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[CheckResult]]:
@@ -207,7 +207,7 @@ def _listed_pairs(samples: Samples, pairs: Sequence[DuplicatePair]) -> list[dict
 
 
 def _leave_out(
-    study: Study, samples: Samples, overlap: Sequence[Overlap], facts: NDArray[Any]
+    study: Study, samples: Samples, overlap: Sequence[Overlap], measures: NDArray[Any]
 ) -> list[str]:
     """Images that a head may know already, images with several labels, and excluded images.
 
@@ -217,7 +217,7 @@ def _leave_out(
     for shared in overlap:
         if shared.includes_source and (shared.result.severity == LEAK or shared.near):
             rows.update(shared.rows.tolist())
-    for conflicting in samples.conflicts(picture_ids(samples, facts).tolist()):
+    for conflicting in samples.conflicts(picture_ids(samples, measures).tolist()):
         rows.update(conflicting)
     before = () if study.exclude is None else read_lines(study.exclude)
     return sorted({*before, *map(samples.name_of, rows)})

@@ -1,9 +1,9 @@
-"""The index: what is remembered of images between runs, keys of files and facts of contents.
+"""The index: what is remembered of images between runs, keys of files and measures of contents.
 
 It lies in ``index/`` below the feature stores and is disposable: an entry that is damaged or of
 another version counts as missing, and a full disk costs only time.
 
-The facts are size, grey values, properties of the file, and appearance; none is about the class.
+The measures are size, grey values, properties of the file, and appearance; none is about the class.
 The audit tests whether they predict the label all the same, and shift how hospitals differ in
 them. The measures of appearance are what a technician would name (exposure, contrast, noise,
 sharpness, marks in the corners); each is made to ignore what the others measure.
@@ -37,7 +37,7 @@ from pipeline.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 #: In the names of files and folders, so that another layout has other names.
-_KEYS_VERSION, _FACTS_VERSION = 4, 3
+_KEYS_VERSION, _MEASURES_VERSION = 4, 3
 _DIGEST_BYTES = 32
 #: Measured images that a killed run may lose.
 _SAVE_EVERY_S = 30.0
@@ -167,7 +167,7 @@ def read_checked(file: Path) -> bytes:
     return body
 
 
-# Facts of one image.
+# Measures of one image.
 
 
 _Grey = NDArray[np.float64]
@@ -269,10 +269,10 @@ APPEARANCE: Mapping[str, Callable[[_Grey], float]] = MappingProxyType(
     }
 )
 
-#: The facts of one image. Greys are 0 to 255; ``jpeg_quality`` is 1 to 100, NaN where the
+#: The measures of one image. Greys are 0 to 255; ``jpeg_quality`` is 1 to 100, NaN where the
 #: file is no JPEG; ``small`` is the picture at a small size, by which near duplicates are found;
 #: ``pixels`` the digest of the pixels. The last are those of :data:`APPEARANCE`.
-FACTS = np.dtype(
+MEASURES = np.dtype(
     [
         ("key", np.uint8, (32,)),
         ("pixels", np.uint8, (32,)),
@@ -289,31 +289,31 @@ FACTS = np.dtype(
 )
 
 
-def facts_of(content: Content) -> NDArray[Any]:
-    """One record of ``FACTS``, with an empty key; an ImageError if the image cannot be used.
+def measures_of(content: Content) -> NDArray[Any]:
+    """One record of ``MEASURES``, with an empty key; an ImageError if the image cannot be used.
 
     For the measures of appearance, an image that is at least twice as large as a network's input
     is averaged down first: finer grain does not count.
     """
-    facts, picture = np.zeros((), FACTS), content.picture()
+    measures, picture = np.zeros((), MEASURES), content.picture()
     greys = picture.convert("L")
     values = np.asarray(greys)
-    facts["pixels"] = np.frombuffer(_digest(picture), np.uint8)
-    facts["small"] = greys.resize((SMALL, SMALL), Image.Resampling.BOX)
-    facts["height"], facts["width"] = values.shape
-    facts["mean"], facts["std"] = values.mean(), values.std()
+    measures["pixels"] = np.frombuffer(_digest(picture), np.uint8)
+    measures["small"] = greys.resize((SMALL, SMALL), Image.Resampling.BOX)
+    measures["height"], measures["width"] = values.shape
+    measures["mean"], measures["std"] = values.mean(), values.std()
     # The outer frame.
     rows, columns = (max(1, round(_BORDER * side)) for side in values.shape)
     inside = values[rows:-rows, columns:-columns]
     total = values.sum(dtype=np.int64) - inside.sum(dtype=np.int64)
-    facts["border"] = total / (values.size - inside.size)
+    measures["border"] = total / (values.size - inside.size)
     data = content.data
-    facts["file_bytes"] = len(data) if isinstance(data, bytes) else data.size  # in 8 bits
-    facts["jpeg_quality"] = _jpeg_quality(content)
+    measures["file_bytes"] = len(data) if isinstance(data, bytes) else data.size  # in 8 bits
+    measures["jpeg_quality"] = _jpeg_quality(content)
     reduced = np.asarray(greys.reduce(max(1, max(values.shape) // _LONG_SIDE))) / 255
     for name, measure in APPEARANCE.items():
-        facts[name] = measure(reduced)
-    return facts
+        measures[name] = measure(reduced)
+    return measures
 
 
 def _digest(picture: Image.Image) -> bytes:
@@ -341,41 +341,41 @@ def _jpeg_quality(content: Content) -> float:
     return float(_QUALITIES[np.abs(_LIBJPEG - table).sum(axis=1).argmin()])
 
 
-class FactsIndex:
-    """Facts of contents, each measured once.
+class MeasureIndex:
+    """Measures of images, each taken once, by content key.
 
     They lie in the files of one folder. Each file is written once under its own name, so two runs
-    at a time lose nothing. It holds records of dtype ``FACTS`` as ``np.save`` writes them, then
+    at a time lose nothing. It holds records of dtype ``MEASURES`` as ``np.save`` writes them, then
     the SHA-256 of these bytes.
     """
 
     def __init__(self, store_root: Path) -> None:
-        self._folder = store_root / "index" / f"facts-v{_FACTS_VERSION}"
+        self._folder = store_root / "index" / f"facts-v{_MEASURES_VERSION}"
         files = sorted(self._folder.glob("*.npy"))
-        self._records = np.concatenate([np.empty(0, FACTS), *map(_read_facts, files)])
+        self._records = np.concatenate([np.empty(0, MEASURES), *map(_read_measures, files)])
         self._row_of = {bytes(key): row for row, key in enumerate(self._records["key"])}
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._row_of
 
-    def facts(self, keys: Iterable[bytes]) -> NDArray[Any]:
+    def records(self, keys: Iterable[bytes]) -> NDArray[Any]:
         """The records of these keys, in their order; a key may repeat."""
         return np.asarray(self._records[[self._row_of[key] for key in keys]])
 
     def add(self, records: Sequence[NDArray[Any]]) -> None:
-        """Add facts, and write them to a new file."""
+        """Add measures, and write them to a new file."""
         new = [record for record in records if bytes(record["key"]) not in self._row_of]
         if not new:
             return
         self._row_of |= {bytes(r["key"]): len(self._records) + row for row, r in enumerate(new)}
-        self._records = np.concatenate([self._records, np.array(new, FACTS)])
+        self._records = np.concatenate([self._records, np.array(new, MEASURES)])
         stream = io.BytesIO()
         np.save(stream, self._records[-len(new) :], allow_pickle=False)
         name = hashlib.sha256(stream.getvalue()).hexdigest()[:24]
         try:
             write_checked(self._folder / f"{name}.npy", stream.getvalue())
         except WriteFailedError as cause:
-            _LOG.warning("the facts of the images cannot be kept: %s", cause)
+            _LOG.warning("the measures of the images cannot be kept: %s", cause)
 
     def measure(
         self, keys: Sequence[bytes], items: Sequence[Item], progress: Progress
@@ -391,7 +391,7 @@ class FactsIndex:
         reasons: dict[bytes, str] = {}
         saved = time.monotonic()
         try:
-            measured = in_threads(_facts_or_reason, list(missing.items()))
+            measured = in_threads(_measures_or_reason, list(missing.items()))
             for key, result in zip(missing, measured, strict=True):
                 if isinstance(result, str):
                     reasons[key] = result
@@ -406,26 +406,26 @@ class FactsIndex:
         return reasons
 
 
-def stored_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None:
+def stored_measures(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None:
     """The records of all keys; None unless an audit has measured all of them."""
-    index = FactsIndex(store_root)
-    return index.facts(keys) if all(key in index for key in keys) else None
+    index = MeasureIndex(store_root)
+    return index.records(keys) if all(key in index for key in keys) else None
 
 
-def _facts_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:
+def _measures_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:
     key, item = entry
     try:
-        facts = facts_of(read_image(item, key))
+        measures = measures_of(read_image(item, key))
     except ImageError as reason:
         return str(reason)
-    facts["key"] = np.frombuffer(key, np.uint8)
-    return facts
+    measures["key"] = np.frombuffer(key, np.uint8)
+    return measures
 
 
-def _read_facts(file: Path) -> NDArray[Any]:
+def _read_measures(file: Path) -> NDArray[Any]:
     """The stored records; none if the file is damaged or of another version."""
     with suppress(OSError, ValueError):
         records = np.load(io.BytesIO(read_checked(file)), allow_pickle=False)
-        if records.dtype == FACTS:
+        if records.dtype == MEASURES:
             return np.asarray(records)
-    return np.empty(0, FACTS)
+    return np.empty(0, MEASURES)

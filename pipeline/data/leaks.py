@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.index import stored_facts
+from pipeline.data.index import stored_measures
 from pipeline.data.near_duplicates import DuplicatePair, stored_duplicates
 from pipeline.data.patients import TARGET
 from pipeline.data.samples import Samples
@@ -95,8 +95,8 @@ def labelled_domains(samples: Samples) -> Iterator[tuple[str, NDArray[np.bool_]]
 
 def find_leaks(study: Study, samples: Samples) -> list[CheckResult]:
     """The leaks that can be found without reading images; after an audit these are all leaks."""
-    facts = stored_facts(study.store_root, samples.key)
-    results, _ = check_leaks(study, samples, facts)
+    measures = stored_measures(study.store_root, samples.key)
+    results, _ = check_leaks(study, samples, measures)
     return [result for result in results if result.severity == LEAK]
 
 
@@ -112,20 +112,20 @@ def refuse_leaks(results: Iterable[CheckResult]) -> None:
 
 
 def check_leaks(
-    study: Study, samples: Samples, facts: NDArray[Any] | None = None
+    study: Study, samples: Samples, measures: NDArray[Any] | None = None
 ) -> tuple[list[CheckResult], list[Overlap]]:
     """Check for patients and pictures in two roles.
 
-    Without ``facts``, records of dtype ``FACTS`` (n,), only files with equal bytes count as one
-    picture.
+    Without ``measures``, records of dtype ``MEASURES`` (n,), only files with equal bytes count as
+    one picture.
 
     Returns:
         The results; and the overlap of each two roles that have anything in common.
     """
-    roles, ids = roles_of(samples), picture_ids(samples, facts)
+    roles, ids = roles_of(samples), picture_ids(samples, measures)
     near: tuple[DuplicatePair, ...] = ()
-    if facts is not None:
-        pairs = stored_duplicates(study.store_root, facts["small"], roles, patients_of(samples))
+    if measures is not None:
+        pairs = stored_duplicates(study.store_root, measures["small"], roles, patients_of(samples))
         near = tuple(pair for pair in pairs if ids[pair.rows[0]] != ids[pair.rows[1]])
     rows_of = _rows_by_role(roles)
     tests = {target.name for target in study.targets if target.of_source}
@@ -159,12 +159,12 @@ def patients_of(samples: Samples) -> NDArray[np.str_]:
     return np.char.add(np.char.add(samples.domain, "|"), samples.group)
 
 
-def picture_ids(samples: Samples, facts: NDArray[Any] | None) -> NDArray[np.str_]:
+def picture_ids(samples: Samples, measures: NDArray[Any] | None) -> NDArray[np.str_]:
     """An id that is equal for equal pictures, shape ``(n,)``: the digest of the pixels.
 
-    Without facts it is the content key, which is equal only for files with equal bytes.
+    Without measures it is the content key, which is equal only for files with equal bytes.
     """
-    keys = samples.key if facts is None else facts["pixels"]
+    keys = samples.key if measures is None else measures["pixels"]
     return np.array([bytes(key).hex() for key in keys])
 
 

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from cache import disk
 from pipeline.data.attributes import Grouping, groupings
 from pipeline.data.domain import DomainData
-from pipeline.data.index import APPEARANCE, stored_facts
+from pipeline.data.index import APPEARANCE, stored_measures
 from pipeline.data.leaks import CheckResult, check_leaks, refuse_leaks
 from pipeline.data.patients import single_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
@@ -175,8 +175,8 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
     """Read what earlier stages have left, fit the head to the source, analyse each target."""
     samples, failures = table.samples, dict(table.samples.failures)
     source, *targets = (table.domain(d.name) for d in study.domains if d.name not in failures)
-    facts = stored_facts(study.store_root, samples.key)
-    results, _ = check_leaks(study, samples, facts)
+    measures = stored_measures(study.store_root, samples.key)
+    results, _ = check_leaks(study, samples, measures)
     if not options.samples.allow_leaks:
         refuse_leaks(results)
     groups = groupings(study, samples, failures)  # it may refuse a user's file
@@ -197,7 +197,7 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
                 target,
                 classes=samples.classes,
                 groups=(groups_s, groups.get(target.name, ())),
-                facts=facts,
+                measures=measures,
                 human_error=study.human_error,
                 seed=study.seed,
                 options=options,
@@ -259,7 +259,7 @@ def analyse_target(
     *,
     classes: Sequence[str],
     groups: tuple[Sequence[Grouping], Sequence[Grouping]],
-    facts: NDArray[Any] | None,
+    measures: NDArray[Any] | None,
     human_error: float | None,
     seed: int,
     options: ShiftOptions,
@@ -271,7 +271,7 @@ def analyse_target(
         target: Features; and labels, which stay sealed until every method has predicted.
         classes: Their names.
         groups: The images of source and target by attribute, where a file has any.
-        facts: Of all images of the study, where an audit has measured them.
+        measures: Of all images of the study, where an audit has measured them.
         human_error: Error of a person on the source; None if unknown.
         seed: Of the study.
         options: How the stage runs.
@@ -295,7 +295,7 @@ def analyse_target(
         # From here on the labels are open: no prediction that is scored comes after.
         opened = blind.with_(label=sealed.unseal(plan.digest()))
         details = _labelled_details(
-            head, opened, groups, facts, tests, best, human_error=human_error, seed=seed
+            head, opened, groups, measures, tests, best, human_error=human_error, seed=seed
         )
         details["adaptation"] = adaptation
         details["thresholds"] = transferred_thresholds(
@@ -328,7 +328,7 @@ def _labelled_details(
     head: AnalysedHead,
     target: DomainData,
     groups: tuple[Sequence[Grouping], Sequence[Grouping]],
-    facts: NDArray[Any] | None,
+    measures: NDArray[Any] | None,
     tests: Sequence[ShiftTest],
     best: BestMethod | None,
     *,
@@ -343,10 +343,10 @@ def _labelled_details(
     )
     effects |= transfer
     covariates = None
-    if facts is not None:
+    if measures is not None:
         rng = np.random.default_rng([seed, 17])
-        measures = {name: facts[name].astype(np.float64) for name in APPEARANCE}
-        covariates = acquisition_differences(source, target, measures, rng)
+        shown = {name: measures[name].astype(np.float64) for name in APPEARANCE}
+        covariates = acquisition_differences(source, target, shown, rng)
     differences = summary(covariates)
     scores = _scores(source, target)
     conclusion = verdict(

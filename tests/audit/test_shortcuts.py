@@ -12,7 +12,7 @@ from pipeline.audit import shortcuts
 from pipeline.audit.shortcuts import MASKED, ShortcutTest, mask_tests, results_of
 from pipeline.audit.stage import audit, masked_study
 from pipeline.data.images import PixelPolicy
-from pipeline.data.index import FACTS
+from pipeline.data.index import MEASURES
 from pipeline.data.leaks import NOTE, OK, WARNING
 from pipeline.data.samples import load_samples
 from pipeline.demo import Hospital, Patient, chest, expose
@@ -134,10 +134,10 @@ def test_what_few_patients_cannot_show_is_no_warning(study_file):
         backbone="tiny", stores=(), widths=(2,), samples=samples, X=apart.astype(np.float32)
     )
     (domain,) = results_of([test() for test in shortcuts.domain_tests(table)])
-    facts = np.zeros(len(samples), FACTS)
-    facts["height"] = facts["width"] = facts["file_bytes"] = 40
-    facts["mean"] = apart[:, 0]
-    *_, stored = results_of([test() for test in shortcuts.fact_tests(samples, facts)])
+    measures = np.zeros(len(samples), MEASURES)
+    measures["height"] = measures["width"] = measures["file_bytes"] = 40
+    measures["mean"] = apart[:, 0]
+    *_, stored = results_of([test() for test in shortcuts.measure_tests(samples, measures)])
     for result in (domain, stored):
         assert result.where == "source and there"
         assert result.values["auc"]["estimate"] > 0.9

@@ -11,7 +11,7 @@ from PIL import Image
 import pipeline.audit.stage as stage_module
 from pipeline.audit.stage import audit
 from pipeline.data.images import SHEET_SIDE, draw_sheet
-from pipeline.data.index import FactsIndex
+from pipeline.data.index import MeasureIndex
 from pipeline.data.items import read_lines
 from pipeline.data.leaks import LEAK, NOTE, OK, CheckResult, refuse_leaks
 from pipeline.data.samples import load_samples
@@ -73,7 +73,7 @@ def test_an_audit_without_features_is_refused_before_any_work(study_file, monkey
     def measured(*_):
         raise AssertionError("an image was measured")
 
-    monkeypatch.setattr(FactsIndex, "measure", measured)
+    monkeypatch.setattr(MeasureIndex, "measure", measured)
     monkeypatch.setattr(stage_module, "extract", measured)
     for missing in (60, 4):
         refused = run("audit", study_file, *ENGINE, code=5)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from pipeline.data.images import Content
-from pipeline.data.index import FactsIndex, facts_of
+from pipeline.data.index import MeasureIndex, measures_of
 from pipeline.data.near_duplicates import find_duplicates
 from pipeline.data.patients import patient_of
 from pipeline.data.samples import Samples
@@ -80,12 +80,12 @@ def smooth_study(folder: Path, copies=()) -> Path:
     return study
 
 
-def facts_of_samples(study_file: Path, samples: Samples) -> NDArray[Any]:
-    """Facts of all samples, measured beside the study."""
-    index = FactsIndex(study_file.parent)
-    with Progress("facts") as progress:
+def measures_of_samples(study_file: Path, samples: Samples) -> NDArray[Any]:
+    """Measures of all samples, measured beside the study."""
+    index = MeasureIndex(study_file.parent)
+    with Progress("measures") as progress:
         assert index.measure(samples.key, samples.items, progress) == {}
-    return index.facts(samples.key)
+    return index.records(samples.key)
 
 
 def generated(count: int) -> list[Image.Image]:
@@ -104,7 +104,8 @@ def of_folder(folder: Path, pattern: str | None) -> list[Image.Image]:
 
 def small(pictures):
     """Small pictures, ``(n, SMALL, SMALL)``."""
-    return np.stack([facts_of(Content(np.asarray(one.convert("L"))))["small"] for one in pictures])
+    greys = (np.asarray(one.convert("L")) for one in pictures)
+    return np.stack([measures_of(Content(grey))["small"] for grey in greys])
 
 
 def main(pictures: list[Image.Image]) -> None:

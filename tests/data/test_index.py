@@ -1,4 +1,4 @@
-"""Facts of contents: right, measured once, each moved by its own cause, never trusted damaged."""
+"""Measures of images: right, taken once, each moved by its own cause, never trusted damaged."""
 
 from unittest.mock import Mock
 
@@ -9,10 +9,10 @@ from scipy import ndimage
 from cache import disk
 from pipeline.data import index as index_module
 from pipeline.data.images import Content
-from pipeline.data.index import APPEARANCE, FACTS, FactsIndex, facts_of
+from pipeline.data.index import APPEARANCE, MEASURES, MeasureIndex, measures_of
 from pipeline.data.sources import CHANGED, read_image
 from pipeline.progress import Progress
-from tests.image_files import encoded, facts_of_file, listed
+from tests.image_files import encoded, listed, measures_of_file
 from tests.tiny import write_images
 
 SIZE = 96
@@ -33,36 +33,36 @@ def measure(index, images):
         return index.measure(*images, progress)
 
 
-def test_facts_are_measured_once(tmp_path, images, monkeypatch):
+def test_measures_are_measured_once(tmp_path, images, monkeypatch):
     """A new index reads them from its file; no image is opened, no path is in it."""
-    index = FactsIndex(tmp_path)
+    index = MeasureIndex(tmp_path)
     assert measure(index, images) == {}
-    before = index.facts(images[0])
+    before = index.records(images[0])
     monkeypatch.setattr(index_module, "read_image", None)
-    again = FactsIndex(tmp_path)
+    again = MeasureIndex(tmp_path)
     assert measure(again, images) == {}
-    assert again.facts(images[0][::-1]).tobytes() == before[::-1].tobytes()
+    assert again.records(images[0][::-1]).tobytes() == before[::-1].tobytes()
     (file,) = (tmp_path / "index" / "facts-v3").iterdir()
     assert b"p000" not in file.read_bytes()
-    assert np.load(file).dtype == FACTS
+    assert np.load(file).dtype == MEASURES
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
-def test_damaged_facts_count_as_not_there(tmp_path, images, damage):
+def test_damaged_measures_count_as_not_there(tmp_path, images, damage):
     """Every byte is checked before any is parsed; what was lost is measured again."""
-    index = FactsIndex(tmp_path)
+    index = MeasureIndex(tmp_path)
     measure(index, images)
     (file,) = (tmp_path / "index" / "facts-v3").iterdir()
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
-    file.write_bytes({"flip": data, "cut": data[:-5], "empty": b"", "other": b"no facts"}[damage])
-    damaged = FactsIndex(tmp_path)
+    file.write_bytes({"flip": data, "cut": data[:-5], "empty": b"", "other": b"nothing"}[damage])
+    damaged = MeasureIndex(tmp_path)
     assert images[0][0] not in damaged
     assert measure(damaged, images) == {}
-    assert FactsIndex(tmp_path).facts(images[0]).tobytes() == index.facts(images[0]).tobytes()
+    assert MeasureIndex(tmp_path).records(images[0]).tobytes() == index.records(images[0]).tobytes()
 
 
-def test_facts_are_kept_while_the_measuring_goes_on(tmp_path, images, monkeypatch):
+def test_measures_are_kept_while_the_measuring_goes_on(tmp_path, images, monkeypatch):
     """A run that dies half way loses what came after the last save, and no more."""
     monkeypatch.setattr(index_module, "_SAVE_EVERY_S", 0.0)
 
@@ -73,53 +73,53 @@ def test_facts_are_kept_while_the_measuring_goes_on(tmp_path, images, monkeypatc
 
     monkeypatch.setattr(index_module, "read_image", dying)
     with pytest.raises(KeyboardInterrupt):
-        measure(FactsIndex(tmp_path), images)
-    assert sum(key in FactsIndex(tmp_path) for key in images[0]) == 12
+        measure(MeasureIndex(tmp_path), images)
+    assert sum(key in MeasureIndex(tmp_path) for key in images[0]) == 12
 
 
 def test_an_image_that_changed_is_not_measured(tmp_path, images):
-    """Facts belong to a content: another content under the name gives a reason."""
+    """Measures belong to a content: another content under the name gives a reason."""
     keys, items = images
     write_images(tmp_path / "images", 24, seed=0, shift=3)
-    assert set(measure(FactsIndex(tmp_path), (keys, items)).values()) == {CHANGED}
+    assert set(measure(MeasureIndex(tmp_path), (keys, items)).values()) == {CHANGED}
 
 
-def test_a_full_disk_costs_the_memory_and_not_the_facts(tmp_path, images, monkeypatch):
-    """The facts of this run are there all the same."""
+def test_a_full_disk_costs_the_memory_and_not_the_measures(tmp_path, images, monkeypatch):
+    """The measures of this run are there all the same."""
     monkeypatch.setattr(disk, "open_new", Mock(side_effect=OSError(28, "No space left on device")))
-    index = FactsIndex(tmp_path)
+    index = MeasureIndex(tmp_path)
     assert measure(index, images) == {}
-    assert len(index.facts(images[0])) == 24
+    assert len(index.records(images[0])) == 24
 
 
 def test_two_runs_at_once_lose_nothing(tmp_path, images):
     """Each opened its index before the other had saved anything."""
     keys, items = images
-    runs = [FactsIndex(tmp_path) for _ in range(3)]
+    runs = [MeasureIndex(tmp_path) for _ in range(3)]
     for run, part in zip(runs, (slice(8), slice(4, 16), slice(16, 24)), strict=True):
         measure(run, (keys[part], items[part]))
-    assert all(key in FactsIndex(tmp_path) for key in keys)
+    assert all(key in MeasureIndex(tmp_path) for key in keys)
 
 
-# --- facts of one image
+# --- measures of one image
 
 
-def facts_of_array(pixels):
+def measures_of_array(pixels):
     """Of a picture that was never a file."""
-    return facts_of(Content(pixels))
+    return measures_of(Content(pixels))
 
 
-def test_the_facts_are_those_of_the_picture():
+def test_the_measures_are_those_of_the_picture():
     """Against numpy, on a picture whose border is known."""
     pixels = GREY.copy()
     pixels[:2], pixels[-2:], pixels[:, :3], pixels[:, -3:] = 7, 7, 7, 7
     data = encoded(pixels, "PNG")
-    facts = facts_of_file(data)
-    assert (facts["height"], facts["width"], facts["file_bytes"]) == (40, 60, len(data))
-    assert facts["mean"] == pytest.approx(pixels.mean())
-    assert facts["std"] == pytest.approx(pixels.std())
-    assert facts["border"] == pytest.approx(7)
-    assert np.isnan(facts["jpeg_quality"])
+    measures = measures_of_file(data)
+    assert (measures["height"], measures["width"], measures["file_bytes"]) == (40, 60, len(data))
+    assert measures["mean"] == pytest.approx(pixels.mean())
+    assert measures["std"] == pytest.approx(pixels.std())
+    assert measures["border"] == pytest.approx(7)
+    assert np.isnan(measures["jpeg_quality"])
 
 
 @pytest.mark.parametrize("quality", [1, 25, 50, 75, 87, 95, 100])
@@ -127,22 +127,22 @@ def test_the_quality_of_a_libjpeg_file_is_read_from_its_tables(quality):
     """Exact, for grey and for colour."""
     for pixels in (GREY, np.stack([GREY] * 3, 2)):
         data = encoded(pixels, "JPEG", quality=quality)
-        assert facts_of_file(data)["jpeg_quality"] == quality
+        assert measures_of_file(data)["jpeg_quality"] == quality
 
 
 def test_the_same_pixels_have_one_digest_whatever_the_file():
     """Another compression, three equal channels, a row of a stack; one grey level is another."""
     same = [
-        facts_of_file(encoded(GREY, "PNG", compress_level=1)),
-        facts_of_file(encoded(GREY, "PNG", compress_level=9)),
-        facts_of_file(encoded(np.stack([GREY] * 3, 2), "PNG")),
-        facts_of_array(GREY),
+        measures_of_file(encoded(GREY, "PNG", compress_level=1)),
+        measures_of_file(encoded(GREY, "PNG", compress_level=9)),
+        measures_of_file(encoded(np.stack([GREY] * 3, 2), "PNG")),
+        measures_of_array(GREY),
     ]
-    assert len({bytes(facts["pixels"]) for facts in same}) == 1
+    assert len({bytes(measures["pixels"]) for measures in same}) == 1
     other = GREY.copy()
     other[5, 5] ^= 1
-    assert bytes(facts_of_array(other)["pixels"]) != bytes(same[0]["pixels"])
-    assert bytes(facts_of_array(GREY.reshape(60, 40))["pixels"]) != bytes(same[0]["pixels"])
+    assert bytes(measures_of_array(other)["pixels"]) != bytes(same[0]["pixels"])
+    assert bytes(measures_of_array(GREY.reshape(60, 40))["pixels"]) != bytes(same[0]["pixels"])
 
 
 # --- appearance
@@ -162,8 +162,8 @@ def scene(seed=0, *, grain=0.02, blur=0.0, gain=1.0, mark=False):
 
 def appearance(pixels):
     """The measures of one picture."""
-    facts = facts_of_array(pixels)
-    return {name: float(facts[name]) for name in APPEARANCE}
+    measures = measures_of_array(pixels)
+    return {name: float(measures[name]) for name in APPEARANCE}
 
 
 def moved(name, **changes):

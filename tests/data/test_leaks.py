@@ -11,13 +11,13 @@ from pipeline.data.leaks import LEAK, NOTE, OK, WARNING, check_leaks, find_leaks
 from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.errors import CheckFailedError
 from pipeline.study_file import load_study
-from tests.data.copies import facts_of_samples, smooth_study
+from tests.data.copies import measures_of_samples, smooth_study
 from tests.tiny import edited, install_tiny_backbone
 
 
-def results_of(study, samples, check="overlap", facts=None):
+def results_of(study, samples, check="overlap", measures=None):
     """The results of one check."""
-    found, _ = check_leaks(study, samples, facts)
+    found, _ = check_leaks(study, samples, measures)
     return [result for result in found if result.check == check]
 
 
@@ -73,8 +73,8 @@ def overlap(tmp_path, monkeypatch):
         study = load_study(study_file)
         samples, _ = load_samples(study, ALL_IMAGES)
         split = np.where(samples.domain == "source", "fit", "target")
-        facts = facts_of_samples(study_file, samples)
-        (found,) = results_of(study, replace(samples, split=split), facts=facts)
+        measures = measures_of_samples(study_file, samples)
+        (found,) = results_of(study, replace(samples, split=split), measures=measures)
         return found
 
     return find
@@ -113,7 +113,7 @@ def test_ids_for_which_a_picture_speaks_are_a_leak(tmp_path, overlap):
 
 
 def test_a_pixel_copy_is_a_leak_and_can_be_refused(study_file):
-    """The error names both files and what to do; without facts only equal files are known."""
+    """The error names both files and what to do; without measures only equal files are known."""
     study = load_study(study_file)
     shutil.copy(next(Path("here/a").iterdir()), "there/a/p9000_0.png")
     samples, _ = load_samples(study, ALL_IMAGES)

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.data import items as items_module
 from pipeline.data.images import PixelPolicy, decode
-from pipeline.data.index import facts_of
+from pipeline.data.index import measures_of
 from pipeline.data.items import Item, Reading
 from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import load_samples
@@ -67,8 +67,8 @@ def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
         assert content.pixels(PixelPolicy()).shape == (224, 224, 3)
         other = replace(item, reading=Reading(window=(0, 9)))
         assert read_image(other).key == content.key, "8 bits need no window"
-        assert facts_of(content)["height"] == 64
-        assert facts_of(content)["file_bytes"] > 0
+        assert measures_of(content)["height"] == 64
+        assert measures_of(content)["file_bytes"] > 0
     unlabelled = scan(TargetDomain(name="far", labels="absent", **domain))
     assert paths(unlabelled) == paths(listing)
     assert {item.label for item in unlabelled.items} == {""}
