@@ -28,11 +28,11 @@ def test_a_line_comes_also_where_nothing_gets_done(monkeypatch, capsys, done):
     assert lines[-1].endswith(" s to go" if done else "0.0 domains/s")
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(60, ""), (0, "measures: 2/2, ")])
+@pytest.mark.parametrize(("seconds", "said"), [(60, ""), (0, "heads: 2/2, ")])
 def test_only_long_work_ends_with_its_rate(monkeypatch, capsys, seconds, said):
     """A line for each of many short steps would hide the others."""
     monkeypatch.setattr(progress, "_SECONDS_OF_SHORT_WORK", seconds)
-    with Progress("measures", 2) as shown:
+    with Progress("heads", 2) as shown:
         shown.advance(2)
     assert capsys.readouterr().err[:12] == said
 

@@ -33,7 +33,7 @@ _FEWEST_WRONG = 0.5
 _DRAWS = 199
 _LEVEL = 0.025
 _INVERSE_PENALTY = 1e-2
-#: Path, label, the class that it seems, and the probability of that.
+#: Path, label, the predicted class, and the probability of that.
 Image = dict[str, str | float]
 
 
@@ -67,17 +67,17 @@ def _label_issues(domain: str, samples: Samples, features: NDArray[np.floating])
         proba = _out_of_fold(features, label, samples.group)
     except StudyError as reason:
         return impossible(LABELS, domain, reason)
-    seems = confident_class(label, proba)
+    predicted = confident_class(label, proba)
     # The mean of a rare class may be 4 %: then many images reach it, with 96 % for their label.
-    rows = np.flatnonzero((seems != label) & (seems >= 0) & (proba.argmax(axis=1) != label))
-    margin = proba[rows, label[rows]] - proba[rows, seems[rows]]
+    rows = np.flatnonzero((predicted != label) & (predicted >= 0) & (proba.argmax(axis=1) != label))
+    margin = proba[rows, label[rows]] - proba[rows, predicted[rows]]
     names = [samples.classes[k] for k in present]
     images: list[Image] = [
         {
             "path": samples.name_of(row),
             "label": names[label[row]],
-            "seems": names[seems[row]],
-            "probability": round(float(proba[row, seems[row]]), 4),
+            "predicted": names[predicted[row]],
+            "probability": round(float(proba[row, predicted[row]]), 4),
         }
         for row in rows[np.argsort(margin, kind="stable")].tolist()
     ]
@@ -139,12 +139,12 @@ def _check_result(domain: str, n: int, images: list[Image], false: float) -> Che
         )
         return CheckResult(check=LABELS, severity=OK, where=domain, text=text)
     first = "; ".join(
-        f"{image['path']} (seems {image['seems']}, {image['probability']:.2f})"
+        f"{image['path']} (predicted {image['predicted']}, {image['probability']:.2f})"
         for image in images[:_SHOWN]
     )
     more = f"; and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
     likely = "probably" if false < len(images) / 2 else "perhaps"
-    changes = Counter(f"{image['label']} seems {image['seems']}" for image in images)
+    changes = Counter(f"{image['label']} predicted as {image['predicted']}" for image in images)
     return CheckResult(
         check=LABELS,
         severity=NOTE,

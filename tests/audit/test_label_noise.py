@@ -73,7 +73,7 @@ def test_flipped_labels_are_listed_and_no_other(classes, distance, least):
     names = table(given).classes
     flipped = {(f"source/p{i:03}.png", names[given[i]], names[truth[i]]) for i in range(12)}
     images = result.values["images"]
-    assert {(image["path"], image["label"], image["seems"]) for image in images} <= flipped
+    assert {(image["path"], image["label"], image["predicted"]) for image in images} <= flipped
     assert least <= len(images) == sum(result.values["counts"].values())
     assert result.severity == NOTE
     assert f"{len(images)} of 240 images are probably labelled wrongly" in result.text
