@@ -250,9 +250,8 @@ def _corrected(
         return domain, {}, None
     listing = scan(domain)
     while layout := wrong_layout(listing.items):
-        if table == "source" and layout.splits:
+        if table == "source" and layout.path and (parts := _parts(layout.splits)):
             notes.append(f"[source] the data are divided into {', '.join(layout.splits)}")
-            parts = _parts(layout.splits)
             inner = replace(domain, split=next(iter(parts.values())))
             if wrong := wrong_layout(scan(inner).items, in_splits=True):
                 notes.append(f"[source] {wrong.text}; written: {wrong.setting(domain.path)}")

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -47,7 +47,7 @@ _MAX_BYTES_PER_PIXEL = 10
 _SPLITS = [*SPLIT_OF]
 #: A folder with more folders than this holds patients, not classes.
 _MOST_CLASSES = 30
-_MASKS = {"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"}
+_MASKS = re.compile(r".*(?:mask|segmentation|annotation|ground[ _-]?truth)s?", re.IGNORECASE)
 _MASK_FILE = re.compile(r"(.+)([ _-](?:mask|seg|segmentation|annotation))[ _-]?\d*", re.IGNORECASE)
 
 
@@ -134,12 +134,13 @@ def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayo
     if in_splits:
         paths = [path.partition("/")[2] for path in paths]
     folders = _folders(paths)
-    layout = _classes_again(folders) or _masks(folders, paths)
+    layout = _classes_again(folders) or _masks(paths)
     if in_splits:
         return layout and replace(
             layout, ignore=tuple(f"*/{pattern.removeprefix('*/')}" for pattern in layout.ignore)
         )
-    return _splits(folders) or layout or _patients(folders) or _too_high(paths)
+    splits = _splits(folders) or _named_like_splits(folders)
+    return splits or layout or _patients(folders) or _too_high(paths)
 
 
 def check_layout(domain: Domain, items: Sequence[Item]) -> None:
@@ -226,16 +227,42 @@ def _classes_again(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
     return None
 
 
-def _masks(folders: Mapping[str, Sequence[str]], paths: Sequence[str]) -> WrongLayout | None:
-    """Folders of masks beside the images, or files such as ``1_mask.png`` beside ``1.png``."""
+def _named_like_splits(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
+    """Folders such as ``Training_Set`` and ``Test_Set``, or splits whose images have no class."""
+    words = {name: _split_word(name) for name in folders}
+    if not all(words.values()) or len({SPLIT_OF[word] for word in words.values()}) < 2:
+        return None
+    first = min(folders, key=lambda name: _SPLITS.index(words[name]))
+    classes = folders[first] if "" not in folders[first] and len(folders[first]) > 1 else []
+    inside = f"the classes {_listed(classes)} lie" if classes else "no classes lie"
+    return WrongLayout(
+        text=f"the folders called {_listed([*folders])} are splits, and {inside} in them",
+        path=first if classes else "",
+        splits=tuple(folders),
+    )
+
+
+def _split_word(name: str) -> str:
+    """The one word in a folder's name that means a split; empty if there is none, or several."""
+    words = re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name)
+    splits = {word.casefold() for word in words if word.casefold() in SPLIT_OF}
+    return splits.pop() if len(splits) == 1 else ""
+
+
+def _masks(paths: Sequence[str]) -> WrongLayout | None:
+    """Folders of masks beside images, or files such as ``1_mask.png`` beside ``1.png``."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        below[folder].add("")
+        names = folder.split("/")
+        for depth, name in enumerate(names):
+            below["/".join(names[:depth])].add(name)
     ignore = {
-        f"*/{_escaped(name)}/*": name
-        for below in folders.values()
-        for name in below
-        if name.casefold() in _MASKS and len(below) > 1
+        f"{'*/' if above else ''}{_escaped(name)}/*": name
+        for above, names in sorted(below.items())
+        for name in sorted(names)
+        if _MASKS.fullmatch(name) and not all(map(_MASKS.fullmatch, names))
     }
-    if len(folders) > 1:
-        ignore |= {f"{_escaped(n)}/*": n for n in folders if n.casefold() in _MASKS}
     what = f"images in folders called {_listed([*ignore.values()])}"
     if not ignore:
         stems = {path.rpartition(".")[0] for path in paths}
@@ -259,9 +286,10 @@ def _patients(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
 
 
 def _numbered(names: Collection[str]) -> bool:
-    """Whether all names are a number of three or more digits with the same text around it."""
-    texts = {re.sub(r"\d{3,}", "", name, count=1) for name in names}
-    return len(names) > 2 and len(texts) == 1 and not texts & set(names)
+    """Whether all names are numbers of three or more digits, or hashes, with the same text."""
+    texts = {re.sub(r"[0-9a-f]{16,}|\d+", "", name) for name in names}
+    numbers = all(re.search(r"\d{3,}|[0-9a-f]{16,}", name) for name in names)
+    return len(names) > 2 and len(texts) == 1 and numbers
 
 
 def _too_high(paths: Sequence[str]) -> WrongLayout | None:

@@ -309,6 +309,26 @@ LAYOUTS = {
         ["a/x (1).png", "a/x (1)_mask.png", "a/x (1)_mask_1.png", "b/y.png", "b/y-seg.png"],
         'ignore = ["*-seg*", "*_mask*"]',
     ),
+    "masks of several kinds, deeper": (
+        ["a/x/images/1.png", "a/x/lung masks/1.png", "b/x/images/2.png", "b/x/ManualMask/l/2.png"],
+        'ignore = ["*/lung masks/*", "*/ManualMask/*"]',
+    ),
+    "splits by other names with the classes in them": (
+        ["Training_Set/a/1.png", "Training_Set/b/2.png", "Test_Set/a/3.png", "Test_Set/b/4.png"],
+        'path = "/x/Training_Set"',
+    ),
+    "splits without classes": (
+        ["stage_2_train_images/1.png", "stage_2_test_images/2.png"],
+        "table = FILE, a CSV with the columns path, label and patient",
+    ),
+    "folders of nodes of patients": (
+        ["patient_004_node_1/1.png", "patient_004_node_2/2.png", "patient_010_node_0/3.png"],
+        "table = FILE, a CSV with the columns path, label and patient",
+    ),
+    "folders of hashes": (
+        [f"{k * 'd1f5'}9a2c7/{k}.png" for k in (3, 4, 5)],
+        "table = FILE, a CSV with the columns path, label and patient",
+    ),
     "the classes again": (
         ["a/1.png", "b/2.png", "augmented data*/a/1.png", "augmented data*/b/2.png"],
         'ignore = ["augmented data[*]/*"]',
@@ -319,6 +339,8 @@ LAYOUTS = {
     "a class that is called test": (["test/1.png", "ill/2.png"], None),
     "folders in classes that all are masks": (["a/masks/1.png", "b/masks/2.png"], None),
     "arms of a trial": (["test/p1/1.png", "test/p2/2.png", "control/p3/3.png"], None),
+    "faces with and without a mask": (["with_mask/1.png", "without_mask/2.png"], None),
+    "a class that is called training": (["after training/1.png", "before training/2.png"], None),
     "a mask of a face": (["a/oxygen_mask.png", "a/no_mask.png", "b/2.png"], None),
 }
 
@@ -472,6 +494,7 @@ def test_init_takes_numbered_folders_in_the_classes_as_patients(tmp_path):
     [
         (["x/p001/1.png", "x/p002/1.png", "x/p003/1.png"], "one class only .x.; a head needs two"),
         (["p001/1.png", "p002/1.png", "p003/1.png"], "p002, p003 are numbered like patients"),
+        (["train/1.png", "test/1.png"], "test, train are splits, and no classes lie in them"),
     ],
 )
 def test_init_refuses_folders_without_classes(tmp_path, paths, sentence):
