@@ -163,13 +163,16 @@ def check_layout(domain: Domain, items: Sequence[Item]) -> None:
 
 def folders_in_classes(items: Sequence[Item]) -> str:
     """A message about equal subfolders in all classes, such as splits; empty if there are none."""
-    folders = _folders([item.path for item in items if item.row is None])
+    paths = [item.path for item in items if item.row is None]
+    folders = _folders(paths)
     below = dict.fromkeys(name for names in folders.values() for name in names)
-    splits = [name for name in below if name.casefold() in _SPLITS]
+    deeper = dict.fromkeys(name for path in paths for name in path.split("/")[1:-1])
+    splits = [name for name in deeper if name.casefold() in _SPLITS]
     if len(splits) > 1:
         return (
-            f"the class folders are divided into {', '.join(splits)}; all of their images are "
-            f'taken. To leave one out, write for example ignore = ["*/{splits[-1]}/*"]'
+            f"the class folders {_listed([*folders])} are divided into {', '.join(splits)}; all of "
+            "their images are taken. If the classes lie in these, give the folder above them. To "
+            f'leave one out, write for example ignore = ["*/{splits[-1]}/*"]'
         )
     same = all(set(names) == set(below) for names in folders.values()) and "" not in below
     if len(folders) > 1 and same and 1 < len(below) <= _MOST_CLASSES:

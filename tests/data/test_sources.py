@@ -383,12 +383,13 @@ def test_one_class_for_all_names_the_folder_of_the_classes(study_file):
         load_samples(study)
 
 
-def test_splits_below_the_classes_are_said(study_file, caplog):
+@pytest.mark.parametrize("deep", ["", "again/"])
+def test_splits_below_the_classes_are_said(study_file, caplog, deep):
     """All of their images are taken."""
     for label in ("a", "b"):
         for image in [*Path("here", label).glob("*.png")]:
-            split = image.parent / ("train" if "_1" in image.name else "test")
-            split.mkdir(exist_ok=True)
+            split = image.parent / deep / ("train" if "_1" in image.name else "test")
+            split.mkdir(exist_ok=True, parents=True)
             image.rename(split / image.name)
     load_samples(load_study(study_file))
     assert 'ignore = ["*/test/*"]' in caplog.text or 'ignore = ["*/train/*"]' in caplog.text
