@@ -204,16 +204,25 @@ def check_writable(folder: Path) -> None:
         raise WriteFailedError(folder, cause, needed=1, free=free) from cause
 
 
-def remove(folder: Path, names: list[str]) -> None:
-    """Remove files of a folder, durably; stops at the first that cannot be removed."""
-    path = folder
+def remove(
+    folder: Path, names: list[str], *, refusals: tuple[type[OSError], ...] = ()
+) -> list[str]:
+    """Remove files of a folder, durably; returns those that were removed.
+
+    A file whose removal is refused with one of ``refusals`` stays; any other error stops it.
+    """
+    path, removed = folder, []
     try:
         for name in names:
             path = folder / name
-            unlink(path)
-        fsync_dir(folder)
+            with suppress(*refusals):
+                unlink(path)
+                removed.append(name)
+        if removed:
+            fsync_dir(folder)
     except OSError as cause:
         raise WriteFailedError(path, cause, needed=0, free=free_bytes(folder)) from cause
+    return removed
 
 
 def remove_abandoned(folder: Path) -> list[str]:
@@ -221,17 +230,9 @@ def remove_abandoned(folder: Path) -> list[str]:
 
     In a shared folder, those of other users that may not be removed stay.
     """
-    removed = []
-    for name in listdir(folder):
-        if name.startswith(TEMPORARY) and is_abandoned(folder / name):
-            try:
-                remove(folder, [name])
-            except WriteFailedError as refused:
-                if refused.errno not in (errno.EPERM, errno.EACCES):
-                    raise
-            else:
-                removed.append(name)
-    return removed
+    temporary = [name for name in listdir(folder) if name.startswith(TEMPORARY)]
+    abandoned = [name for name in temporary if is_abandoned(folder / name)]
+    return remove(folder, abandoned, refusals=(PermissionError,))
 
 
 def prepare(folder: Path) -> None:

@@ -104,6 +104,17 @@ def test_garbage_is_what_dead_writers_left_and_what_is_a_day_old(store):
     assert gc(store) == []
 
 
+def test_the_folder_is_synced_once_however_many_files_go(store, monkeypatch):
+    """A sync of a network drive takes milliseconds; without garbage there is none."""
+    names = [_temporary(store, HOST, pid) for pid in (DEAD, DEAD + 1, DEAD + 2)]
+    synced = []
+    monkeypatch.setattr(disk, "fsync_dir", synced.append)
+    assert gc(store) == sorted(names)
+    assert synced == [store.path]
+    gc(store)
+    assert synced == [store.path]
+
+
 def test_garbage_of_another_user_stays_and_the_rest_goes(store, monkeypatch):
     """In a sticky folder only its owner may remove it; a failing disk is still an error."""
     names = [_temporary(store, HOST, pid) for pid in (DEAD, DEAD + 1)]
