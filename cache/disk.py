@@ -225,6 +225,15 @@ def remove(
     return removed
 
 
+def may_remove(path: Path) -> bool:
+    """Whether a file is ours to remove: in a sticky folder only its owner's and the folder's."""
+    try:
+        folder, file = path.parent.stat(), path.lstat()
+    except FileNotFoundError:
+        return True
+    return not folder.st_mode & stat.S_ISVTX or os.geteuid() in (folder.st_uid, file.st_uid)
+
+
 def remove_abandoned(folder: Path) -> list[str]:
     """Remove temporary files of a folder whose writer is gone; returns their names.
 

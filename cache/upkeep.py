@@ -1,5 +1,6 @@
 """Upkeep of a store's folder: merge small parts, remove what dead writers left."""
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from cache import disk
 from cache.store import FeatureStore, PartInfo
 
+_LOG = logging.getLogger(__name__)
 #: A merged part stays below this, so that memory is bounded whatever the number of images.
 _MAX_PART_BYTES = 256 << 20
 
@@ -16,7 +18,8 @@ def compact(store: FeatureStore) -> int:
     """Merge small parts of the same provenance; returns by how many the parts decreased.
 
     Each key is kept once. The merged part is put in place before the old ones are removed, so a
-    kill in between leaves the same rows twice, which is harmless.
+    kill in between leaves the same rows twice, which is harmless. Parts of other users in a
+    sticky folder stay as they are, and are named in the log.
     """
     store.scan()
     before = len(store.parts)
@@ -44,8 +47,12 @@ def _groups(store: FeatureStore) -> Iterator[list[PartInfo]]:
     """Runs of two or more small parts of one provenance that fit into one part."""
     by_provenance: dict[str, list[PartInfo]] = {}
     for info in sorted(store.parts.values(), key=lambda p: p.name):
-        if info.size <= _MAX_PART_BYTES // 2:
-            by_provenance.setdefault(info.provenance, []).append(info)
+        if info.size > _MAX_PART_BYTES // 2:
+            continue
+        if not disk.may_remove(path := store.path / "parts" / info.name):
+            _LOG.info("%s: stays: it is another user's, and its folder is sticky", path)
+            continue
+        by_provenance.setdefault(info.provenance, []).append(info)
     for infos in by_provenance.values():
         group: list[PartInfo] = []
         for info in infos:

@@ -1,9 +1,13 @@
 """Upkeep of a store: compaction, and what dead writers left behind."""
 
 import errno
+import logging
 import os
+import shutil
 import socket
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import pytest
 from cache import disk, upkeep
 from cache import store as store_module
 from cache.errors import WriteFailedError
+from cache.store import FeatureStore
 from cache.upkeep import compact, gc, quarantined
 from tests import cache_jobs as jobs
 from tests.cache.conftest import KEYS, assert_holds, sizes
@@ -71,6 +76,44 @@ def test_a_part_that_goes_bad_during_the_merge_is_not_merged(store, monkeypatch)
     assert quarantined(store) == [bad]
     assert len(store) == 9
     assert_holds(store, sorted(store.keys()))
+
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def of_root_and_nobody(monkeypatch):
+    """A store in sticky folders with two parts of each user; from here on nobody runs."""
+    if os.name == "nt" or os.geteuid() != 0:
+        pytest.skip("only root can try it as another user")
+    folder = Path(tempfile.mkdtemp())  # other users may not enter the folders of pytest
+    monkeypatch.setenv("HEADRACE_SHARED", "1")
+    shared = FeatureStore(folder, jobs.RECIPE)
+    shared.prepare()
+    commit_in_threes(shared)
+    for name in sorted(shared.parts)[:2]:
+        os.chown(shared.path / "parts" / name, NOBODY, NOBODY)
+    for path in (folder, shared.path, shared.path / "parts"):
+        path.chmod(0o1777)
+    os.seteuid(NOBODY)
+    try:
+        yield shared
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(folder)
+
+
+def test_parts_of_another_user_in_a_sticky_folder_stay_and_are_named(of_root_and_nobody, caplog):
+    """Only their owner may remove them, so they are not merged; the others are."""
+    store = of_root_and_nobody
+    foreign = sorted(store.parts)[2:]
+    with caplog.at_level(logging.INFO, "cache"):
+        assert compact(store) == 1
+    assert len(store.parts) == 3
+    assert set(foreign) < set(store.parts)
+    for name, record in zip(foreign, caplog.records, strict=True):
+        assert f"{name}: stays: it is another user's" in record.getMessage()
+    assert_holds(store)
 
 
 HOST = socket.gethostname().replace("-", "_")
