@@ -6,6 +6,7 @@ recognised by their headers. Paths are looked up among the files that are really
 
 import csv
 import io
+import json
 import logging
 import re
 from collections import Counter
@@ -27,8 +28,8 @@ _LOG = logging.getLogger(__name__)
 _USUAL = {
     "path": ("path", "filepath", "imagepath", "filename", "file", "image", "imageindex", "imageid",
              "imagename", "dicompath", "isicid", "id", "idcode"),
-    "label": ("label", "class", "target", "diagnosis", "finding", "findinglabels", "category",
-              "dx"),
+    "label": ("label", "labels", "class", "classname", "target", "diagnosis", "diagnostic",
+              "finding", "findinglabels", "category", "pathology", "level", "dx"),
     "patient": ("patient", "patientid", "subject", "subjectid", "patientnumber"),
     "domain": ("domain", "site", "hospital", "center", "centre", "institution"),
     "split": ("split", "fold", "subset", "partition"),
@@ -41,10 +42,17 @@ _MARKS = {
     **dict.fromkeys(("0", "false", "no"), False),
     **dict.fromkeys(("", "-1", "nan"), None),
 }
+#: Texts of a label that are no finding.
+_NOTHING = ("no finding", "")
+#: A table has several classes for an image if it has more different rows for each than this.
+_MOST_SLIPS = 1.05
 _SEPARATORS = {".tsv": "\t", ".tab": "\t"}
 _PARQUET = (".parquet", ".pq")
 SUFFIXES = (".csv", *_SEPARATORS, *_PARQUET)
-_NO_TABLES = (".xlsx", ".xls", ".ods", ".json", ".xml", ".zip", ".gz", ".tar", *IMAGES)
+_NO_TABLES = (
+    ".xlsx", ".xls", ".ods", ".json", ".xml", ".zip", ".gz", ".tar", ".h5", ".hdf5", ".mat",
+    *IMAGES,
+)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -67,7 +75,8 @@ def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
     if file.suffix.lower() in _NO_TABLES:
         raise StudyError(
             f"{file} is not read: a table is a CSV, TSV or Parquet file. Save a sheet of Excel as "
-            '"CSV UTF-8"; unpack an archive; of an image give the folder above its class folder'
+            '"CSV UTF-8"; unpack an archive; save arrays as .npz with train_images and '
+            "train_labels; of an image give the folder above its class folder"
         )
     rows = _parquet(file) if file.suffix.lower() in _PARQUET else _text_rows(file)
     header = next(rows, Row(1, []))
@@ -138,8 +147,7 @@ def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
             absent.append(path)
             continue
         item = replace(image, path=path, label=label or NO_CLASS, patient=patient, split=split)
-        if items.setdefault(image.file, item) != item:
-            fail(table.file, row.line, f"{printable(path)} has another row that differs")
+        items[image.file] = table.joined(row, items.get(image.file, item), item)
     if not items:
         why = f"; first: {printable(absent[0])}" if absent else ", or no row has a class"
         raise StudyError(
@@ -190,6 +198,9 @@ def find_columns(
         if what == "label" and table.finding:
             what, hint = repr(table.finding), f'values = {{{table.finding!r} = "NAME"}}'
         question = f"it is unclear which column is the {what}; the columns are {shown}"
+        if any(name.count("/") > 1 or name.lower().endswith(IMAGES) for name in header.cells):
+            row = "this seems to be a row already: write a line above it with names of the columns"
+            fail(table.file, header.line, f"{row}, such as path,label")
         fail(table.file, header.line, f"{question}. Write {hint} {_WHERE}")
     return columns
 
@@ -203,13 +214,20 @@ def check_finding(domain: Domain) -> None:
 def several_findings(header: Row, rows: Sequence[Row]) -> list[str]:
     """Findings of a table whose images can have several; empty if each image has one class.
 
-    They are texts of the label with ``|`` between, or columns that hold only marks.
+    They are several texts in a cell of the label or in several rows, or columns that hold only
+    marks.
     """
     columns = dict(zip(header.cells, zip(*(row.cells for row in rows), strict=True), strict=False))
+    images = [c for name, c in columns.items() if _normalised(name) in _USUAL["path"]]
     for name, cells in columns.items():
         if _normalised(name) in _USUAL["label"]:
-            texts = {text.strip() for cell in cells for text in cell.split("|")}
-            return sorted(texts - {"No Finding", ""}) if any("|" in c for c in cells) else []
+            several = [_texts_in(cell) for cell in cells]
+            texts = {text for texts in several for text in texts if text.lower() not in _NOTHING}
+            # A few images in rows of two classes are slips.
+            again = any(
+                len({*zip(c, cells, strict=True)}) > _MOST_SLIPS * len({*c}) for c in images
+            )
+            return sorted(texts) if again or max(map(len, several)) > 1 else []
     marks = {name: [_whole(cell).lower() for cell in cells] for name, cells in columns.items()}
     marks = {n: m for n, m in marks.items() if set(m) <= {*_MARKS} and set(m) & {*_YES}}
     is_class = all(
@@ -313,6 +331,24 @@ class _Table:
             fail(self.file, row.line, f"it is of {' and '.join(fits)}; allowed is one class a row")
         return fits[0] if fits else None
 
+    def joined(self, row: Row, one: Item, other: Item) -> Item:
+        """An image of several rows; it has a finding that one of them names."""
+        if one == other:
+            return one
+        why = "has another row that differs: give it one row"
+        if replace(one, label=other.label) == other:
+            if self.finding and not self._marks:
+                order = (NO_CLASS, *classes_of(self.finding))
+                return max(one, other, key=lambda item: order.index(item.label))
+            named = json.dumps([one.label, other.label], ensure_ascii=False)
+            why = (
+                f"is of {other.label} and, in another row, of {one.label}: give it one row, or, if "
+                f"images can have several, write findings = {named} above [source]"
+            )
+            if self.finding:
+                why = f"has another row in which {self.finding} differs: give it one row"
+        fail(self.file, row.line, f"{printable(other.path)} {why}")
+
     def check_finding(self, labels: Iterable[str | None]) -> None:
         """Refuse a table that never names the finding; reading stops at the first row that does.
 
@@ -327,10 +363,10 @@ class _Table:
             )
 
     def _has_finding(self, row: Row) -> bool | None:
-        """Whether the finding is marked in its columns, or is one of the texts between ``|``."""
+        """Whether the finding is marked in its columns, or is one of the texts of the label."""
         if not self._marks:
-            texts = self.cell(row, "label").split("|")
-            named = any(fnmatchcase(text.strip(), n) for text in texts for n in self._names)
+            texts = _texts_in(self.cell(row, "label"))
+            named = any(fnmatchcase(text, n) for text in texts for n in self._names)
             return named if any(texts) else None
         marks = [self._mark(row, at) for at in self._marks]
         return True if True in marks else None if None in marks else False
@@ -341,6 +377,13 @@ class _Table:
             allowed = "allowed are 1, 0, and empty or -1 where it is not known"
             fail(self.file, row.line, f"{self.finding} is {printable(cell)!r}; {allowed}")
         return _MARKS[cell]
+
+
+def _texts_in(cell: str) -> list[str]:
+    """The texts between ``|``, or in a list as Python prints it."""
+    if cell.startswith("[") and cell.endswith("]"):
+        return [text.strip(" '\"") for text in cell[1:-1].split(",")]
+    return [text.strip() for text in cell.split("|")]
 
 
 def _normalised(name: str) -> str:

@@ -34,6 +34,13 @@ def image(path: str, bright: int, file_format: str = "PNG") -> None:
     Path(path).write_bytes(encoded(picture(bright), file_format))
 
 
+def dicom_image(path: str, bright: int, patient: int = 0) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    values = picture(bright, np.uint16) * 16
+    Path(path).write_bytes(dicom(values, PatientID=f"J-{patient}", **window))
+
+
 def class_folders() -> None:
     for site, count in (("a", 20), ("b", 8)):
         for i in range(count):
@@ -77,6 +84,16 @@ def nih() -> None:
     names = [line.partition(",")[0] for line in lines[1:]]
     table("nih/train_val_list.txt", *names[:16])
     table("nih/test_list.txt", *names[16:])
+
+
+def vinbig() -> None:
+    """A row for each box and reader; half of the images have one row."""
+    lines = ["image_id,class_name,class_id,rad_id,x_min"]
+    for i in range(20):
+        dicom_image(f"vinbig/train/{i}f.dicom", i % 2)
+        found = ("Cardiomegaly", "Nodule") if i % 2 else ("No finding",)
+        lines += [f"{i}f,{name},3,R{k},7.5" for name in found for k in (8, 9)]
+    table("vinbig/train.csv", *lines)
 
 
 def covid() -> None:
@@ -142,11 +159,7 @@ def multi() -> None:
 
 def dicom_folders() -> None:
     for i in range(20):
-        file = Path(f"dicom/{('well', 'ill')[i % 2]}/case{i // 2}/IM{i:06}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        values = picture(i % 2, np.uint16) * 16
-        window = {"WindowCenter": 2048, "WindowWidth": 4096}
-        file.write_bytes(dicom(values, PatientID=f"J-{i // 2}", **window))
+        dicom_image(f"dicom/{('well', 'ill')[i % 2]}/case{i // 2}/IM{i:06}", i % 2, i // 2)
 
 
 def course() -> None:
@@ -163,6 +176,7 @@ LAYOUTS: dict[str, tuple[Callable[[], None], dict[str, int], str, int]] = {
     "Kaggle chest X-ray pneumonia": (kaggle, {"source": 20, "kaggle": 8}, "NORMAL PNEUMONIA", 20),
     "CheXpert": (chexpert, {"fit": 22, "validation": 6}, "not Pneumonia Pneumonia", 14),
     "NIH ChestX-ray14": (nih, {"source": 16, "nih": 8}, "not Pneumonia Pneumonia", 8),
+    "VinBigData": (vinbig, {"source": 20}, "not Nodule Nodule", 20),
     "COVID-19 Radiography Database": (covid, {"source": 20}, "COVID Normal", 20),
     "MedMNIST": (medmnist, {"fit": 20, "validation": 8, "official": 8}, "0 1", 28),
     "ChestMNIST": (
@@ -263,6 +277,7 @@ def test_each_kind_of_input_runs_to_the_heads(name, tmp_path, monkeypatch):
             "nih/Data_Entry_2017.csv",
             ['findings = ["Effusion", "Mass", "Pneumonia"]'],
         ),
+        ("VinBigData", "vinbig/train.csv", ['findings = ["Cardiomegaly", "Nodule"]']),
         ("CheXpert", "CheXpert-v1.0-small/train.csv", ['findings = ["Edema", "Pneumonia"]']),
         ("DICOM folders", "dicom", ['group = {header = "PatientID"}']),
         ("COVID-19 Radiography Database", "COVID-19_Radiography_Dataset", ['ignore = ["*/masks']),

@@ -173,6 +173,16 @@ def test_the_splits_of_a_table_are_taken_when_asked_for(root, caplog):
         ("path,a,b\na/1.png,1,\na/2.png,0,\nb/3.png,0,0\n", {"X": ("a", "b")}, ["X", "", "not X"]),
         ("path,label\na/1.png,Y|X\na/2.png,XX|Y\nb/3.png,\n", {}, ["X", "not X", ""]),
         ("path,label\na/1.png,Y|x1\na/2.png,No\n", {"X": ("x*",)}, ["X", "not X"]),
+        (
+            "path,label\na/1.png,\"['Y', 'X ']\"\na/2.png,['XX']\nb/3.png,[]\n",
+            {},
+            ["X", "not X", ""],
+        ),
+        (
+            "path,label\na/1.png,Y\na/1.png,X\na/1.png,\na/2.png,Y\na/2.png,Z\nb/3.png,\n",
+            {},
+            ["X", "not X", ""],
+        ),
     ],
 )
 def test_a_finding_is_read_from_its_columns_or_from_texts(root, text, values, labels):
@@ -201,6 +211,7 @@ def test_the_part_of_a_list_file_is_taken(root, caplog):
         ("path,X\na/1.png,2\n", r"line 2: X is '2'; allowed are 1, 0, and empty or -1 where"),
         ("path,X\na/1.png,\n", r"source: no row of .*labels\.csv names 'X'\. Write values = \{'X'"),
         ("path,label\na/1.png,Y|Z\n", r"no row of .* names 'X'.*; of a target, findings = "),
+        ("path,X\na/1.png,1\na/1.png,0\n", r"another row in which X differs: give it one row"),
         ("path,Y\na/1.png,1\n", r"which column is the 'X'; .* path, Y\. Write values = \{'X'"),
     ],
 )
@@ -219,8 +230,12 @@ def test_a_finding_that_cannot_be_read_is_refused(root, text, sentence):
         ("path,file,label\n", r"path, file: which is the path\? Write columns = \{path = 'path'\}"),
         ("path,label,label\n", r"two columns are called 'label'"),
         ("path,label\na/1.png", r"line 2: 1 cells, but the header has 2"),
-        ("path,label\na/1.png,x\na/1.png,y", r"line 3: a/1\.png has another row that differs"),
-        ("path,label\na/1.png,x\na/1,x", r"line 3: a/1 has another row that differs"),
+        ("1.png,x\n", r"line 1: this seems to be a row already: write a line .* as path,label"),
+        ("set/a/p1/,1\n", r"line 1: this seems to be a row already"),
+        ("path,label\na/1.png,x\na/1.png,y", r"line 3: a/1\.png is of y and, in another row, of x"),
+        ("path,label\na/1.png,x\na/1.png,y", r"write findings = \[\"x\", \"y\"\] above \[source\]"),
+        ("path,label\na/1.png,x\na/1,x", r"line 3: a/1 has another row that differs: give it"),
+        ("path,label,patient\na/1.png,x,1\na/1.png,y,2", r"has another row that differs: give it"),
         ("path,label\nz.png,x", r"no image of .*labels\.csv is below .*; first: z\.png\. Write im"),
     ],
 )
@@ -230,7 +245,7 @@ def test_a_slip_in_a_table_is_refused_with_file_line_and_remedy(root, text, sent
         scan(domain(root, text))
 
 
-@pytest.mark.parametrize("name", ["sheet.xlsx", "a/1.PNG"])
+@pytest.mark.parametrize("name", ["sheet.xlsx", "a/1.PNG", "x.h5"])
 def test_what_is_no_table_is_refused_by_its_ending(tmp_path, name):
     """With the endings that are tables, and what to do."""
     with_files(tmp_path, name)
