@@ -484,11 +484,14 @@ def features(study: Path, **flags: Any) -> dict[str, Any]:
 
     Example: headrace features study.toml
     """
+    from pipeline.features import ray_extract
     from pipeline.features.extract import extract
 
     loaded = _load(study, flags)
-    given = {name: flags.pop(name) for name in ("rehash", "strict", "ray")}
-    stage = partial(extract, loaded, _engine(flags), **given)
+    given = {name: flags.pop(name) for name in ("rehash", "strict")}
+    address = flags.pop("ray")
+    stage = extract if address is None else partial(ray_extract.extract, address=address)
+    stage = partial(stage, loaded, _engine(flags), **given)
     record = _run_and_show(stage, partial(_show, "features"))
     return {"study": record["study"], "backbones": list(record["backbones"])}
 

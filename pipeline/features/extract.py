@@ -68,9 +68,10 @@ def extract(
     rehash: bool = False,
     strict: bool = False,
     report: str = FEATURES_REPORT,
-    ray: str | None = None,
 ) -> dict[str, Any]:
     """Fill the stores of a study; features that they hold already are not computed again.
+
+    :func:`pipeline.features.ray_extract.extract` does the same on many machines.
 
     Args:
         study: The study with images and stores.
@@ -78,8 +79,6 @@ def extract(
         rehash: Read every file again instead of using the index.
         strict: Whether a skipped image is an error, once all others are stored.
         report: Name of the report below the study's results.
-        ray: Address for :func:`pipeline.features.ray_extract.cluster`; None: no cluster, this
-            process does everything.
 
     Returns:
         The report, which is also written: a row for each backbone, whose ``images_in`` is the sum
@@ -91,47 +90,32 @@ def extract(
         SkippedImagesError: ``strict``, and an image was skipped.
     """
     engine = engine or EngineChoice()
-    wanted = replace(ALL_IMAGES, rehash=rehash)
-    if ray is None:
-        check_engine(engine)
-        with ExitStack() as reading:
-            each: Each = in_threads
-            # A store that exists may already hold everything.
-            is_new = not study.store_root.is_dir()
-            if is_new and load_early(engine) and can_share_memory():
-                each = reading.enter_context(Processes(os.cpu_count() or 1)).each
-            samples, unreadable = load_samples(study, wanted, each)
-        fill = partial(_fill_locally, engine=engine)
-        record, failures = _extract(study, samples, unreadable, fill)
-    else:
-        from pipeline.features import ray_extract
-
-        with ray_extract.cluster(ray):
-            samples, unreadable = load_samples(study, wanted, ray_extract.in_tasks)
-            fill = partial(ray_extract.fill_stores, engine=engine)
-            record, failures = _extract(study, samples, unreadable, fill)
-    write_set(study.results / report, record)
-    if SOURCE in failures:
-        raise failures[SOURCE]
-    if strict and record["skipped"]:
-        first, count = record["skipped"][0], len(record["skipped"])
-        raise SkippedImagesError(
-            f"{counted(count, 'image')} {'was' if count == 1 else 'were'} skipped and --strict is "
-            f"set; first: {first['domain']}/{first['path']}: {first['reason']}. The features of "
-            "all others are stored"
-        )
-    if failures:
-        raise PartsError(failures, record)
-    return record
+    check_engine(engine)
+    with ExitStack() as reading:
+        each: Each = in_threads
+        # A store that exists may already hold everything.
+        is_new = not study.store_root.is_dir()
+        if is_new and load_early(engine) and can_share_memory():
+            each = reading.enter_context(Processes(os.cpu_count() or 1)).each
+        loaded = load_samples(study, replace(ALL_IMAGES, rehash=rehash), each)
+    fill = partial(_fill_locally, engine=engine)
+    return extract_loaded(study, *loaded, fill, strict=strict, report=report)
 
 
-def _extract(
+def extract_loaded(
     study: Study,
     samples: Samples,
     unreadable: Sequence[SkippedImage],
     fill: Callable[..., dict[bytes, str]],
-) -> tuple[dict[str, Any], dict[str, Exception]]:
-    """The report, and the failures by part of the study."""
+    *,
+    strict: bool = False,
+    report: str = FEATURES_REPORT,
+) -> dict[str, Any]:
+    """:func:`extract` for loaded samples.
+
+    ``fill`` computes and stores what is missing: from stores by layer of one network, images by
+    content key, and a title, to the reasons why images could not be used, by key.
+    """
     warn_of_unnamed_findings(study)
     if copies := len(samples) - len(set(samples.key)):
         images = f"{counted(copies, 'image')} {are(copies)}"
@@ -157,14 +141,26 @@ def _extract(
         raise next(iter(failed.values()))
     of_domains = {**samples.failures, **_emptied(samples, skipped)}
     failures = {d if d == SOURCE else f"target.{d}": why for d, why in of_domains.items()} | failed
-    record = {
+    record: dict[str, Any] = {
         "schema": 1,
         "study": study.name,
         "backbones": backbones,
         "skipped": [asdict(skip) for skip in dict.fromkeys(skipped)],
         "failures": {part: str(failure) for part, failure in failures.items()},
     }
-    return record, failures
+    write_set(study.results / report, record)
+    if SOURCE in failures:
+        raise failures[SOURCE]
+    if strict and record["skipped"]:
+        first, count = record["skipped"][0], len(record["skipped"])
+        raise SkippedImagesError(
+            f"{counted(count, 'image')} {'was' if count == 1 else 'were'} skipped and --strict is "
+            f"set; first: {first['domain']}/{first['path']}: {first['reason']}. The features of "
+            "all others are stored"
+        )
+    if failures:
+        raise PartsError(failures, record)
+    return record
 
 
 def _part(choice: BackboneChoice) -> str:

@@ -23,14 +23,15 @@ from cache.recipe import Recipe
 from cache.store import ROWS_PER_COMMIT, FeatureStore
 from cache.upkeep import compact, gc
 from pipeline.data.items import Item
+from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.errors import EngineError, PipelineError
 from pipeline.features.backbones import policy_of
 from pipeline.features.engines import EngineChoice, run_batches
-from pipeline.features.extract import StoreFiller
+from pipeline.features.extract import StoreFiller, extract_loaded
 from pipeline.features.load import frozen_network
 from pipeline.parallel import each_of
 from pipeline.progress import Progress
-from pipeline.study import BackboneChoice
+from pipeline.study import BackboneChoice, Study
 from pipeline.words import counted, first_line
 
 _LOG = logging.getLogger(__name__)
@@ -56,18 +57,38 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-@contextmanager
-def cluster(address: str = "") -> Iterator[None]:
-    """Connect to a cluster for the time of a ``with`` statement.
-
-    If this process has started Ray before, that cluster is used and left running.
+def extract(
+    study: Study,
+    engine: EngineChoice | None = None,
+    *,
+    address: str = "",
+    rehash: bool = False,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """As :func:`pipeline.features.extract.extract`, on a cluster.
 
     Args:
+        study: See there, also ``engine``, ``rehash`` and ``strict``.
+        engine: What the networks run on.
         address: As for ``ray.init``; empty: the cluster in ``RAY_ADDRESS``, one that runs on
             this machine, or else a new one of this machine alone.
+        rehash: Read every file again.
+        strict: Whether a skipped image is an error.
 
     Raises:
         EngineError: Ray is not installed, or no cluster answers.
+    """
+    with _cluster(address):
+        loaded = load_samples(study, replace(ALL_IMAGES, rehash=rehash), in_tasks)
+        fill = partial(fill_stores, engine=engine or EngineChoice())
+        return extract_loaded(study, *loaded, fill, strict=strict)
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[None]:
+    """Connect to a cluster for the time of a ``with`` statement.
+
+    If this process has started Ray before, that cluster is used and left running.
     """
     if importlib.util.find_spec("ray") is None:
         raise EngineError('Ray is not installed: pip install "headrace[ray]"')

@@ -106,7 +106,7 @@ def _run(images: int, how: str) -> list[float]:
     each, fill = in_threads, partial(extract, engine=engine)
     if how == "ray":
         _start_ray(worker_process_setup_hook=f"{__spec__.name}.hook")
-        each, fill = ray_extract.in_tasks, partial(fill, ray="")
+        each, fill = ray_extract.in_tasks, partial(ray_extract.extract, engine=engine)
     _steps(_FEW, how, each, fill)  # the processes are there
     start = np.min([_steps(_FEW, how, each, fill) for _ in range(_STARTS)], axis=0)
     costs = np.subtract(_steps(images, how, each, fill), start) / (images - _FEW)

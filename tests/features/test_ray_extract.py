@@ -102,7 +102,7 @@ def test_without_ray_or_a_cluster_the_message_says_what_to_do(monkeypatch, there
     """One line, before any work; Ray itself would try for minutes."""
     monkeypatch.setattr(ray_extract.importlib.util, "find_spec", lambda _: there)
     with pytest.raises(EngineError, match=message):
-        extract(None, TORCH, ray=address)
+        ray_extract.extract(None, TORCH, address=address)
 
 
 # With Ray. Its workers are processes of their own and get the backbone by a hook.
@@ -210,7 +210,7 @@ def test_the_store_is_that_of_one_machine(study_file, start_ray, capsys, gpus):
     study = load_study(study_file)
     expected, alone = extract_alone(study)
     start_ray(gpus=gpus)
-    report = extract(study, replace(TORCH, device="auto") if gpus else TORCH, ray="")
+    report = ray_extract.extract(study, replace(TORCH, device="auto") if gpus else TORCH)
     assert_same_store(study, alone)
     assert report["skipped"] == expected["skipped"]
     assert report["backbones"][0]["computed"] == expected["backbones"][0]["computed"] == 60
@@ -262,7 +262,7 @@ def test_a_worker_and_a_machine_may_die(study_file, start_ray, victim):
 
     with ThreadPoolExecutor(1) as meanwhile:
         killing = meanwhile.submit(kill)
-        report = extract(study, TORCH, ray="")
+        report = ray_extract.extract(study, TORCH)
     killing.result()
     assert report["backbones"][0]["computed"] == 60
     assert_same_store(study, alone)
@@ -296,7 +296,7 @@ def test_a_worker_of_four_cores_stays_below_two_gigabytes(study_file, start_ray)
     with ThreadPoolExecutor(1) as meanwhile:
         watching = meanwhile.submit(watch)
         try:
-            report = extract(load_study(Path("large.toml")), ray="")
+            report = ray_extract.extract(load_study(Path("large.toml")))
         finally:
             done.set()
     watching.result()
