@@ -138,11 +138,11 @@ _recipe_options = _all_of(
         "What decodes JPEG files; default: the study's. Each has its own stores.",
     ),
 )
-_conflicts_option = click.option(
-    "--allow-conflicts", is_flag=True, help="Keep identical images that are in two classes."
-)
-_leaks_option = click.option(
-    "--allow-leaks", is_flag=True, help="Go on even if two roles share images."
+_sample_options = _all_of(
+    click.option(
+        "--allow-conflicts", is_flag=True, help="Keep identical images that are in two classes."
+    ),
+    click.option("--allow-leaks", is_flag=True, help="Go on even if two roles share images."),
 )
 _figures_option = click.option(
     "--figures/--no-figures", default=None, help="Draw figures; default: yes, but not with --quick."
@@ -287,8 +287,7 @@ def _samples(flags: dict[str, Any]) -> Any:
     """Options for conflicts and leaks; the flags are removed from ``flags``."""
     from pipeline.data.samples import SampleOptions
 
-    names = [name for name in flags if name in ("allow_conflicts", "allow_leaks")]
-    return SampleOptions(**{name: flags.pop(name) for name in names})
+    return SampleOptions(**{name: flags.pop(name) for name in ("allow_conflicts", "allow_leaks")})
 
 
 def _engine(flags: Mapping[str, Any]) -> Any:
@@ -509,8 +508,7 @@ def features(study: Path, **flags: Any) -> dict[str, Any]:
     help="Preprocessing of the features: none, standardise, l2 or pca_whiten.",
 )
 @_recipe_options
-@_conflicts_option
-@_leaks_option
+@_sample_options
 @_figures_option
 @command
 @_each_finding
@@ -644,8 +642,7 @@ _FINETUNE_HELP = f"""Train networks, in part or as a whole, and compare them.
 @_choice("--precision", PRECISIONS, "Number format; default: the study's on CUDA, else fp32.")
 @click.option("--deterministic", is_flag=True, help="On CUDA: equal results each time; slower.")
 @click.option("--compile", is_flag=True, help="Use torch.compile: a slow start, faster steps.")
-@_conflicts_option
-@_leaks_option
+@_sample_options
 @click.option("--figures/--no-figures", default=True, help="Draw figures; default: yes.")
 @command
 @_each_finding
@@ -671,8 +668,7 @@ def finetune(study: Any, **flags: Any) -> dict[str, Any]:
 @click.option("--head", help="Head to analyse; default: the best on validation.")
 @_effort_options
 @_recipe_options
-@_conflicts_option
-@_leaks_option
+@_sample_options
 @_figures_option
 @command
 @_each_finding
@@ -783,6 +779,7 @@ def predict(images: tuple[Path, ...], **flags: Any) -> dict[str, Any]:
     show_default=True,
     help="Largest loss of accuracy and of AUROC that --int8 may cause, 0 to 1.",
 )
+@_sample_options
 @command
 def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str, Any]:
     """Write a trained model as one ONNX file, with its model card inside.
@@ -792,7 +789,7 @@ def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str
     from pipeline.export import export_model
     from pipeline.report.stages import exported
 
-    card = export_model(_load_finding(study, flags), head, file, **flags)
+    card = export_model(_load_finding(study, flags), head, file, options=_samples(flags), **flags)
     size = f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)"
     click.echo("\n".join([size, *exported(card)]))
     return card
@@ -808,6 +805,7 @@ def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str
     "--images", default=100, show_default=True, help="Images of each class of each domain, at most."
 )
 @_device_option
+@_sample_options
 @command
 @_each_finding
 def explain(study: Any, *, head: str | None, device: str, **flags: Any) -> dict[str, Any]:
@@ -821,7 +819,7 @@ def explain(study: Any, *, head: str | None, device: str, **flags: Any) -> dict[
     from pipeline.explain import explain as run
     from pipeline.features.engines import choose_device
 
-    record = run(study, head, device=choose_device(device), **flags)
+    record = run(study, head, device=choose_device(device), options=_samples(flags), **flags)
     _show("explain", record)
     return record
 
@@ -907,7 +905,7 @@ def compact_stores(store: Path) -> dict[str, Any]:
 @_finding_option
 @_backbone_option
 @_recipe_options
-@_conflicts_option
+@_sample_options
 @command
 def export(study: Path, output: Path, *, backbone: str | None, **flags: Any) -> dict[str, Any]:
     """Write features, labels, patients and splits as one HDF5 file.

@@ -29,7 +29,7 @@ from cache import disk
 from pipeline.data.domain import DomainData
 from pipeline.data.images import SHEET_SIDE, SheetEntry, draw_sheet
 from pipeline.data.patients import FIT, draw_patients
-from pipeline.data.samples import Samples, load_samples
+from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, ModelError, StudyError
 from pipeline.evaluation.bootstrap import percentile_interval
 from pipeline.evaluation.compare_heads import eval_sets
@@ -66,6 +66,7 @@ def explain(
     backbone: str | None = None,
     images: int = 100,
     device: str = "cpu",
+    options: SampleOptions | None = None,
 ) -> dict[str, Any]:
     """Measure where the maps of a model lie; draw maps of its surest errors and random images.
 
@@ -76,6 +77,7 @@ def explain(
         backbone: Needed if the study has several and a name is given.
         images: Images of each class of each domain, at most.
         device: ``cpu`` or ``cuda``.
+        options: Which samples are accepted.
 
     Returns:
         The record, JSON types; also ``explain/<backbone>-<name>/explain.json`` in the results,
@@ -91,7 +93,7 @@ def explain(
     if name is None:
         backbone, name, instead_of = _best_with_layers(study, backbone)
     choice = choose_backbone(study, backbone)
-    samples = load_features(study, choice, load_samples(study)[0]).samples
+    samples = load_features(study, choice, load_samples(study, options)[0]).samples
     model = load_trained(study, choice, name, samples)
 
     def pixels_of(subset: Samples) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pipeline.data.domain import DomainData
 from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.data.patients import FIT, VALIDATION
-from pipeline.data.samples import Samples, load_samples
+from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, UnknownNameError
 from pipeline.evaluation.metrics import Proba, score
 from pipeline.evaluation.predictions import (
@@ -66,6 +66,7 @@ def export_model(
     backbone: str | None = None,
     int8: bool = False,
     margin: float = 0.01,
+    options: SampleOptions | None = None,
 ) -> dict[str, Any]:
     """Write the ONNX file of a head of stage 2, or of a network of stage 3.
 
@@ -77,6 +78,7 @@ def export_model(
         int8: Whether weights and activations are rounded to 8 bits. Their ranges are taken from
             images of the fit split.
         margin: Accuracy and AUROC on validation that int8 may lose.
+        options: Which samples are accepted.
 
     Returns:
         The model card, JSON types; also in the file's metadata.
@@ -90,7 +92,7 @@ def export_model(
         if find_spec(module) is None:
             raise ExportError(f'{module} is missing: pip install "headrace[onnx]"')
     choice = choose_backbone(study, backbone)
-    samples = load_features(study, choice, load_samples(study)[0]).samples
+    samples = load_features(study, choice, load_samples(study, options)[0]).samples
     model = load_trained(study, choice, name, samples)
     policy, card = model.policy, model.card
     data = _graph(nn.Sequential(model.network, model.head), policy)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -26,7 +27,7 @@ from pipeline.features import maintain
 from pipeline.study_file import load_study
 from tests.image_files import pictures, with_stack
 from tests.result_files import forbid_writing, record_of
-from tests.tiny import write_images
+from tests.tiny import install_trainable_tiny, write_images
 
 ENGINE = ("--engine", "torch", "--device", "cpu", "--batch-size", "4")
 
@@ -324,6 +325,35 @@ def test_export_is_one_file_that_plain_h5py_reads(study_file):
         assert file.attrs["backbone"] == "tiny"
         assert json.loads(file.attrs["preprocessing"])["size"] == 32
         assert len(file.attrs["fingerprint"]) == 64
+
+
+#: Every command that takes images by role and label, and checks them.
+CHECKED = {
+    "heads": "heads STUDY --only linear --quick",
+    "finetune": "finetune STUDY --method lp --epochs 1 --no-figures --device cpu",
+    "shift": "shift STUDY --quick",
+    "explain": "explain STUDY --head linear --images 2",
+    "export": "export STUDY model.onnx --head linear",
+    "cache export": "cache export STUDY out.h5",
+}
+
+
+def test_who_allows_leaks_and_conflicts_can_go_on_with_every_command(study_file, monkeypatch):
+    """Each refuses an image in two roles, with exit code 3, until --allow-leaks says to go on."""
+    install_trainable_tiny(monkeypatch, study_file.parent)
+    options = {" ".join(name): run(*name, "--help").output for name in commands()}
+    assert {name for name, text in options.items() if "--allow-leaks" in text} == {*CHECKED}
+    assert {name for name, text in options.items() if "--allow-conflicts" in text} == {*CHECKED}
+    Path("there/a/p9000_0.png").write_bytes(min(Path("here/a").iterdir()).read_bytes())
+    run("features", study_file, *ENGINE)
+    for name, line in CHECKED.items():
+        typed = [study_file if word == "STUDY" else word for word in line.split()]
+        assert "also in the source" in run(*typed, code=3).stderr
+        if name != "export" or find_spec("onnx"):
+            out = run(*typed, "--allow-leaks")
+            assert "also in the source" in out.stderr
+            assert "fitted to other images" not in out.stdout
+    run("cache", "verify", study_file, "--sample", "70", "--engine", "torch")
 
 
 def test_init_writes_a_study_that_runs(study_file):

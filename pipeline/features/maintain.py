@@ -17,7 +17,7 @@ from cache.errors import StoreFormatError
 from cache.recipe import CANARY_TOLERANCE, Recipe, canonical, check_canaries, relative_l2
 from cache.store import stores_in
 from cache.upkeep import quarantined
-from pipeline.data.samples import SampleOptions, load_samples
+from pipeline.data.samples import ALL_IMAGES, SampleOptions, load_samples
 from pipeline.errors import (
     CheckFailedError,
     MissingFeaturesError,
@@ -137,7 +137,7 @@ def recompute(study: Study, sample: int, choice: EngineChoice) -> list[str]:
 
 def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: EngineChoice) -> str:
     store = store_for(study.store_root, backbone)
-    samples, _ = load_samples(study)
+    samples, _ = load_samples(study, ALL_IMAGES)
     stored = {k: i for k, i in zip(samples.key, samples.items, strict=True) if k in store}
     if not stored:
         raise MissingFeaturesError(f"{store.path} holds no image of the study: run features first")

@@ -331,7 +331,7 @@ def _best_head(
         return {}
     row_of = {key.tobytes(): row for row, key in enumerate(stored.key)}
     fit = {key for key, split in zip(samples.key, samples.split, strict=True) if split == FIT}
-    if {key for key, row in row_of.items() if stored.split[row] == FIT} != fit:
+    if {key.tobytes() for key in stored.key[stored.split == FIT]} != fit:  # a leak is in two splits
         return None
     if name is None or not all(key in row_of for key in samples.key):
         return {}
