@@ -249,6 +249,23 @@ def test_a_target_that_cannot_be_used_is_named_by_every_stage(study_file):
     assert re.search(r"all checks +gone +not checked", audited.stdout)
 
 
+def test_every_stage_names_a_failed_target_before_a_failed_backbone(study_file):
+    """The exit code is that of the first failure, so it does not depend on the stage."""
+    run("features", study_file, *ENGINE)
+    wrong = '[backbone.resnet50]\nweights = "tiny.pth"\n'
+    study_file.write_text(f'{study_file.read_text()}{wrong}[target.gone]\npath = "gone"\n')
+    Path("gone/a").mkdir(parents=True)
+    Path("gone/a/1.png").write_text("no image")
+    for stage, *options in (
+        ("features", *ENGINE),
+        ("heads", "--only", "prior", "--quick"),
+        ("finetune", "--method", "lp", "--epochs", "1", "--no-figures", "--device", "cpu"),
+        ("shift", "--head", "prior", "--quick"),
+    ):
+        text = run(stage, study_file, *options, code=2).stderr
+        assert re.search(r"^Error: target\.gone: .*resnet50: .* does not fit", text, re.MULTILINE)
+
+
 def test_cache_ls_verify_compact(study_file):
     """Each says what it found, also as JSON."""
     run("features", study_file, *ENGINE)

@@ -163,9 +163,10 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         {SHIFT_PROBABILITIES: probabilities},
         owned=("shift*.csv", "figures/shift-*"),
     )
-    parts = {f"backbone.{backbone}": why for backbone, why in failures.items()}
+    parts: dict[str, Exception] = {}
     for analysis in analyses.values():
         parts |= {f"target.{target}": why for target, why in analysis.failures.items()}
+    parts |= {f"backbone.{backbone}": why for backbone, why in failures.items()}
     if parts:
         raise PartsError(parts, record)
     return record

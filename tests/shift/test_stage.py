@@ -235,7 +235,7 @@ def test_a_target_or_backbone_that_fails_does_not_cost_the_others(study, monkeyp
 
     monkeypatch.setattr(stage, "analyse_target", broken)
     tiny = study.backbones[0]
-    failed = r"^backbone\.tiny@0: .*no features of tiny@0 .*; target\.far: too strange$"
+    failed = r"^target\.far: too strange; backbone\.tiny@0: .*no features of tiny@0 .*$"
     with pytest.raises(PartsError, match=failed) as error:
         analyse(replace(study, backbones=(replace(tiny, name="tiny@0"), tiny)), SHORT)
     record = error.value.record
