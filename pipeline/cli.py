@@ -251,7 +251,8 @@ def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
         # With only some findings p would be adjusted over too few, in the file of all of them.
         table = [] if findings else _over_findings(function.__name__, whole, records)
         result = {"findings": records, "table": table}
-        if failures:
+        # The others of torchrun's processes have the same failures: one prints them, at the end.
+        if failures and _first_process():
             raise PartsError(failures, result)
         return result
 

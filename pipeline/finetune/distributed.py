@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import EngineError
@@ -126,8 +127,11 @@ def group() -> Group:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[str]:
+def process_group(device: str, name: str = "") -> Iterator[str]:
     """Join the group that ``torchrun`` describes in the environment, and leave it at the end.
+
+    Each ``name`` is a group of its own: a process that starts a second group while another is
+    still in the first would otherwise find the addresses of the first.
 
     Yields:
         The device of this process: ``cuda:<local rank>`` on CUDA, else ``cpu``.
@@ -140,7 +144,10 @@ def process_group(device: str) -> Iterator[str]:
         return
     on_cuda = torch.device(device).type == "cuda"
     device = f"cuda:{_local_gpu()}" if on_cuda else device
-    distributed.init_process_group("nccl" if on_cuda else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    store = distributed.PrefixStore(name, store)  # type: ignore[attr-defined]
+    backend = "nccl" if on_cuda else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield device
     finally:

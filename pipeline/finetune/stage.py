@@ -109,7 +109,7 @@ def finetune(
     folder = study.results / f"finetune{trial}"
     _check(study, names, settings)
     disk.prepare(study.results)
-    with parallel.process_group(choose_device(device)) as process_device:
+    with parallel.process_group(choose_device(device), study.name) as process_device:
         samples, _ = load_samples(study, options)
         tables: dict[str, Samples] = {}
         failures: dict[str, Exception] = {}

@@ -233,6 +233,40 @@ def test_the_command_killed_in_two_processes_goes_on(tmp_path, monkeypatch):
     assert abs(of_one[0, 0] - of_one[1, 0]) > 1e-3  # or it would say nothing
 
 
+#: The source of the tiny study, with three findings; nobody has the first.
+FINDINGS = """
+findings = ["Hernia", "Bright", "Dark"]
+[source]
+table = "here.csv"
+images = "here"
+group = '^(p\\d+)'
+[store]
+path = "features"
+[backbone.tiny]
+"""
+
+
+@pytest.mark.slow  # a start of torchrun
+def test_several_findings_in_two_processes_are_printed_once(tmp_path, monkeypatch):
+    """One fails in both processes; each of the others has a group of its own, with its own name.
+
+    Otherwise the second group would find the addresses of the first, and fail or wait forever.
+    """
+    install_repeatable_tiny(monkeypatch, tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    file, images = write_tiny_study(tmp_path), sorted(Path("here").rglob("*.png"))
+    marks = {"a": "0,0,1", "b": "0,1,0"}
+    rows = [f"{i.relative_to('here')},{marks[i.parent.name]}" for i in images]
+    Path("here.csv").write_text("\n".join(["path,Hernia,Bright,Dark", *rows]))
+    file.write_text(FINDINGS)
+    extract(load_study(file), TORCH)
+    options = ["--method", "lp", "--epochs", "1", "--device", "cpu", "--no-figures", "--json"]
+    done = _torchrun(tmp_path / "group", "finetune", str(file), *options)
+    assert done.stderr.count("exitcode  : 1") == 1, done.stderr
+    assert "Hernia: [source] " in done.stderr
+    assert set(json.loads(done.stdout)["findings"]) == {"Bright", "Dark"}
+
+
 if __name__ == "__main__":
     where, arguments = Path(sys.argv[1]), sys.argv[2:]
     if arguments:
