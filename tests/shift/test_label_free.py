@@ -6,6 +6,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
 from pipeline.data.patients import draw_patients
+from pipeline.evaluation.intervals import clopper_pearson
 from pipeline.shift.label_free import (
     FORMULAS,
     estimate_accuracy,
@@ -78,6 +79,11 @@ def test_formulas_are_their_definitions_and_the_range_spans_their_intervals():
     assert by_method(result)["label_shift"] == pytest.approx(mix @ recall)
     assert sum(share["estimate"] for share in result["prevalence"]) == pytest.approx(1)
     assert result["low"] == min(row["low"] for row in result["estimates"]) < above
+    # Even if the expected accuracy were known, that of 300 images would vary.
+    for row in result["estimates"]:
+        a = row["estimate"]
+        low, high = clopper_pearson(a * 300, 300)
+        assert row["low"] < low < high < row["high"]
     withheld = without_accuracy(result)
     assert (withheld["low"], withheld["high"], withheld["estimates"]) == (None, None, [])
     assert "not estimated" in withheld["warning"]
