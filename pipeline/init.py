@@ -13,18 +13,22 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, scan_stacks
 from pipeline.data.items import (
-    HEAD_BYTES,
     NO_CLASS,
     Item,
     Listing,
     images_below,
-    is_dicom,
-    read_file,
 )
-from pipeline.data.patients import FIT, SPLIT_OF, VALIDATION
-from pipeline.data.sources import folders_in_classes, scan, wrong_layout
-from pipeline.data.tables import SUFFIXES, Row, find_columns, read_table, several_findings
-from pipeline.errors import StudyError, WeightsError
+from pipeline.data.patients import FIT, VALIDATION, split_of
+from pipeline.data.sources import folders_in_classes, read_image, scan, wrong_layout
+from pipeline.data.tables import (
+    SUFFIXES,
+    Row,
+    find_columns,
+    read_table,
+    scan_table,
+    several_findings,
+)
+from pipeline.errors import ImageError, StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
 from pipeline.study import GIVEN, HEADER, Domain, ImageTable
 from pipeline.words import counted, printable
@@ -33,7 +37,7 @@ from pipeline.words import counted, printable
 _PATIENT_PATTERNS = (
     r"^(patient\d+)",
     r"^(person\d+|(?:NORMAL2-)?IM-\d+)",
-    r"^(\d{8})_\d{3}",
+    r"^(\d{8})_\d{3}(?!\d)",
 )
 _MOST = 0.95
 #: File names that are shown for each class.
@@ -41,6 +45,9 @@ _SHOWN = 3
 #: Rows of a table in which names of images are searched.
 _ROWS = 100
 _PREFERRED = "densenet121"
+
+#: Stands for the column of the classes where it is unclear.
+_UNCLEAR = "NAME"
 
 _Read = Callable[[Path], tuple[Row, list[Row]]]
 
@@ -70,7 +77,8 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
         lines.append(f"findings = {json.dumps(findings, ensure_ascii=False)}")
     lines.append("")
     for table, domain, listing in _domains(data, "" if findings else None, read, notes):
-        lines += _domain_lines(table, domain, listing or scan(domain), output, notes)
+        listed, unclear = listing or scan(domain), not (domain.labelled or findings)
+        lines += _domain_lines(table, domain, listed, output, notes, unclear=unclear)
     lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return notes
@@ -82,14 +90,17 @@ def _header_and_rows(file: Path) -> tuple[Row, list[Row]]:
 
 
 def _table_of_images(path: Path, read: _Read, notes: list[str]) -> Path | None:
-    """The table in a folder without class folders; None if there is none."""
+    """The table in a folder whose folders are no classes; None if there is none."""
     tables = [f for f in path.glob("*") if f.suffix.lower() in SUFFIXES] if path.is_dir() else []
-    tables = sorted(table for table in tables if _names_classes(table, read))
-    images = images_below(path).items if tables else ()
-    if not images:
+    found = {t: texts for t in sorted(tables) if (texts := _classes_in(t, read)) is not None}
+    if not found:
         return None
+    tables = [table for table, texts in found.items() if texts] or [*found]
     names = ", ".join(printable(table.name) for table in tables)
-    if len({i.path.partition("/")[0] for i in images if "/" in i.path}) > 1:
+    above = [image.name.split("/")[:-1] for image in images_below(path).items]
+    classes = {*chain(*found.values())}
+    several = len({folders[0] for folders in above if folders}) > 1
+    if classes.intersection(chain(*above)) or (several and not classes):
         notes.append(
             f"the folders in {path} are taken as the classes; if these are in {names}, run "
             f"headrace init {path / tables[0].name}"
@@ -98,19 +109,25 @@ def _table_of_images(path: Path, read: _Read, notes: list[str]) -> Path | None:
     if len(tables) > 1:
         raise StudyError(
             f"{path} has no class folders, but several tables: {names}. Give the one that has the "
-            f"classes: headrace init {path / 'NAME.csv'}"
+            f"classes: headrace init {path / 'NAME.csv'}. If the table of the classes names no "
+            "image, join it with one of these"
         )
     notes.append(f"{path} has no class folders; the classes are taken from {names}")
     return tables[0]
 
 
-def _names_classes(file: Path, read: _Read) -> bool:
-    """Whether a table names images and their classes or findings; other tables do not count."""
+def _classes_in(file: Path, read: _Read) -> set[str] | None:
+    """Classes or findings in a table; empty if they are unclear, None if it names no image."""
     with suppress(StudyError):
         header, rows = read(file)
-        find_columns(ImageTable(file=file), header, labelled=not several_findings(header, rows))
-        return True
-    return False
+        _, columns = _images_of(file, read)
+        classes = set(several_findings(header, rows))
+        with suppress(StudyError):
+            if not classes:
+                (label,) = find_columns(ImageTable(file=file, columns=columns), header)["label"]
+                classes = {row.cells[header.cells.index(label)] for row in rows}
+        return classes if columns else None
+    return None
 
 
 def default_backbone() -> tuple[str, str]:
@@ -155,7 +172,8 @@ def _domains(
     Equal names get a number. Each comes with its listing, if there is one.
     """
     names: list[str] = []
-    for wanted, whole in chain.from_iterable(_domains_of(path, finding, read) for path in data):
+    each = (_domains_of(path, finding, read, notes) for path in data)
+    for wanted, whole in chain.from_iterable(each):
         name = wanted if names else "source"
         while name in names:
             name = f"{wanted}_{len(names)}"
@@ -171,7 +189,9 @@ def _domains(
             yield "test.test", replace(domain, split=parts["test"]), None
 
 
-def _domains_of(path: Path, finding: str | None, read: _Read) -> Iterator[tuple[str, Domain]]:
+def _domains_of(
+    path: Path, finding: str | None, read: _Read, notes: list[str]
+) -> Iterator[tuple[str, Domain]]:
     """The domains of one argument: a folder, arrays, or the hospitals of a table."""
     if is_archive(path):
         table = ImageTable(file=path, finding=finding)
@@ -180,33 +200,55 @@ def _domains_of(path: Path, finding: str | None, read: _Read) -> Iterator[tuple[
         yield _folder_name(path.resolve().name), Domain(path=path)
     else:
         header, rows = read(path)
-        columns = _path_column(path, header, rows[:_ROWS])
+        folder, columns = _images_of(path, read)
         table = ImageTable(file=path, columns=columns, finding=finding)
-        labelled = Domain(path=path, table=table).labelled
-        table = replace(table, columns=find_columns(table, header, labelled=labelled))
+        try:
+            columns = find_columns(table, header, labelled=finding is None)
+        except StudyError:
+            columns = find_columns(table, header, labelled=False)
+            table = replace(table, finding="")
+            notes.append(
+                f"{path}: it is unclear which column has the classes. Write it in place of "
+                f"{_UNCLEAR}; the columns are {', '.join(map(printable, header.cells))}"
+            )
+        table = replace(table, columns=columns)
         at = [header.cells.index(name) for name in table.columns.get("domain", ())]
         hospitals = dict.fromkeys(row.cells[at[0]] if at else "" for row in rows)
         for hospital in [name for name in hospitals if name or not at]:
-            domain = Domain(path=path.parent, table=replace(table, domain=hospital))
-            yield _folder_name(hospital or path.stem), domain
+            yield (
+                _folder_name(hospital or path.stem),
+                Domain(path=folder, table=replace(table, domain=hospital)),
+            )
 
 
-def _path_column(file: Path, header: Row, rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
-    """The column whose cells are names of images, if no header says so."""
+def _images_of(file: Path, read: _Read) -> tuple[Path, dict[str, tuple[str, ...]]]:
+    """The folder of a table's images, its own or the one above, and the column that names them.
+
+    This column has a usual header; else most of its cells, and most different ones, are names of
+    images. If no image is found, no column is given.
+    """
+    header, rows = read(file)
+    columns = zip(*(row.cells for row in rows[:_ROWS]), strict=True)
+    cells = {
+        name: [PurePosixPath(cell.replace("\\", "/")).name for cell in column]
+        for name, column in zip(header.cells, columns, strict=False)
+    }
+    shares = {file.parent: _MOST}
     with suppress(StudyError):
-        find_columns(ImageTable(file=file), header, labelled=False)
-        return {}
-    images = [PurePosixPath(item.path) for item in images_below(file.parent).items]
-    names = {name for path in images for name in (str(path), path.name, path.stem)}
-    columns = zip(*(row.cells for row in rows), strict=True)
-    for column, cells in zip(header.cells, columns, strict=False):
-        if sum(cell in names for cell in cells) >= _MOST * len(cells):
-            return {"path": (column,)}
-    return {}
+        (usual,) = find_columns(ImageTable(file=file), header, labelled=False)["path"]
+        cells = {usual: cells.get(usual, [])}
+        shares = {file.parent: 1 / _ROWS, file.resolve().parents[1]: _MOST}
+    for folder, least in shares.items():
+        paths = [PurePosixPath(image.name) for image in images_below(folder).items]
+        images = {name for path in paths for name in (path.name, path.stem)}
+        fits = [n for n, c in cells.items() if c and sum(x in images for x in c) >= least * len(c)]
+        if fits:
+            return folder, {"path": (max(fits, key=lambda name: len({*cells[name]})),)}
+    return file.parent, {}
 
 
 def _domain_lines(
-    table: str, domain: Domain, listing: Listing, output: Path, notes: list[str]
+    table: str, domain: Domain, listing: Listing, output: Path, notes: list[str], *, unclear: bool
 ) -> list[str]:
     # Relative to the study file, so that both can move together.
     def relative(path: Path) -> str:
@@ -220,9 +262,11 @@ def _domain_lines(
         )
     lines = [f"[{table}]", f"path = {relative(domain.path)}"]
     if domain.table and not is_archive(domain.path):
-        columns = domain.table.columns.items()
-        uses = ", ".join(f"{use} = {_quoted(names[0])}" for use, names in columns)
+        columns = {**domain.table.columns, **({"label": (_UNCLEAR,)} if unclear else {})}
+        uses = ", ".join(f"{use} = {_quoted(names[0])}" for use, names in columns.items())
         lines = [f"[{table}]", f"table = {relative(domain.table.file)}", f"columns = {{{uses}}}"]
+        if domain.path != domain.table.file.parent:
+            lines.append(f"images = {relative(domain.path)}")
         lines += [f"domain = {_quoted(domain.table.domain)}"] if domain.table.domain else []
     if domain.split:
         lines.append(f"split = {_quoted(domain.split)}")
@@ -247,7 +291,7 @@ def _corrected(
         list_arrays = scan_archive if is_archive(domain.path) else scan_stacks
         return domain, _parts({item.split for item in list_arrays(domain).items}), None
     if domain.table:
-        return domain, {}, None
+        return domain, _parts({item.split for item in scan_table(domain).items}), None
     listing = scan(domain)
     while layout := wrong_layout(listing.items):
         if table == "source" and layout.path and (parts := _parts(layout.splits)):
@@ -270,7 +314,7 @@ def _corrected(
 
 def _parts(names: Iterable[str]) -> dict[str, str]:
     """The data set's names of its parts, by our name of the split."""
-    return {SPLIT_OF[name.casefold()]: name for name in names if name.casefold() in SPLIT_OF}
+    return {split_of(name): name for name in sorted(names, reverse=True) if split_of(name)}
 
 
 def _tree(table: str, listing: Listing) -> Iterator[str]:
@@ -298,8 +342,10 @@ def _group_line(domain: Domain, items: Sequence[Item], table: str, notes: list[s
     for pattern in _PATIENT_PATTERNS:
         if sum(bool(re.search(pattern, name)) for name in names) >= _MOST * len(names):
             return f"group = '{pattern}'"
-    begins = read_file(items[0].file, lambda stream: stream.read(HEAD_BYTES))
-    if is_dicom(begins):
+    in_header = ""
+    with suppress(ImageError):
+        in_header = read_image(items[0]).remembered(b"any").patient
+    if in_header:
         return f'group = {{header = "{HEADER}"}}    # of the DICOM headers, kept as a hash'
     notes.append(
         f"[{table}] give the patient's id as `group`, a regular expression for names such as "

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ FIT, VALIDATION, TARGET = "fit", "validation", "target"
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         FIT: ("train", "training", "fit"),
-        VALIDATION: ("val", "valid", "validation", "dev"),
+        VALIDATION: ("val", "valid", "validation", "validate", "dev"),
         "test": ("test", "testing"),
     }
 )
@@ -35,6 +36,13 @@ _SHARE_TOLERANCE = 2 / 3
 _SECONDS_FOR_A_NAME = 0.5
 #: A pattern that finds no patient in more than this share of the images is wrong.
 _MOST_UNKNOWN = 0.5
+
+
+def split_of(name: str) -> str:
+    """Our name of a part of a data set, by the word in its name; empty if none or several fit."""
+    words = re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name)
+    splits = {SPLIT_OF[word.casefold()] for word in words if word.casefold() in SPLIT_OF}
+    return splits.pop() if len(splits) == 1 else ""
 
 
 def patient_of(path: str, pattern: str | None) -> str | None:

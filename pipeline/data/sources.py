@@ -31,7 +31,7 @@ from pipeline.data.items import (
     read_file,
     read_lines,
 )
-from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION
+from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION, split_of
 from pipeline.data.tables import scan_table
 from pipeline.errors import ImageError, StudyError
 from pipeline.parallel import Each, in_turn
@@ -43,8 +43,6 @@ _LOG = logging.getLogger(__name__)
 CHANGED = "changed while the run was under way; run again"
 #: An uncompressed image has at most 8 bytes per pixel.
 _MAX_BYTES_PER_PIXEL = 10
-#: Names of folders that hold splits; the first that exists is proposed.
-_SPLITS = [*SPLIT_OF]
 #: A folder with more folders than this holds patients, not classes.
 _MOST_CLASSES = 30
 _MASKS = re.compile(r".*(?:mask|segmentation|annotation|ground[ _-]?truth)s?", re.IGNORECASE)
@@ -139,8 +137,7 @@ def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayo
         return layout and replace(
             layout, ignore=tuple(f"*/{pattern.removeprefix('*/')}" for pattern in layout.ignore)
         )
-    splits = _splits(folders) or _named_like_splits(folders)
-    return splits or layout or _patients(folders) or _too_high(paths)
+    return _splits(folders) or layout or _patients(folders) or _too_high(paths)
 
 
 def check_layout(domain: Domain, items: Sequence[Item]) -> None:
@@ -167,7 +164,7 @@ def folders_in_classes(items: Sequence[Item]) -> str:
     folders = _folders(paths)
     below = dict.fromkeys(name for names in folders.values() for name in names)
     deeper = dict.fromkeys(name for path in paths for name in path.split("/")[1:-1])
-    splits = [name for name in deeper if name.casefold() in _SPLITS]
+    splits = [name for name in deeper if name.casefold() in SPLIT_OF]
     if len(splits) > 1:
         return (
             f"the class folders {_listed([*folders])} are divided into {', '.join(splits)}; all of "
@@ -202,19 +199,28 @@ def _folders(paths: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _splits(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
-    """Folders such as ``train`` that hold the classes; some may hold images without a class."""
-    named = [name for name in folders if name.casefold() in _SPLITS]
-    divided = [name for name in named if len(folders[name]) > 1 and "" not in folders[name]]
+    """Folders such as ``train`` that hold the classes; some may hold images without a class.
+
+    Names such as ``Test_Set`` count if all folders have such a name.
+    """
+    named = {name: split_of(name) for name in folders}
+    all_parts = "" not in named.values() and len({*named.values()}) > 1
+    parts = [name for name in folders if all_parts or name.casefold() in SPLIT_OF]
+    divided = [name for name in parts if len(folders[name]) > 1 and "" not in folders[name]]
     alone = all(folders[name] == [""] for name in folders if name not in divided)
-    if not divided or len(folders) == 1 or not (len(named) > 1 or alone):
+    first, text = "", "and no classes lie in them"
+    if divided and len(folders) > 1 and (len(parts) > 1 or alone):
+        first = min(divided, key=lambda name: [*SPLIT_NAMES].index(named[name]))
+        text = (
+            f'and the classes {_listed(folders[first])} lie in them; split = "given" keeps train '
+            'and validation as they are, and [test.NAME] with split = "test" adds a test part'
+        )
+    elif not all_parts:
         return None
-    first = min(divided, key=lambda name: _SPLITS.index(name.casefold()))
     return WrongLayout(
-        text=f"the folders called {_listed(named)} are splits, and the classes "
-        f'{_listed(folders[first])} lie in them; split = "given" keeps train and validation as '
-        'they are, and [test.NAME] with split = "test" adds a test part',
+        text=f"the folders called {_listed(parts)} are splits, {text}",
         path=first,
-        splits=tuple(named),
+        splits=tuple(parts),
     )
 
 
@@ -228,28 +234,6 @@ def _classes_again(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
                 ignore=(f"{_escaped(name)}/*",),
             )
     return None
-
-
-def _named_like_splits(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
-    """Folders such as ``Training_Set`` and ``Test_Set``, or splits whose images have no class."""
-    words = {name: _split_word(name) for name in folders}
-    if not all(words.values()) or len({SPLIT_OF[word] for word in words.values()}) < 2:
-        return None
-    first = min(folders, key=lambda name: _SPLITS.index(words[name]))
-    classes = folders[first] if "" not in folders[first] and len(folders[first]) > 1 else []
-    inside = f"the classes {_listed(classes)} lie" if classes else "no classes lie"
-    return WrongLayout(
-        text=f"the folders called {_listed([*folders])} are splits, and {inside} in them",
-        path=first if classes else "",
-        splits=tuple(folders),
-    )
-
-
-def _split_word(name: str) -> str:
-    """The one word in a folder's name that means a split; empty if there is none, or several."""
-    words = re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])", name)
-    splits = {word.casefold() for word in words if word.casefold() in SPLIT_OF}
-    return splits.pop() if len(splits) == 1 else ""
 
 
 def _masks(paths: Sequence[str]) -> WrongLayout | None:
@@ -413,8 +397,8 @@ def _of_split(domain: Domain, listing: Listing) -> Listing:
     if domain.split.endswith(LIST):
         items = _named_in_list(domain, listing)
     elif domain.split:
-        split_of = _splits_of_parts(domain, parts)
-        items = [replace(i, split=split_of[i.split]) for i in listing.items if i.split in split_of]
+        splits = _splits_of_parts(domain, parts)
+        items = [replace(i, split=splits[i.split]) for i in listing.items if i.split in splits]
     else:
         items = [replace(i, split="") if i.split else i for i in listing.items]
         if len(parts) > 1:
@@ -430,17 +414,17 @@ def _of_split(domain: Domain, listing: Listing) -> Listing:
 def _splits_of_parts(domain: Domain, parts: Sequence[str]) -> dict[str, str]:
     """Our name of the split for each part that the domain asks for; empty for a single part."""
     if domain.split == GIVEN:
-        split_of = {part: SPLIT_OF.get(part.casefold(), "") for part in parts}
-        split_of = {part: split for part, split in split_of.items() if split in (FIT, VALIDATION)}
+        splits = {part: split_of(part) for part in parts}
+        splits = {part: split for part, split in splits.items() if split in (FIT, VALIDATION)}
     else:
-        split_of = {part: "" for part in parts if part.casefold() == domain.split.casefold()}
-    if len(set(split_of.values())) < 1 + (domain.split == GIVEN):
+        splits = {part: "" for part in parts if part.casefold() == domain.split.casefold()}
+    if len(set(splits.values())) < 1 + (domain.split == GIVEN):
         raise StudyError(
             f'{domain.name}: split = "{domain.split}" finds no such parts; the data have '
             f'{", ".join(map(printable, parts)) or "none"}. For "given" there must be one of '
             f"{', '.join(SPLIT_NAMES[FIT])} and one of {', '.join(SPLIT_NAMES[VALIDATION])}"
         )
-    return split_of
+    return splits
 
 
 def _named_in_list(domain: Domain, listing: Listing) -> list[Item]:

@@ -6,7 +6,6 @@ recognised by their headers. Paths are looked up among the files that are really
 
 import csv
 import io
-import json
 import logging
 import re
 from collections import Counter
@@ -42,8 +41,6 @@ _MARKS = {
     **dict.fromkeys(("0", "false", "no"), False),
     **dict.fromkeys(("", "-1", "nan"), None),
 }
-#: Texts of a label that are no finding.
-_NOTHING = ("no finding", "")
 #: A table has several classes for an image if it has more different rows for each than this.
 _MOST_SLIPS = 1.05
 _SEPARATORS = {".tsv": "\t", ".tab": "\t"}
@@ -201,7 +198,8 @@ def find_columns(
         if any(name.count("/") > 1 or name.lower().endswith(IMAGES) for name in header.cells):
             row = "this seems to be a row already: write a line above it with names of the columns"
             fail(table.file, header.line, f"{row}, such as path,label")
-        fail(table.file, header.line, f"{question}. Write {hint} {_WHERE}")
+        none = "; if none names images, add such a column" if what == "path" else ""
+        fail(table.file, header.line, f"{question}. Write {hint} {_WHERE}{none}")
     return columns
 
 
@@ -222,12 +220,12 @@ def several_findings(header: Row, rows: Sequence[Row]) -> list[str]:
     for name, cells in columns.items():
         if _normalised(name) in _USUAL["label"]:
             several = [_texts_in(cell) for cell in cells]
-            texts = {text for texts in several for text in texts if text.lower() not in _NOTHING}
+            texts = {text for texts in several for text in texts if text.lower() != "no finding"}
             # A few images in rows of two classes are slips.
             again = any(
                 len({*zip(c, cells, strict=True)}) > _MOST_SLIPS * len({*c}) for c in images
             )
-            return sorted(texts) if again or max(map(len, several)) > 1 else []
+            return sorted(texts - {""}) if again or max(map(len, several)) > 1 else []
     marks = {name: [_whole(cell).lower() for cell in cells] for name, cells in columns.items()}
     marks = {n: m for n, m in marks.items() if set(m) <= {*_MARKS} and set(m) & {*_YES}}
     is_class = all(
@@ -335,19 +333,16 @@ class _Table:
         """An image of several rows; it has a finding that one of them names."""
         if one == other:
             return one
-        why = "has another row that differs: give it one row"
+        hint = ""
         if replace(one, label=other.label) == other:
             if self.finding and not self._marks:
                 order = (NO_CLASS, *classes_of(self.finding))
                 return max(one, other, key=lambda item: order.index(item.label))
-            named = json.dumps([one.label, other.label], ensure_ascii=False)
-            why = (
-                f"is of {other.label} and, in another row, of {one.label}: give it one row, or, if "
-                f"images can have several, write findings = {named} above [source]"
-            )
-            if self.finding:
-                why = f"has another row in which {self.finding} differs: give it one row"
-        fail(self.file, row.line, f"{printable(other.path)} {why}")
+            hint = f" ({one.label or 'not known'}, {other.label or 'not known'})"
+            if not self.finding:
+                hint += ", or, if images can have several classes, write findings = [...]"
+        why = f"{printable(other.path)} has another row that differs: give it one row{hint}"
+        fail(self.file, row.line, why)
 
     def check_finding(self, labels: Iterable[str | None]) -> None:
         """Refuse a table that never names the finding; reading stops at the first row that does.

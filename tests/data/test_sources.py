@@ -26,7 +26,7 @@ from pipeline.features.extract import extract
 from pipeline.init import write_study
 from pipeline.study import ImageTable, TargetDomain
 from pipeline.study_file import load_study
-from tests.image_files import jpeg, listed, picture, pictures, png, with_files, with_stack
+from tests.image_files import dicom, jpeg, listed, picture, pictures, png, with_files, with_stack
 from tests.tiny import TORCH, edited, write_images
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links, FIFOs, sockets of POSIX")
@@ -455,7 +455,7 @@ def test_init_takes_the_classes_from_a_table_of_images_without_class_folders(tmp
     notes = write_study([tmp_path], tmp_path / "own.toml", ["densenet121"])
     assert f"{tmp_path} has no class folders; the classes are taken from metadata.csv" in notes
     assert load_study(tmp_path / "own.toml").source.table.file.samefile(table)
-    table.with_name("test.csv").write_text("image_id,dx\n")
+    table.with_name("test.csv").write_text("image_id,dx\np1,nevus\n")
     with pytest.raises(StudyError, match=r"tables: metadata.csv, test.csv. Give the one"):
         write_study([tmp_path], tmp_path / "other.toml", ["densenet121"])
 
@@ -464,9 +464,63 @@ def test_init_says_that_a_table_beside_class_folders_may_have_the_classes(tmp_pa
     """Images in two folders that are no classes look like class folders."""
     with_files(tmp_path / "set", "part_1/p1.png", "part_2/p2.png")
     table = tmp_path / "set" / "meta.csv"
-    table.write_text("image_id,dx\np1,nevus\np2,melanoma\n")
-    notes = write_study([tmp_path / "set"], tmp_path / "own.toml", ["densenet121"])
-    assert any(f"in meta.csv, run headrace init {table}" in note for note in notes)
+    for number, text in enumerate(("dx\np1,part_1\np2,x\n", "age\np1,40\np2,50\n")):
+        table.write_text(f"image_id,{text}")
+        file = tmp_path / f"{number}.toml"
+        notes = write_study([tmp_path / "set"], file, ["densenet121"])
+        assert any(f"in meta.csv, run headrace init {table}" in note for note in notes)
+        assert load_study(file).source.table is None
+
+
+def test_init_takes_the_table_that_has_other_classes_than_the_folders(tmp_path):
+    """PadChest's folders 0 and 1, and a table that is beside them with the findings of images."""
+    with_files(tmp_path / "set", "0/p1.png", "1/p2.png")
+    table = tmp_path / "set" / "labels_2019.csv"
+    table.write_text("ImageID,ImageDir,Labels\np1.png,0,\"['a', 'b']\"\np2.png,1,['a']\n")
+    write_study([tmp_path / "set"], tmp_path / "own.toml", ["densenet121"])
+    study = load_study(tmp_path / "own.toml")
+    assert study.findings == ("a", "b")
+    assert study.source.table.file.samefile(table)
+
+
+def test_init_writes_what_it_knows_of_a_table_and_asks_for_the_classes(tmp_path):
+    """Images in the folder beside the table's, the parts of the data, the column of the images."""
+    with_files(tmp_path, *(f"set/images/x/{k}.dcm.png" for k in range(6)), "set/about/x.txt")
+    rows = [f"a,{k}.dcm,{k},{('train', 'validate', 'test')[k % 3]}\n" for k in range(6)]
+    table = tmp_path / "set/about/t.csv"
+    table.write_text("study,image_id,birads,split\n" + "".join(rows))
+    notes = write_study([table], tmp_path / "own.toml", ["densenet121"])
+    assert any("in place of NAME; the columns are study, image_id, bi" in note for note in notes)
+    text = (tmp_path / "own.toml").read_text()
+    assert 'images = "set"' in text
+    assert text.count('label = "NAME"') == 2
+    with pytest.raises(StudyError, match="no column 'NAME'; the columns are study, image_id, bir"):
+        scan(load_study(tmp_path / "own.toml").source)
+    (tmp_path / "own.toml").write_text(text.replace("NAME", "birads"))
+    study = load_study(tmp_path / "own.toml")
+    assert [item.split for item in scan(study.source).items] == ["fit", "validation"] * 2
+    assert len(scan(study.targets[0]).items) == 2
+
+
+def test_init_takes_the_column_that_names_most_images(tmp_path):
+    """A row for each eye names both eyes."""
+    with_files(tmp_path / "img", *(f"{k}_{eye}.png" for k in range(3) for eye in ("l", "r")))
+    rows = [f"{k}_l.png,{k}_{eye}.png,{k}\n" for k in range(3) for eye in ("l", "r")]
+    (tmp_path / "t.csv").write_text("left,own,label\n" + "".join(rows))
+    write_study([tmp_path / "t.csv"], tmp_path / "own.toml", ["densenet121"])
+    assert load_study(tmp_path / "own.toml").source.table.columns["path"] == ("own",)
+
+
+def test_init_takes_neither_a_date_nor_an_empty_header_as_the_patient(tmp_path):
+    """Names of Messidor begin like those of NIH; VinDr has no patient in its headers."""
+    with_files(tmp_path, *(f"t/{c}/20051116_4{k}477_0400_PP.png" for c in "ab" for k in (1, 2)))
+    for number in range(4):
+        file = tmp_path / f"d/{'ab'[number % 2]}/{number}.dcm"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(dicom(np.full((32, 32), number, np.uint16), PatientID=""))
+    notes = write_study([tmp_path / "t", tmp_path / "d"], tmp_path / "own.toml", ["densenet121"])
+    assert all(domain.group is None for domain in load_study(tmp_path / "own.toml").domains)
+    assert sum("give the patient's id as `group`" in note for note in notes) == 2
 
 
 def test_init_finds_the_column_of_the_images_by_its_cells(tmp_path):

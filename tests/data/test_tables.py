@@ -211,7 +211,10 @@ def test_the_part_of_a_list_file_is_taken(root, caplog):
         ("path,X\na/1.png,2\n", r"line 2: X is '2'; allowed are 1, 0, and empty or -1 where"),
         ("path,X\na/1.png,\n", r"source: no row of .*labels\.csv names 'X'\. Write values = \{'X'"),
         ("path,label\na/1.png,Y|Z\n", r"no row of .* names 'X'.*; of a target, findings = "),
-        ("path,X\na/1.png,1\na/1.png,0\n", r"another row in which X differs: give it one row"),
+        (
+            "path,X\na/1.png,1\na/1.png,0\n",
+            r"another row that differs: give it one row \(X, not X\)$",
+        ),
         ("path,Y\na/1.png,1\n", r"which column is the 'X'; .* path, Y\. Write values = \{'X'"),
     ],
 )
@@ -227,15 +230,25 @@ def test_a_finding_that_cannot_be_read_is_refused(root, text, sentence):
         ("", r"line 1: it is unclear which column is the path; the columns are nothing"),
         ("x,label\na/1.png,1", r"column is the path; the columns are x, label\. Write columns"),
         ("path,x\na/1.png,1", r"which column is the label; .*columns = \{label = \"NAME\"\}"),
+        ("age,x\n1,2", r"column is the path; .* if none names images, add such a column"),
         ("path,file,label\n", r"path, file: which is the path\? Write columns = \{path = 'path'\}"),
         ("path,label,label\n", r"two columns are called 'label'"),
         ("path,label\na/1.png", r"line 2: 1 cells, but the header has 2"),
         ("1.png,x\n", r"line 1: this seems to be a row already: write a line .* as path,label"),
         ("set/a/p1/,1\n", r"line 1: this seems to be a row already"),
-        ("path,label\na/1.png,x\na/1.png,y", r"line 3: a/1\.png is of y and, in another row, of x"),
-        ("path,label\na/1.png,x\na/1.png,y", r"write findings = \[\"x\", \"y\"\] above \[source\]"),
-        ("path,label\na/1.png,x\na/1,x", r"line 3: a/1 has another row that differs: give it"),
-        ("path,label,patient\na/1.png,x,1\na/1.png,y,2", r"has another row that differs: give it"),
+        ("path,label\na/1.png,x\na/1.png,y", r"line 3: a/1\.png has another row that differs"),
+        (
+            "path,label\na/1.png,x\na/1.png,y",
+            r"\(x, y\), or, if images can have several classes, write fi",
+        ),
+        (
+            "path,label\na/1.png,x\na/1,x",
+            r"line 3: a/1 has another row that differs: give it one row$",
+        ),
+        (
+            "path,label,patient\na/1.png,x,1\na/1.png,y,2",
+            r"has another row that differs: give it one row$",
+        ),
         ("path,label\nz.png,x", r"no image of .*labels\.csv is below .*; first: z\.png\. Write im"),
     ],
 )
