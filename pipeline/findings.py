@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.compare_heads import AUROC_PATIENTS
-from pipeline.evaluation.intervals import difference_p, share_of
+from pipeline.evaluation.intervals import difference_p, rate_of
 from pipeline.evaluation.metrics import weighted_auroc
 from pipeline.evaluation.paired_tests import holm, paired_delong
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
@@ -94,7 +94,7 @@ _ROWS: Mapping[str, Callable[[Study, Record], Iterator[Record]]] = MappingProxyT
 
 def _p_of_loss(stored: Predictions, target: str) -> float | None:
     """Two-sided p of "source and target have the same AUROC"; their patients differ."""
-    shares = []
+    rates = []
     ((_, proba),) = stored.proba.items()  # of the analysed head
     for name in (SOURCE, target):
         rows = (stored.domain == name) & np.isfinite(proba[:, 1])
@@ -102,8 +102,8 @@ def _p_of_loss(stored: Predictions, target: str) -> float | None:
         if not _is_tested(label, group):
             return None
         area = weighted_auroc(label == 1, proba[rows, 1])
-        shares.append(share_of(area, group, group[label == 0], group[label == 1]))
-    return difference_p(*shares)
+        rates.append(rate_of(area, group, group[label == 0], group[label == 1]))
+    return difference_p(*rates)
 
 
 def _is_tested(label: NDArray[np.int64], patient: NDArray[np.int64]) -> bool:

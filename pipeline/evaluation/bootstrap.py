@@ -19,7 +19,7 @@ from pipeline.data.patients import (
     Weights,
     draw_patients,
 )
-from pipeline.evaluation.intervals import LEVEL, Interval, share_of, wilson
+from pipeline.evaluation.intervals import LEVEL, Interval, rate_of, wilson
 from pipeline.evaluation.metrics import on_all_rows
 
 #: Probability that the best head is missing from the set of heads that may be the best.
@@ -93,7 +93,7 @@ def bbc_cv(
     statistics: Sequence[WeightedStatistic],
     group: NDArray[Any],
     rng: np.random.Generator,
-    *bases: NDArray[Any],
+    *strata: NDArray[Any],
     draws: int = 500,
 ) -> tuple[int, float, Interval]:
     """Bootstrap bias corrected cross-validation (Tsamardinos et al. 2018).
@@ -108,8 +108,8 @@ def bbc_cv(
             larger is better.
         group: Patient of each row.
         rng: Source of randomness.
-        bases: Patients that the statistics rest on; see
-            :class:`pipeline.evaluation.intervals.Share`.
+        strata: Patients that the statistics rest on; see
+            :class:`pipeline.evaluation.intervals.Rate`.
         draws: Bootstrap draws of patients; draws in which the value is undefined in or out of
             bag are left out.
 
@@ -130,10 +130,10 @@ def bbc_cv(
         )
     apparent = np.array([on_all_rows(statistic, len(group)) for statistic in statistics])
     chosen = int(apparent.argmax())
-    best = share_of(statistics[chosen], group, *bases)
+    best = rate_of(statistics[chosen], group, *strata)
     # An out-of-bag value rests on a share of exp(-1) of the patients, so it varies more.
     longer = np.sqrt(max(1.0, np.exp(-1) * outside.var() / max(best.variance, 1e-12)))
-    corrected = replace(best, estimate=float(outside.mean()), moves=longer * best.moves)
+    corrected = replace(best, estimate=float(outside.mean()), influence=longer * best.influence)
     return chosen, best.estimate, corrected.interval()
 
 

@@ -23,12 +23,12 @@ from pipeline.evaluation.bootstrap import interval_of_draws, mean_bounds
 from pipeline.evaluation.intervals import (
     Interval,
     Patients,
-    Share,
+    Rate,
     by_patient,
     difference_bounds,
     mean_interval,
-    share_of,
-    shares_of,
+    rate_of,
+    rates_of,
 )
 from pipeline.evaluation.metrics import METRICS, Labels, Proba, is_right, score, weighted_ratio
 from pipeline.evaluation.paired_tests import (
@@ -45,8 +45,8 @@ from pipeline.randomness import stream
 COMPARED_BY = ("accuracy", "auroc")
 #: Metrics of the images of one class.
 _OF_CLASS = {"sensitivity": 1, "specificity": 0, "average_precision": 1}
-#: Metrics that are not shares of images.
-_NO_SHARES = ("brier", "log_loss")
+#: Metrics that are not rates of images.
+_NO_RATES = ("brier", "log_loss")
 #: Patients of each class that a test of an AUROC needs: with fewer the normal law of DeLong's
 #: test fails, and p may be 1e-25 with three patients.
 AUROC_PATIENTS = 10
@@ -80,7 +80,7 @@ def eval_sets(samples: Samples) -> list[DomainData]:
     return sets
 
 
-def bases(metric: str, label: Labels, group: NDArray[Any]) -> Patients:
+def strata(metric: str, label: Labels, group: NDArray[Any]) -> Patients:
     """Patients that a metric rests on: of all images, of one class, or of each class separately.
 
     An average precision is a mean over the positive images, so it rests on their patients.
@@ -102,8 +102,8 @@ def score_heads(
 ) -> dict[_Key, dict[str, Interval]]:
     """Every metric that the labels define, for each head, with its interval.
 
-    Shares have the interval of :class:`Share`; means of shares that of :func:`mean_interval`.
-    Brier score and log loss are not shares: their intervals are percentiles over draws of
+    Rates have the interval of :class:`Rate`; means of rates that of :func:`mean_interval`.
+    Brier score and log loss are not rates: their intervals are percentiles over draws of
     patients, the same for all heads. There is no interval if all draws are equal.
 
     Args:
@@ -124,33 +124,33 @@ def _scores(
     parts = {
         (metric, number): part
         for metric in metrics
-        if metric not in _NO_SHARES
-        for number, part in enumerate(_shares_of_metric(metric, label, proba, data.group))
+        if metric not in _NO_RATES
+        for number, part in enumerate(_rates_of_metric(metric, label, proba, data.group))
     }
-    shares = shares_of(data.group, parts)
+    rates = rates_of(data.group, parts)
     for metric in metrics:
         value = score(metric, label, proba)
         if value is None:
             continue
-        if metric in _NO_SHARES:
+        if metric in _NO_RATES:
             values = drawn.apply(METRICS[metric](label, proba))
             # If no image differs, the draws say nothing about other images.
             yield metric, interval_of_draws(value, data, values if np.ptp(values) else values[:0])
             continue
-        of_metric = [share for (name, _), share in shares.items() if name == metric]
+        of_metric = [rate for (name, _), rate in rates.items() if name == metric]
         if not of_metric:  # F1 if no image is or is called positive
             continue
         if metric == "f1":
-            of_metric = [replace(share, reported=_f1) for share in of_metric]
+            of_metric = [replace(rate, reported=_f1) for rate in of_metric]
         several = len(of_metric) > 1
         interval = mean_interval(of_metric, data.group) if several else of_metric[0].interval()
         yield metric, replace(interval, estimate=value)
 
 
-def _shares_of_metric(
+def _rates_of_metric(
     metric: str, label: Labels, proba: Proba, group: NDArray[Any]
 ) -> list[tuple[WeightedStatistic, Patients]]:
-    """The shares whose mean is the metric, each with the patients that it rests on."""
+    """The rates whose mean is the metric, each with the patients that it rests on."""
     called, classes = proba.argmax(axis=1), range(proba.shape[1])
     if metric in ("balanced_accuracy", "f1"):
         among = {k: label == k for k in classes}
@@ -162,12 +162,12 @@ def _shares_of_metric(
             if rows.any()
         ]
     if len(classes) == 2 or metric not in ("auroc", "average_precision"):
-        return [(METRICS[metric](label, proba), bases(metric, label, group))]
+        return [(METRICS[metric](label, proba), strata(metric, label, group))]
     against_rest = [
         ((label == k).astype(np.int64), np.column_stack([1 - proba[:, k], proba[:, k]]))
         for k in classes
     ]
-    return [(METRICS[metric](is_k, p), bases(metric, is_k, group)) for is_k, p in against_rest]
+    return [(METRICS[metric](is_k, p), strata(metric, is_k, group)) for is_k, p in against_rest]
 
 
 def _f1(jaccard: float) -> float:
@@ -179,7 +179,7 @@ def compare_heads(
 ) -> dict[str, dict[str, Difference]]:
     """Every head minus the baseline on the same images, by metric and head.
 
-    The interval is that of a difference of shares (:func:`difference_bounds`). For accuracy, p is
+    The interval is that of a difference of rates (:func:`difference_bounds`). For accuracy, p is
     McNemar's exact test if each patient has one image, else a test that flips the signs of whole
     patients. For AUROC, p is DeLong's by patient; with more than two classes, whose areas are
     averaged, the jackknife's. AUROC is left out if a class has fewer than 10 patients. p is
@@ -197,19 +197,19 @@ def compare_heads(
         return {metric: {} for metric in metrics}
     differences = {}
     for metric in metrics:
-        of = bases(metric, label, data.group)
+        of = strata(metric, label, data.group)
         parts = {head: (METRICS[metric](label, proba[head]), of) for head in (*others, baseline)}
-        shares = list(shares_of(data.group, parts).values())
-        test, p = _p_values(data, shares, [proba[head] for head in parts], metric, seed)
+        rates = list(rates_of(data.group, parts).values())
+        test, p = _p_values(data, rates, [proba[head] for head in parts], metric, seed)
         differences[metric] = {
-            head: _difference(data, share, shares[-1], test, both)
-            for head, share, *both in zip(others, shares, p, holm(p).tolist(), strict=False)
+            head: _difference(data, rate, rates[-1], test, both)
+            for head, rate, *both in zip(others, rates, p, holm(p).tolist(), strict=False)
         }
     return differences
 
 
 def _difference(
-    data: DomainData, head: Share, baseline: Share, test: str, p: Sequence[float]
+    data: DomainData, head: Rate, baseline: Rate, test: str, p: Sequence[float]
 ) -> Difference:
     low, high = difference_bounds(head, baseline)
     gap, method = head.estimate - baseline.estimate, by_patient("MOVER", data.group)
@@ -220,13 +220,13 @@ def _difference(
 
 
 def _p_values(
-    data: DomainData, shares: Sequence[Share], proba: Sequence[Proba], metric: str, seed: int
+    data: DomainData, rates: Sequence[Rate], proba: Sequence[Proba], metric: str, seed: int
 ) -> tuple[str, list[float]]:
     """The name of the test for equality with the last head, and p of each other head."""
     label, several = data.labelled(), data.patients < len(data)
     *heads, baseline = proba
     if metric == "auroc" and baseline.shape[1] > 2:
-        p = [_jackknife_p(share, shares[-1]) for share in shares[:-1]]
+        p = [_jackknife_p(rate, rates[-1]) for rate in rates[:-1]]
         return by_patient("paired jackknife", data.group), p
     if metric == "auroc":
         scores = [head[:, 1] for head in heads]
@@ -240,16 +240,16 @@ def _p_values(
     return "McNemar exact", [mcnemar(other, right) for other in others]
 
 
-def _jackknife_p(head: Share, baseline: Share) -> float:
+def _jackknife_p(head: Rate, baseline: Rate) -> float:
     """P of equal means over classes of one-against-rest AUROCs (Arvesen 1969).
 
     A covariance would need every pair of classes; leaving out patients gives it at once.
     """
-    moves, gap = head.moves - baseline.moves, abs(head.estimate - baseline.estimate)
-    variance = replace(head, moves=moves).variance
+    influence, gap = head.influence - baseline.influence, abs(head.estimate - baseline.estimate)
+    variance = replace(head, influence=influence).variance
     if variance <= 0:
         return 1.0
-    degrees_of_freedom = min(len(moves), head.patients) - 1
+    degrees_of_freedom = min(len(influence), head.patients) - 1
     return float(2 * scipy.special.stdtr(degrees_of_freedom, -gap / np.sqrt(variance)))
 
 
@@ -298,7 +298,7 @@ def clinical(data: DomainData, drawn: PatientDraws) -> dict[str, Any] | None:
         for threshold in THRESHOLDS
     ]
     sensitivity, specificity = (
-        share_of(METRICS[metric](label, proba), data.group, *bases(metric, label, data.group))
+        rate_of(METRICS[metric](label, proba), data.group, *strata(metric, label, data.group))
         for metric in ("sensitivity", "specificity")
     )
     (l1, u1), (l0, u0) = sensitivity.bounds(), specificity.bounds()

@@ -21,11 +21,11 @@ from pipeline.errors import MissingResultsError
 from pipeline.evaluation.bootstrap import SET_ALPHA, bbc_cv, bootstrap_interval, confidence_set
 from pipeline.evaluation.compare_heads import (
     COMPARED_BY,
-    bases,
     clinical,
     compare_heads,
     rank_heads,
     score_heads,
+    strata,
 )
 from pipeline.evaluation.metrics import METRICS, Proba, on_all_rows, score
 from pipeline.evaluation.paired_tests import ROPE, correlated_t
@@ -163,7 +163,7 @@ class Scoring:
         if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
             return None
         chosen, apparent, interval = bbc_cv(
-            statistics, group, stream("selection", self.seed), *bases(metric, label, group)
+            statistics, group, stream("selection", self.seed), *strata(metric, label, group)
         )
         return {
             "head": list(proba)[chosen],

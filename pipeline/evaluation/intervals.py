@@ -1,9 +1,9 @@
-"""Intervals of shares: of one share, of a difference, and of several at once.
+"""Intervals of rates: of one rate, of a difference, and of several at once.
 
-A share is a statistic of images in [0, 1]: an accuracy, an area under a curve, a mean of rates.
+A rate is a statistic of images in [0, 1]: an accuracy, an area under a curve, a mean of rates.
 Its interval is that of a rate of independent trials; the number of trials is effective. The
-jackknife by patient measures how much each patient moves the share, which gives its variance and
-the correlation of two shares. No interval has a width of zero: if no patient moves the share,
+jackknife by patient measures how much each patient moves the rate, which gives its variance and
+the correlation of two rates. No interval has a width of zero: if no patient moves the rate,
 because there was no error, the patients are the trials.
 """
 
@@ -110,27 +110,27 @@ def clopper_pearson(hits: float, n: float, *, z: float = Z) -> tuple[float, floa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class Rate:
     """A statistic of images in [0, 1].
 
     Attributes:
-        moves: Shape (P,): how much larger it is than without each patient; shares that are
+        influence: Shape (P,): how much larger it is than without each patient; rates that are
             compared have the same patients in the same order. NaN if it is undefined without
             a patient.
-        bases: Patient ids of the images that it rests on: one array for a rate, one array per
+        strata: Patient ids of the images that it rests on: one array for a mean, one array per
             class for statistics of several classes, such as an area under the ROC curve.
-        reported: Increasing function of the share whose interval is reported.
+        reported: Increasing function of the rate whose interval is reported.
     """
 
     estimate: float
-    moves: NDArray[np.float64]
-    bases: Patients
+    influence: NDArray[np.float64]
+    strata: Patients
     reported: Callable[[float], float] = float
 
     @cached_property
     def group(self) -> NDArray[Any]:
         """Patient of each image that it rests on."""
-        return np.concatenate(self.bases)
+        return np.concatenate(self.strata)
 
     @cached_property
     def patients(self) -> int:
@@ -140,13 +140,13 @@ class Share:
     @cached_property
     def variance(self) -> float:
         """Jackknife variance."""
-        left_out = min(len(self.moves), self.patients)
-        return float((left_out - 1) / left_out * (self.moves**2).sum())
+        left_out = min(len(self.influence), self.patients)
+        return float((left_out - 1) / left_out * (self.influence**2).sum())
 
     @cached_property
     def degrees_of_freedom(self) -> int:
         """Degrees of freedom of that variance."""
-        return self.patients - len(self.bases)
+        return self.patients - len(self.strata)
 
     @cached_property
     def trials(self) -> float:
@@ -155,21 +155,21 @@ class Share:
         The jackknife variance has c - 1 degrees of freedom if c patients carry it. It is averaged
         with weight c - 1 with the largest possible variance, with weight 1: that of patients
         whose images are all alike (Kish 1965). c is the participation ratio of the squared
-        moves. If no patient moves the estimate, the patients are the trials.
+        influence. If no patient moves the estimate, the patients are the trials.
         """
-        alike = len(self.bases) ** 2 / sum(1 / _effective_size(base) for base in self.bases)
-        largest, square = self.estimate * (1 - self.estimate) / alike, self.moves**2
+        alike = len(self.strata) ** 2 / sum(1 / _effective_size(stratum) for stratum in self.strata)
+        largest, square = self.estimate * (1 - self.estimate) / alike, self.influence**2
         if largest <= _ROUNDING or square.sum() <= _ROUNDING**2:
             return alike
         variance = self.variance
-        if len(self.bases) == 1:  # a rate: between images all alike and all independent
+        if len(self.strata) == 1:  # a rate: between images all alike and all independent
             variance = min(max(variance, largest * alike / len(self.group)), largest)
         carriers = square.sum() ** 2 / (square**2).sum()
         mixed = ((carriers - 1) * variance + largest) / carriers
         return float(self.estimate * (1 - self.estimate) / mixed)
 
     def bounds(self, z: float = Z) -> tuple[float, float]:
-        """Bounds of the share, ``z`` standard errors to either side; NaN with one patient.
+        """Bounds of the rate, ``z`` standard errors to either side; NaN with one patient.
 
         It is Clopper and Pearson's interval with ``trials`` (Korn and Graubard 1998).
         """
@@ -180,43 +180,43 @@ class Share:
         return self.reported(low), self.reported(high)
 
     def interval(self) -> Interval:
-        """The share with its 95 % interval."""
+        """The rate with its 95 % interval."""
         method = by_patient("Clopper-Pearson", self.group) if self._is_defined() else TOO_FEW
         return Interval.of(self.reported(self.estimate), self.bounds(), self.group, method)
 
     def _is_defined(self) -> bool:
-        return bool(np.isfinite(self.moves).all()) and self.patients > 1
+        return bool(np.isfinite(self.influence).all()) and self.patients > 1
 
 
-def shares_of(
+def rates_of(
     group: NDArray[Any], parts: Mapping[_Key, tuple[WeightedStatistic, Patients]]
-) -> dict[_Key, Share]:
-    """Statistics in [0, 1] as shares; each patient is left out once for all of them.
+) -> dict[_Key, Rate]:
+    """Statistics in [0, 1] as rates; each patient is left out once for all of them.
 
     Args:
         group: Patient of each row.
-        parts: Statistics of row weights, each with the ``bases`` of its :class:`Share`.
+        parts: Statistics of row weights, each with the ``strata`` of its :class:`Rate`.
     """
     if not parts:
         return {}
     left_out = leave_out_patients(group).apply(
         lambda weights: np.stack([statistic(weights) for statistic, _ in parts.values()])
     )
-    shares = {}
-    for (key, (statistic, bases)), values in zip(parts.items(), left_out, strict=True):
+    rates = {}
+    for (key, (statistic, strata)), values in zip(parts.items(), left_out, strict=True):
         estimate = on_all_rows(statistic, len(group))
-        shares[key] = Share(estimate=estimate, moves=estimate - values, bases=bases)
-    return shares
+        rates[key] = Rate(estimate=estimate, influence=estimate - values, strata=strata)
+    return rates
 
 
-def share_of(statistic: WeightedStatistic, group: NDArray[Any], *bases: NDArray[Any]) -> Share:
-    """A single share, see :func:`shares_of`; without ``bases`` it rests on all rows."""
-    return shares_of(group, {None: (statistic, bases or (group,))})[None]
+def rate_of(statistic: WeightedStatistic, group: NDArray[Any], *strata: NDArray[Any]) -> Rate:
+    """A single rate, see :func:`rates_of`; without ``strata`` it rests on all rows."""
+    return rates_of(group, {None: (statistic, strata or (group,))})[None]
 
 
 def rate_interval(hit: NDArray[np.bool_], group: NDArray[Any]) -> Interval:
     """The rate of ``hit``, shape ``(n,)``, of images of these patients, with its interval."""
-    return share_of(weighted_mean(hit), group).interval()
+    return rate_of(weighted_mean(hit), group).interval()
 
 
 def by_patient(method: str, group: NDArray[Any]) -> str:
@@ -224,21 +224,21 @@ def by_patient(method: str, group: NDArray[Any]) -> str:
     return f"{method} by patient" if len(group) > np.unique(group).size else method
 
 
-def mean_interval(parts: Sequence[Share], group: NDArray[Any]) -> Interval:
-    """A mean of shares of the same patients, such as the rates of the classes, with its interval.
+def mean_interval(parts: Sequence[Rate], group: NDArray[Any]) -> Interval:
+    """A mean of rates of the same patients, such as the rates of the classes, with its interval.
 
-    The bounds combine those of the shares, given their correlation when a patient is left out
+    The bounds combine those of the rates, given their correlation when a patient is left out
     (MOVER; Zou and Donner 2008).
 
     Args:
-        parts: The shares; an image may be in several.
+        parts: The rates; an image may be in several.
         group: Patients of the images that they rest on together.
     """
     estimates = np.array([part.reported(part.estimate) for part in parts])
     ends = np.array([part.bounds() for part in parts]).T
-    moves = np.stack([part.moves for part in parts])
-    length = np.sqrt((moves**2).sum(axis=1))[:, None]
-    unit = np.divide(moves, length, out=np.zeros_like(moves), where=length > _ROUNDING)
+    influence = np.stack([part.influence for part in parts])
+    length = np.sqrt((influence**2).sum(axis=1))[:, None]
+    unit = np.divide(influence, length, out=np.zeros_like(influence), where=length > _ROUNDING)
     together = unit @ unit.T
     np.fill_diagonal(together, 1.0)
     gaps = np.abs(ends - estimates)
@@ -252,33 +252,33 @@ def mean_interval(parts: Sequence[Share], group: NDArray[Any]) -> Interval:
 
 
 def difference_bounds(
-    first: Share, second: Share, z: float = Z, *, paired: bool = True
+    first: Rate, second: Rate, z: float = Z, *, paired: bool = True
 ) -> tuple[float, float]:
     """Bounds of first minus second: MOVER (Zou and Donner 2008).
 
     ``z`` is half the width in standard errors. ``paired`` says whether both have the same
-    patients; shares of two domains are independent.
+    patients; rates of two domains are independent.
     """
     # Wilson's bounds, as in Newcombe 1998: shorter than Clopper and Pearson's, and wide enough with
-    # the quantile of t, because a difference is not limited to 0 to 1 as a share is.
+    # the quantile of t, because a difference is not limited to 0 to 1 as a rate is.
     z *= _t_factor(min(first.degrees_of_freedom, second.degrees_of_freedom))
     (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials, s.trials, z=z) for s in (first, second))
-    r = _correlation(first.moves, second.moves) if paired else 0.0
+    r = _correlation(first.influence, second.influence) if paired else 0.0
     gap = first.estimate - second.estimate
     low = gap - _spread_of_difference(first.estimate - l1, u2 - second.estimate, r)
     high = gap + _spread_of_difference(u1 - first.estimate, second.estimate - l2, r)
     # If they differ on no patient, they may still differ on other patients.
-    if paired and np.abs(first.moves - second.moves).max() <= _ROUNDING:
+    if paired and np.abs(first.influence - second.influence).max() <= _ROUNDING:
         room = wilson(0, first.patients, z=z)[1]
         low, high = min(low, gap - room), max(high, gap + room)
     return max(-1.0, low), min(1.0, high)
 
 
-def difference_p(first: Share, second: Share) -> float:
-    """Two-sided p of "two sets of patients have the same share".
+def difference_p(first: Rate, second: Rate) -> float:
+    """Two-sided p of "two sets of patients have the same rate".
 
     It is the level at which :func:`difference_bounds` just reach 0. (A variance alone would
-    treat a share without any error as certain.)
+    treat a rate without any error as certain.)
     """
     reached, beyond = 0.0, 10.0
     while beyond - reached > _Z_STEP:
@@ -288,11 +288,11 @@ def difference_p(first: Share, second: Share) -> float:
     return float(2 * scipy.special.ndtr(-reached))
 
 
-# Simultaneous intervals of several shares: any of them may be picked after looking at all.
+# Simultaneous intervals of several rates: any of them may be picked after looking at all.
 
 
 def critical_value(
-    moves: NDArray[np.float64], rng: np.random.Generator, *, draws: int = 2000
+    influence: NDArray[np.float64], rng: np.random.Generator, *, draws: int = 2000
 ) -> float:
     """Half width, in standard errors, at which the 95 % intervals of all groups hold at once.
 
@@ -302,20 +302,20 @@ def critical_value(
     independent normal error, which is never too small.
 
     Args:
-        moves: Moves of each group, by the same patients, shape (G, P).
+        influence: That of each group, by the same patients, shape (G, P).
         rng: Source of the multipliers.
         draws: Number of draws.
     """
-    length = np.sqrt((moves**2).sum(axis=1))[:, None]
-    errors = moves @ rng.standard_normal((moves.shape[1], draws))
+    length = np.sqrt((influence**2).sum(axis=1))[:, None]
+    errors = influence @ rng.standard_normal((influence.shape[1], draws))
     alone = rng.standard_normal(errors.shape)
     t = np.divide(errors, length, out=alone, where=length > _ROUNDING)
     return max(Z, float(np.quantile(np.abs(t).max(axis=0), LEVEL)))
 
 
-def _effective_size(base: NDArray[Any]) -> float:
+def _effective_size(stratum: NDArray[Any]) -> float:
     """Effective number of patients with unequal numbers of equal images (Kish 1965)."""
-    size = np.unique(base, return_counts=True)[1]
+    size = np.unique(stratum, return_counts=True)[1]
     return float(size.sum() ** 2 / (size**2).sum())
 
 

@@ -30,12 +30,12 @@ from pipeline.data.patients import (
     patient_folds,
 )
 from pipeline.evaluation.bootstrap import percentile_interval
-from pipeline.evaluation.compare_heads import bases
+from pipeline.evaluation.compare_heads import strata
 from pipeline.evaluation.intervals import (
     Interval,
     difference_bounds,
     rate_interval,
-    share_of,
+    rate_of,
     wilson,
 )
 from pipeline.evaluation.metrics import METRICS, weighted_mean
@@ -125,13 +125,13 @@ def decompose(
 
 def _loss(metric: str, division: str, source: DomainData, target: DomainData) -> Effect:
     """How much a metric falls from the source to the target."""
-    shares = []
+    rates = []
     for data in (source, target):
         label = data.labelled()
-        statistic, of = METRICS[metric](label, data.scored()), bases(metric, label, data.group)
-        shares.append(share_of(statistic, data.group, *of))
-    low, high = difference_bounds(shares[0], shares[1], paired=False)
-    gap = shares[0].estimate - shares[1].estimate
+        statistic, of = METRICS[metric](label, data.scored()), strata(metric, label, data.group)
+        rates.append(rate_of(statistic, data.group, *of))
+    low, high = difference_bounds(rates[0], rates[1], paired=False)
+    gap = rates[0].estimate - rates[1].estimate
     return Effect(name=f"{metric}_loss", division=division, estimate=gap, low=low, high=high)
 
 
@@ -437,7 +437,7 @@ def _heads_of_few_patients(
         rng = stream(f"few patients of the {data.role}", seed)
         tested, error, spread = fit_few_patients(data, patients, rng, images=images)
         group = data.group[tested]
-        interval = share_of(weighted_mean(error), group).interval()
+        interval = rate_of(weighted_mean(error), group).interval()
         levels = np.append(interval.estimate, drawn.of(group).mean(error))
         results.append((interval, levels))
         spreads.append(spread)

@@ -17,7 +17,7 @@ from scipy.special import log_softmax, softmax
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import draw_patients
 from pipeline.evaluation.bootstrap import interval_of_draws
-from pipeline.evaluation.intervals import Interval, clopper_pearson, share_of
+from pipeline.evaluation.intervals import Interval, clopper_pearson, rate_of
 from pipeline.evaluation.metrics import weighted_mean
 
 #: Bootstrap draws of the intervals.
@@ -84,7 +84,7 @@ def estimate_accuracy(
         for value, values in zip(estimate, drawn.T, strict=True)
     ]
     # Patients of the target are right together as those of the source are.
-    trials = share_of(weighted_mean(~source.wrong()), source.group).trials
+    trials = rate_of(weighted_mean(~source.wrong()), source.group).trials
     trials *= target.patients / source.patients
     accuracy = [_with_sampling_error(interval, trials) for interval in intervals[: len(FORMULAS)]]
     return {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.data.attributes import UNKNOWN, Grouping
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import PatientDraws, leave_out_patients
-from pipeline.evaluation.intervals import Share, critical_value, difference_bounds
+from pipeline.evaluation.intervals import Rate, critical_value, difference_bounds
 from pipeline.evaluation.metrics import METRICS, on_all_rows, weighted_ratio
 from pipeline.words import counted
 
@@ -55,12 +55,12 @@ def subgroups(
         members = {name: grouping.member == k for k, name in enumerate(grouping.names)}
         reasons = {name: _too_few(target, rows) for name, rows in members.items()}
         large = {name: rows for name, rows in members.items() if not reasons[name]}
-        groups = {n: _shares(target, rows, threshold, patients) for n, rows in large.items()}
-        complements = {n: _shares(target, ~rows, threshold, patients) for n, rows in large.items()}
+        groups = {n: _rates(target, rows, threshold, patients) for n, rows in large.items()}
+        complements = {n: _rates(target, ~rows, threshold, patients) for n, rows in large.items()}
         source_values = _source_values(source, on_source.get(grouping.attribute), threshold)
         metrics: dict[str, dict[str, _Record]] = {name: {} for name in members}
         for metric in _METRICS:
-            of_metric = {n: shares[metric] for n, shares in groups.items() if metric in shares}
+            of_metric = {n: rates[metric] for n, rates in groups.items() if metric in rates}
             rest = {n: complements[n][metric] for n in of_metric if metric in complements[n]}
             compared = _compare(of_metric, rest, np.random.default_rng([seed, 20]))
             for name, record in compared.items():
@@ -89,9 +89,9 @@ def _too_few(data: DomainData, rows: NDArray[np.bool_]) -> str | None:
     return None
 
 
-def _shares(
+def _rates(
     data: DomainData, rows: NDArray[np.bool_], threshold: float | None, patients: PatientDraws
-) -> dict[str, Share]:
+) -> dict[str, Rate]:
     """The metrics of chosen rows, but for those that need a class with too few patients."""
     if not rows.any():
         return {}
@@ -107,14 +107,14 @@ def _shares(
         called, (negative, positive) = proba[:, 1] >= threshold, of_class
         statistics["sensitivity"] = (weighted_ratio(called & positive, positive), [positive])
         statistics["specificity"] = (weighted_ratio(~called & negative, negative), [negative])
-    shares = {}
-    for name, (statistic, base_rows) in statistics.items():
-        bases = tuple(data.group[base] for base in base_rows)
-        if min(np.unique(base).size for base in bases) >= FEW_PATIENTS:
+    rates = {}
+    for name, (statistic, in_strata) in statistics.items():
+        strata = tuple(data.group[stratum] for stratum in in_strata)
+        if min(np.unique(stratum).size for stratum in strata) >= FEW_PATIENTS:
             estimate = on_all_rows(statistic, len(label))
-            moves = estimate - patients.of(data.group).apply(statistic)
-            shares[name] = Share(estimate=estimate, moves=moves, bases=bases)
-    return shares
+            influence = estimate - patients.of(data.group).apply(statistic)
+            rates[name] = Rate(estimate=estimate, influence=influence, strata=strata)
+    return rates
 
 
 def _source_values(
@@ -127,13 +127,13 @@ def _source_values(
     for k, group in enumerate(grouping.names):
         rows = grouping.member == k
         if not _too_few(data, rows):
-            shares = _shares(data, rows, threshold, patients)
-            values[group] = {name: share.estimate for name, share in shares.items()}
+            rates = _rates(data, rows, threshold, patients)
+            values[group] = {name: rate.estimate for name, rate in rates.items()}
     return values
 
 
 def _compare(
-    groups: Mapping[str, Share], complements: Mapping[str, Share], rng: np.random.Generator
+    groups: Mapping[str, Rate], complements: Mapping[str, Rate], rng: np.random.Generator
 ) -> dict[str, _Record]:
     """One metric in each group and against all other images, for all groups at once.
 
@@ -144,22 +144,22 @@ def _compare(
     """
     if not groups:
         return {}
-    width = critical_value(np.stack([share.moves for share in groups.values()]), rng)
+    width = critical_value(np.stack([rate.influence for rate in groups.values()]), rng)
     differences: dict[str, tuple[float, float]] = {}
     if complements and len(groups) > 1:
         pairs = {name: (groups[name], complement) for name, complement in complements.items()}
-        moves = [group.moves - complement.moves for group, complement in pairs.values()]
-        c = critical_value(np.stack(moves), rng)
+        influence = [group.influence - complement.influence for group, complement in pairs.values()]
+        c = critical_value(np.stack(influence), rng)
         differences = {name: difference_bounds(*pair, c) for name, pair in pairs.items()}
     ranked = [name for name in groups if name != UNKNOWN]
     worst = min(ranked, key=lambda name: groups[name].estimate) if len(ranked) > 1 else None
     values = {}
-    for name, share in groups.items():
-        low, high = share.bounds(width)
+    for name, rate in groups.items():
+        low, high = rate.bounds(width)
         gap_low, gap_high = differences.get(name, (None, None))
-        gap = share.estimate - complements[name].estimate if name in differences else None
+        gap = rate.estimate - complements[name].estimate if name in differences else None
         values[name] = {
-            "estimate": share.estimate,
+            "estimate": rate.estimate,
             "low": low,
             "high": high,
             "difference": gap,

@@ -21,8 +21,8 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.data.domain import DomainData
 from pipeline.evaluation.bootstrap import bbc_cv
-from pipeline.evaluation.compare_heads import bases, score_heads
-from pipeline.evaluation.intervals import difference_bounds, rate_interval, share_of
+from pipeline.evaluation.compare_heads import score_heads, strata
+from pipeline.evaluation.intervals import difference_bounds, rate_interval, rate_of
 from pipeline.evaluation.metrics import METRICS, score, weighted_mean
 from tests.evaluation.test_paired_tests import BLIND, BY_PATIENT, rejected
 
@@ -74,7 +74,7 @@ def proba_of(value):
 
 def share(metric: str, label, group, value):
     """The metric of a head that gives these values."""
-    return share_of(METRICS[metric](label, proba_of(value)), group, *bases(metric, label, group))
+    return rate_of(METRICS[metric](label, proba_of(value)), group, *strata(metric, label, group))
 
 
 @cache

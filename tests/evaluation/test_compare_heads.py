@@ -20,7 +20,7 @@ from pipeline.evaluation.compare_heads import (
     rank_heads,
     score_heads,
 )
-from pipeline.evaluation.intervals import rate_interval, share_of, wilson
+from pipeline.evaluation.intervals import rate_interval, rate_of, wilson
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import holm, mcnemar, sign_flip
 from pipeline.evaluation.predictions import predictions_file, predictions_of, read_predictions
@@ -61,9 +61,9 @@ def test_shares_have_their_interval_and_the_rest_percentiles(each):
         alone = rate_interval(right[of], data.group[of])
         assert ends(found[name]) == pytest.approx(ends(alone), abs=1e-9)
     by_class = [data.group[data.label == k] for k in (0, 1)]
-    area = share_of(METRICS["auroc"](data.label, p), data.group, *by_class)
+    area = rate_of(METRICS["auroc"](data.label, p), data.group, *by_class)
     assert found["auroc"] == area.interval()
-    precision = share_of(
+    precision = rate_of(
         METRICS["average_precision"](data.label, p), data.group, data.group[positive]
     )
     assert ends(found["average_precision"]) == pytest.approx(precision.bounds())

@@ -1,4 +1,4 @@
-"""Intervals of shares: against closed forms and other code, and by how often they hold."""
+"""Intervals of rates: against closed forms and other code, and by how often they hold."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from pipeline.evaluation.intervals import (
     difference_bounds,
     difference_p,
     rate_interval,
-    share_of,
+    rate_of,
     wilson,
 )
 from pipeline.evaluation.metrics import METRICS, weighted_mean
@@ -30,7 +30,7 @@ def right_of(hits, n, size=1):
 
 def rate(hits, n, size=1):
     hit, group = right_of(hits, n, size)
-    return share_of(weighted_mean(hit), group)
+    return rate_of(weighted_mean(hit), group)
 
 
 @pytest.mark.parametrize(("hits", "n"), HITS)
@@ -56,9 +56,9 @@ def test_intervals_of_independent_trials_equal_other_code(hits, n, level):
 )
 def test_the_trials_are_the_patients_where_their_images_agree(hits, n, size):
     """The textbook's interval of one image each; five of a patient, all alike, count once."""
-    share = rate(hits, n, size)
-    found = share.interval()
-    assert share.trials == pytest.approx(n)
+    of_hits = rate(hits, n, size)
+    found = of_hits.interval()
+    assert of_hits.trials == pytest.approx(n)
     assert (found.low, found.high) == pytest.approx(clopper_pearson(hits, n))
     assert (found.estimate, found.images, found.patients) == (hits / n, n * size, n)
     assert found.method == "Clopper-Pearson" + (size > 1) * " by patient"
@@ -69,8 +69,7 @@ def test_images_that_do_not_resemble_each_other_count_nearly_one_by_one():
     """Errors dealt to images at random: 800 images of 200 patients are worth about 800."""
     rng = np.random.default_rng(0)
     trials = [
-        share_of(weighted_mean(rng.random(800) < 0.8), np.arange(800) // 4).trials
-        for _ in range(50)
+        rate_of(weighted_mean(rng.random(800) < 0.8), np.arange(800) // 4).trials for _ in range(50)
     ]
     assert 700 < np.mean(trials) <= 800
 
@@ -80,11 +79,11 @@ def test_a_variance_that_few_patients_carry_is_doubted(patients, doubted):
     """One error looks independent of all others: no sign that errors do not come in fours."""
     hit, group = np.ones(200, bool), np.arange(200) // 4
     hit[: 4 * patients : 4] = False
-    share = share_of(weighted_mean(hit), group)
-    alone = share.estimate * (1 - share.estimate) / share.variance
+    rate = rate_of(weighted_mean(hit), group)
+    alone = rate.estimate * (1 - rate.estimate) / rate.variance
     assert alone > 150
-    assert 50 < share.trials <= 200
-    assert (share.trials < alone / 2) == doubted
+    assert 50 < rate.trials <= 200
+    assert (rate.trials < alone / 2) == doubted
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "average_precision", "auroc"])
@@ -94,22 +93,22 @@ def test_moves_equal_a_loop_over_patients(metric):
     group, label = np.repeat(np.arange(20), 3), rng.integers(0, 2, 60)
     proba = np.c_[1 - (p := rng.random(60)), p]
     build = METRICS[metric]
-    share = share_of(build(label, proba), group)
-    for patient, move in zip(range(20), share.moves, strict=True):
+    rate = rate_of(build(label, proba), group)
+    for patient, move in zip(range(20), rate.influence, strict=True):
         rows = group != patient
         left = build(label[rows], proba[rows])(np.ones((1, rows.sum())))[0]
-        assert move == pytest.approx(share.estimate - left, abs=1e-12)
+        assert move == pytest.approx(rate.estimate - left, abs=1e-12)
 
 
 def test_of_many_patients_groups_are_left_out():
     """The delete-a-group jackknife has nearly the same variance."""
     rng = np.random.default_rng(2)
     hit, group = rng.random(6000) < 0.8, np.arange(6000) // 3
-    share = share_of(weighted_mean(hit), group)
-    assert len(share.moves) == 500
+    rate = rate_of(weighted_mean(hit), group)
+    assert len(rate.influence) == 500
     size, sums = np.bincount(group), np.bincount(group, weights=hit)
     sandwich = ((sums - hit.mean() * size) ** 2).sum() / 6000**2
-    assert share.variance == pytest.approx(sandwich, rel=0.2)
+    assert rate.variance == pytest.approx(sandwich, rel=0.2)
 
 
 def test_what_is_undefined_without_a_patient_has_no_interval():
@@ -117,7 +116,7 @@ def test_what_is_undefined_without_a_patient_has_no_interval():
     label = np.array([0, 0, 0, 1, 1])
     group = np.array([0, 1, 2, 3, 3])
     statistic = METRICS["auroc"](label, np.c_[1 - (p := np.linspace(0, 1, 5)), p])
-    found = share_of(statistic, group, group[label == 0], group[label == 1]).interval()
+    found = rate_of(statistic, group, group[label == 0], group[label == 1]).interval()
     assert (found.estimate, found.method, np.isnan(found.low)) == (1, "too few patients", True)
     assert rate_interval(np.array([True, False]), np.array([7, 7])).method == TOO_FEW
 
@@ -131,8 +130,8 @@ def test_a_difference_of_independent_rates_is_newcombes():
     With the quantile of t for the patients of the smaller sample.
     """
     first, second = rate(56, 70), rate(48, 80)
-    first = replace(first, moves=np.append(first.moves, np.zeros(80)))
-    second = replace(second, moves=np.append(np.zeros(70), second.moves))
+    first = replace(first, influence=np.append(first.influence, np.zeros(80)))
+    second = replace(second, influence=np.append(np.zeros(70), second.influence))
     level = 1 - 2 * norm.sf(t.isf(0.025, 69))
     (l1, u1), (l2, u2) = (
         binomtest(hits, n).proportion_ci(confidence_level=level, method="wilson")
@@ -148,9 +147,9 @@ def test_a_difference_of_what_moves_together_is_narrow():
     hit, group = right_of(60, 80)
     other = hit.copy()
     other[:2] = False
-    one, two = (share_of(weighted_mean(h), group) for h in (hit, other))
+    one, two = (rate_of(weighted_mean(h), group) for h in (hit, other))
     low, high = difference_bounds(one, two)
-    unrelated = difference_bounds(one, replace(two, moves=np.roll(two.moves, 40)))
+    unrelated = difference_bounds(one, replace(two, influence=np.roll(two.influence, 40)))
     assert low < 2 / 80 < high
     assert high - low < 0.6 * (unrelated[1] - unrelated[0])
 
@@ -166,13 +165,13 @@ def test_a_head_against_itself_may_yet_differ(n, hits):
 @pytest.mark.parametrize(("first", "second"), [((56, 70), (48, 80)), ((30, 30), (190, 200))])
 def test_p_is_the_level_at_which_the_interval_reaches_zero(first, second):
     """Of two samples; thirty without an error are no proof that there is none."""
-    shares = rate(*first), rate(*second)
-    p = difference_p(*shares)
-    low, high = difference_bounds(*shares, norm.isf(p / 2), paired=False)
+    pair = rate(*first), rate(*second)
+    p = difference_p(*pair)
+    low, high = difference_bounds(*pair, norm.isf(p / 2), paired=False)
     assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-5)
     assert (p < 0.05) == (first == (56, 70))
-    assert difference_p(*shares[::-1]) == pytest.approx(p, abs=1e-5)
-    assert difference_p(shares[0], shares[0]) == 1
+    assert difference_p(*pair[::-1]) == pytest.approx(p, abs=1e-5)
+    assert difference_p(pair[0], pair[0]) == 1
 
 
 # --- several at once
@@ -188,13 +187,13 @@ def normal(groups, patients, rng):
 def test_groups_need_the_width_of_the_independent_ones_among_them(kind, independent):
     """Sidak's: that no patient moves a perfect group does not hide that it could be wrong."""
     row, apart = normal(1, 60, np.random.default_rng(5)), np.eye(independent)
-    moves = {
+    influence = {
         "alike": np.tile(row, (6, 1)),
         "a perfect one": np.r_[row, 0 * row],
         "apart": np.kron(apart, row),
     }[kind]
     sidak = norm.ppf((1 + 0.95 ** (1 / independent)) / 2)
-    width = critical_value(moves, np.random.default_rng(6), draws=50_000)
+    width = critical_value(influence, np.random.default_rng(6), draws=50_000)
     assert width == pytest.approx(sidak, abs=0.03)
 
 
