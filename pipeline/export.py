@@ -291,7 +291,7 @@ def _on_validation(stored: Predictions, proba: Proba) -> dict[str, Any]:
         label=stored.label[rows],
         proba=proba[rows],
     )
-    share = float(np.mean(data.labelled() == 1))
+    share = float(np.mean(data.get_label() == 1))
     two = len(stored.classes) == 2 and 0 < share < 1
     chosen = {rule: choose_threshold(rule, data) for rule in RULES} if two else {}
     thresholds = [

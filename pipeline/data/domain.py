@@ -82,19 +82,19 @@ class DomainData:
         """The same images without their labels."""
         return replace(self, label=None)
 
-    def labelled(self) -> NDArray[np.int64]:
+    def get_label(self) -> NDArray[np.int64]:
         """The labels, shape ``(n,)``; a StudyError if they are sealed or absent."""
         if self.label is None:
             raise StudyError(f"this step needs the labels of {self.name}, which has none")
         return self.label
 
-    def scored(self) -> NDArray[np.float64]:
+    def get_proba(self) -> NDArray[np.float64]:
         """The probabilities, shape ``(n, K)``; a ValueError before a head is applied."""
         if self.proba is None:
             raise ValueError(f"no head has been applied to {self.name} yet")
         return self.proba
 
-    def embedded(self) -> NDArray[np.floating]:
+    def get_features(self) -> NDArray[np.floating]:
         """The features, shape ``(n, d)``; a ValueError for rows that were made without."""
         if self.features is None:
             raise ValueError(f"the rows of {self.name} were made without features")
@@ -102,11 +102,11 @@ class DomainData:
 
     def predicted(self) -> NDArray[np.int64]:
         """The most probable class of each image, shape ``(n,)``."""
-        return np.asarray(self.scored().argmax(axis=1), np.int64)
+        return np.asarray(self.get_proba().argmax(axis=1), np.int64)
 
     def wrong(self) -> NDArray[np.bool_]:
         """Whether another class than the label is the most probable, shape ``(n,)``."""
-        return np.asarray(self.predicted() != self.labelled())
+        return np.asarray(self.predicted() != self.get_label())
 
     def _arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
         for field in fields(self):

@@ -120,7 +120,7 @@ def score_heads(
 def _scores(
     data: DomainData, proba: Proba, metrics: Sequence[str], drawn: PatientDraws
 ) -> Iterator[tuple[str, Interval]]:
-    label = data.labelled()
+    label = data.get_label()
     parts = {
         (metric, number): part
         for metric in metrics
@@ -191,7 +191,7 @@ def compare_heads(
         baseline: The head that the others are compared with.
         seed: The study's seed.
     """
-    label, others = data.labelled(), [head for head in proba if head != baseline]
+    label, others = data.get_label(), [head for head in proba if head != baseline]
     metrics = _compared_metrics(data, proba[baseline])
     if not others:
         return {metric: {} for metric in metrics}
@@ -223,7 +223,7 @@ def _p_values(
     data: DomainData, rates: Sequence[Rate], proba: Sequence[Proba], metric: str, seed: int
 ) -> tuple[str, list[float]]:
     """The name of the test for equality with the last head, and p of each other head."""
-    label, several = data.labelled(), data.patients < len(data)
+    label, several = data.get_label(), data.patients < len(data)
     *heads, baseline = proba
     if metric == "auroc" and baseline.shape[1] > 2:
         p = [_jackknife_p(rate, rates[-1]) for rate in rates[:-1]]
@@ -255,7 +255,7 @@ def _jackknife_p(head: Rate, baseline: Rate) -> float:
 
 def _compared_metrics(data: DomainData, proba: Proba) -> list[str]:
     """Metrics to compare by; without AUROC if the rarest class has too few patients."""
-    label = data.labelled()
+    label = data.get_label()
     rarest = min(len(np.unique(data.group[label == k])) for k in range(proba.shape[1]))
     return [metric for metric in COMPARED_BY if metric != "auroc" or rarest >= AUROC_PATIENTS]
 
@@ -266,7 +266,7 @@ def rank_heads(data: DomainData, proba: Mapping[str, Proba]) -> list[str]:
     On validation rows, the value of the first head is too good, because it was chosen there
     among many.
     """
-    label = data.labelled()
+    label = data.get_label()
 
     def rank(head: str) -> tuple[float, float]:
         accuracy, loss = (score(m, label, proba[head]) for m in ("accuracy", "log_loss"))
@@ -285,7 +285,7 @@ def clinical(data: DomainData, drawn: PatientDraws) -> dict[str, Any] | None:
         data: Rows with labels and probabilities ``(n, 2)``.
         drawn: Draws of the patients of these rows.
     """
-    label, proba = data.labelled(), data.scored()
+    label, proba = data.get_label(), data.get_proba()
     if proba.shape[1] != 2 or np.unique(label).size < 2:
         return None
     positive, everyone = proba[:, 1], np.ones(len(label))

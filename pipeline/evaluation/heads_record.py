@@ -158,7 +158,7 @@ class Scoring:
         """
         proba = {name: p[0] for name, p in out_of_fold.items()}
         held_out = np.isfinite(np.stack(list(proba.values()))).all(axis=(0, 2))
-        label, group = fit_rows.labelled()[held_out], fit_rows.group[held_out]
+        label, group = fit_rows.get_label()[held_out], fit_rows.group[held_out]
         statistics = [METRICS[metric](label, p[held_out]) for p in proba.values()]
         if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
             return None
@@ -195,7 +195,7 @@ class Scoring:
         rows = []
         for head, of_seeds in proba.items():
             for metric in COMPARED_BY:
-                statistics = [METRICS[metric](data.labelled(), p[data.row]) for p in of_seeds]
+                statistics = [METRICS[metric](data.get_label(), p[data.row]) for p in of_seeds]
                 values = np.array([on_all_rows(statistic, len(data)) for statistic in statistics])
                 if len(values) < 2 or not np.isfinite(values).all():
                     continue
@@ -216,7 +216,7 @@ class Scoring:
 
     def _confidence_set(self, data: DomainData, proba: Mapping[str, Stack]) -> Record:
         """The heads that may have the best accuracy on a domain."""
-        label, names = data.labelled(), list(proba)
+        label, names = data.get_label(), list(proba)
         members = confidence_set(
             [METRICS["accuracy"](label, p.mean(axis=0)[data.row]) for p in proba.values()],
             data.group,
@@ -234,7 +234,7 @@ class Scoring:
     ) -> Iterator[Record]:
         """Each kind of head against the baseline, fitted again on each fold of each division."""
         folds = [(k, outside) for k, division in enumerate(divisions) for _, outside in division]
-        label = fit_rows.labelled()
+        label = fit_rows.get_label()
         for metric in COMPARED_BY:
             values = {
                 name: np.array(

@@ -153,11 +153,11 @@ def domain_auc(
     Raises:
         StudyError: See :func:`separability`; a domain has fewer than two patients.
     """
-    features = np.concatenate([source.embedded(), target.embedded()])
+    features = np.concatenate([source.get_features(), target.get_features()])
     domain = np.repeat(np.array([0, 1]), [len(source), len(target)])
     patient = patient_units(domain, np.concatenate([source.group, target.group]))
     unknown = np.full(len(target), -1)
-    label = np.r_[source.labelled(), unknown if target.label is None else target.label]
+    label = np.r_[source.get_label(), unknown if target.label is None else target.label]
 
     def inside(rows: NDArray[np.bool_]) -> Separability | None:
         if _fewest_patients(domain[rows], patient[rows]) < 2:

@@ -84,7 +84,7 @@ def head_folds(data: DomainData, seed: int) -> list[FoldRows]:
     Raises:
         StudyError: See :func:`pipeline.data.patients.patient_folds`.
     """
-    label = data.labelled()
+    label = data.get_label()
     folds = patient_folds(label, data.group, seed=seed)
     large = len(data) > _MANY_ROWS or len(data) * (label.max() + 1) > _MANY_SCORES
     return folds[:1] if large else folds
@@ -149,7 +149,7 @@ class Fitting:
             The fits by head, without those in ``failures``.
         """
         import_heads({n: spec for n, spec in self.specs.items() if not spec.scikit_learn})
-        y = self.data.labelled()
+        y = self.data.get_label()
         chosen = {name: spec.choices[0] for name, spec in self.specs.items()}
         searched = {n: spec.choices for n, spec in self.specs.items() if len(spec.choices) > 1}
         # Heads without a choice are fitted beside the folds of the others, so that no core
@@ -259,15 +259,15 @@ class Fitting:
         data, folds = self._fitted_to, []
         for rows, outside in head_folds(self.data, seed):
             inside = (rows[:, None] * self._views + np.arange(self._views)).ravel()
-            transformer = self.preprocessing().fit(data.embedded()[inside])
+            transformer = self.preprocessing().fit(data.get_features()[inside])
             folds.append(
                 _Fold(
-                    X=transform_in_blocks(transformer, data.embedded(), inside),
-                    y=data.labelled()[inside],
+                    X=transform_in_blocks(transformer, data.get_features(), inside),
+                    y=data.get_label()[inside],
                     group=data.group[inside],
                     outside=outside,
-                    X_outside=transform_in_blocks(transformer, self.data.embedded(), outside),
-                    classes=int(data.labelled().max()) + 1,
+                    X_outside=transform_in_blocks(transformer, self.data.get_features(), outside),
+                    classes=int(data.get_label().max()) + 1,
                 )
             )
         return folds
@@ -277,10 +277,10 @@ class Fitting:
     ) -> tuple[Any, NDArray[np.float32], tuple[Any, Any] | None]:
         """The preprocessing fitted to all rows, these rows, and validation rows with labels."""
         data, seen = self._fitted_to, None
-        transformer = self.preprocessing().fit(data.embedded())
-        rows = transform_in_blocks(transformer, data.embedded(), np.arange(len(data)))
+        transformer = self.preprocessing().fit(data.get_features())
+        rows = transform_in_blocks(transformer, data.get_features(), np.arange(len(data)))
         if validation is not None and any(spec.curves for spec in self.specs.values()):
-            seen = (transformer.transform(validation.embedded()), validation.labelled())
+            seen = (transformer.transform(validation.get_features()), validation.get_label())
         return transformer, rows, seen
 
     def _fits_to_all_rows(
@@ -301,7 +301,7 @@ class Fitting:
         except (ValueError, MemoryError) as cause:
             self.failures.update(dict.fromkeys(chosen, _reason(cause)))
             return [], []
-        y, group = self._fitted_to.labelled(), self._fitted_to.group
+        y, group = self._fitted_to.get_label(), self._fitted_to.group
 
         def fit(name: str, seed: int) -> tuple[Any, Proba]:
             spec = self.specs[name]

@@ -163,7 +163,7 @@ def _covariance_mapping(
     Both shrunk covariances are in the source's principal components, where a few hundred rows are
     enough to estimate them.
     """
-    label = model.data.labelled()
+    label = model.data.get_label()
     count = min(_COMPONENTS, *model.standard.shape)
     pca = PCA(count, svd_solver="randomized", random_state=0).fit(model.standard)
     axes = np.asarray(pca.components_.T, dtype=np.float64)
@@ -200,7 +200,7 @@ def _importance_weighting(model: SourceModel, target: _Rows, parts: _Parts) -> l
     Lipton 2019). The parts differ only in the weights of rows, so their domain classifiers are
     fitted as one batch, and their heads as another.
     """
-    label = model.data.labelled()
+    label = model.data.get_label()
     rows = np.vstack([model.standard, model.standardise(target).astype(np.float32)])
     n = len(label)
     balance = np.zeros((len(parts), len(rows)))
@@ -248,7 +248,7 @@ ADAPTERS: Mapping[str, _Adapter] = MappingProxyType(
 
 
 def _calibration(model: SourceModel) -> TemperatureScaling:
-    return fit_temperature_scaling(model.data.scored(), model.data.labelled())
+    return fit_temperature_scaling(model.data.get_proba(), model.data.get_label())
 
 
 def _nonzero(scale: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -330,7 +330,7 @@ def predict_target(model: SourceModel, target: DomainData, plan: AdaptationPlan)
         target: Features of two or more patients; labels are not used.
         plan: Methods and seeds.
     """
-    features, folds = target.embedded(), _halves(target, plan)
+    features, folds = target.get_features(), _halves(target, plan)
 
     def predicted(name: str) -> NDArray[np.float64]:
         table = np.empty((len(plan.seeds), len(target), model.classes))
@@ -415,7 +415,7 @@ def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Pr
 
     A k is left out if some half has fewer images.
     """
-    label, folds = target.labelled(), _halves(target, plan)
+    label, folds = target.get_label(), _halves(target, plan)
     available = min(np.bincount(label[fit], minlength=model.classes).min() for fit, _ in folds)
     shots = [k for k in plan.shots if k <= available]
     if not shots:
@@ -426,7 +426,7 @@ def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Pr
             order = np.random.default_rng([number, 5, k]).permutation(fit)
             for c in range(model.classes):
                 row[number, order[label[order] == c][:k]] = 1
-    rows = model.standardise(target.embedded()).astype(np.float32)
+    rows = model.standardise(target.get_features()).astype(np.float32)
     # One head for each k and half: they share the rows, and which are chosen is a weight.
     weights = chosen.reshape(-1, len(label))
     heads = fit_weighted(rows, label, C=INVERSE_PENALTY, weights=weights)
@@ -457,7 +457,7 @@ def _compare_methods(
     rows: list[_Record] = []
     for name, table in tables.items():
         rate = _hit_rates(table, target)
-        aurocs = [metric("auroc", target.labelled(), proba) for proba in table]
+        aurocs = [metric("auroc", target.get_label(), proba) for proba in table]
         difference = None
         if name != _BASELINE:
             gain, rng = rate - baseline, np.random.default_rng([zlib.crc32(name.encode()), 6])
@@ -503,4 +503,4 @@ def _best_method(
 
 def _hit_rates(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:
     """Share of the divisions in which each image is right, shape (n,)."""
-    return np.asarray((table.argmax(axis=2) == target.labelled()).mean(axis=0))
+    return np.asarray((table.argmax(axis=2) == target.get_label()).mean(axis=0))

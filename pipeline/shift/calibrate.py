@@ -50,9 +50,9 @@ def calibration(data: DomainData) -> _Record:
         calibration error; ``slope`` and ``intercept`` of the event on logit(p), by maximum
         likelihood (Cox 1958), None where all events are alike.
     """
-    proba = np.clip(data.scored(), 0, 1)
+    proba = np.clip(data.get_proba(), 0, 1)
     binary = proba.shape[1] == 2
-    event = data.labelled() == 1 if binary else ~data.wrong()
+    event = data.get_label() == 1 if binary else ~data.wrong()
     p = proba[:, 1] if binary else proba.max(axis=1)
     recalibrated = IsotonicRegression().fit_transform(p, event)
     brier, best = (float(np.mean((q - event) ** 2)) for q in (p, recalibrated))
@@ -64,7 +64,7 @@ def calibration(data: DomainData) -> _Record:
         "domain": data.role,
         "brier": brier,
         "miscalibration": brier - best,
-        "ece": _calibration_error(data.scored().max(axis=1), ~data.wrong()),
+        "ece": _calibration_error(data.get_proba().max(axis=1), ~data.wrong()),
         "slope": slope,
         "intercept": intercept,
     }
@@ -107,9 +107,9 @@ def transferred_thresholds(
         Nothing for more than two classes, or where a domain has one of them.
     """
     both = (source, target)
-    if source.scored().shape[1] != 2 or any(np.unique(d.labelled()).size < 2 for d in both):
+    if source.get_proba().shape[1] != 2 or any(np.unique(d.get_label()).size < 2 for d in both):
         return []
-    of_source, of_target = (float(np.mean(data.labelled() == 1)) for data in both)
+    of_source, of_target = (float(np.mean(data.get_label() == 1)) for data in both)
     thresholds = []
     for rule in RULES:
         chosen = choose_threshold(rule, source)
@@ -137,7 +137,7 @@ def choose_threshold(rule: str, source: DomainData) -> float:
     false, true, values = (
         array[::-1]
         for array in roc_curve(
-            source.labelled() == 1, _second_class(source), drop_intermediate=False
+            source.get_label() == 1, _second_class(source), drop_intermediate=False
         )
     )
     between = (values[:-2] + values[1:-1]) / 2  # the last is infinite
@@ -151,7 +151,7 @@ def measure_threshold(data: DomainData, threshold: float, prevalence: float) -> 
 
     An image is called positive if its probability is at least the threshold.
     """
-    called, positive = _second_class(data) >= threshold, data.labelled() == 1
+    called, positive = _second_class(data) >= threshold, data.get_label() == 1
     sensitivity = rate_interval(called[positive], data.group[positive])
     specificity = rate_interval(~called[~positive], data.group[~positive])
     true, false = sensitivity.estimate, 1 - specificity.estimate
@@ -170,7 +170,7 @@ def _predictive_value(true_rate: float, false_rate: float, share: float) -> floa
 
 
 def _second_class(data: DomainData) -> NDArray[np.float64]:
-    return np.clip(data.scored()[:, 1], 0, 1)
+    return np.clip(data.get_proba()[:, 1], 0, 1)
 
 
 def corrected_threshold(threshold: float, source_prevalence: float, prevalence: float) -> float:

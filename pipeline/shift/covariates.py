@@ -96,7 +96,7 @@ def _within_classes(
     """Cohen's d, mean over the classes that both domains have, of all rows, then of each draw."""
     steps = []
     of_domains = [of_images[data.row] for data in both]
-    label_s, label_t = (data.labelled() for data in both)
+    label_s, label_t = (data.get_label() for data in both)
     for k in np.intersect1d(label_s, label_t):
         (mean_s, var_s), (mean_t, var_t) = (
             _moments(data.group, values, (data.label == k) & np.isfinite(values), draws)

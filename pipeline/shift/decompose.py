@@ -106,7 +106,7 @@ def decompose(
     both = [
         _Outcome(data, data.wrong(), _domain_draws(data, seed, draws)) for data in (source, target)
     ]
-    labels = (source.labelled(), target.labelled())
+    labels = (source.get_label(), target.get_label())
     effects = {
         "accuracy_loss": _loss("accuracy", "all", source, target),
         **_by_group(both, labels, "class", ("class_mix", "within_class")),
@@ -117,7 +117,7 @@ def decompose(
             name, members = first.attribute, (first.member, second.member)
             terms = (f"{name}_mix", f"within_{name}")
             effects |= _by_group(both, members, f"by {name}", terms)
-    if source.scored().shape[1] == 2 and all(np.unique(label).size == 2 for label in labels):
+    if source.get_proba().shape[1] == 2 and all(np.unique(label).size == 2 for label in labels):
         effects |= _by_threshold(*both, seed=seed)
         effects["auroc_loss"] = _loss("auroc", "AUROC", source, target)
     return effects
@@ -127,8 +127,8 @@ def _loss(metric: str, division: str, source: DomainData, target: DomainData) ->
     """How much a metric falls from the source to the target."""
     rates = []
     for data in (source, target):
-        label = data.labelled()
-        statistic, of = METRICS[metric](label, data.scored()), strata(metric, label, data.group)
+        label = data.get_label()
+        statistic, of = METRICS[metric](label, data.get_proba()), strata(metric, label, data.group)
         rates.append(rate_of(statistic, data.group, *of))
     low, high = difference_bounds(rates[0], rates[1], paired=False)
     gap = rates[0].estimate - rates[1].estimate
@@ -261,7 +261,7 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
     e_T - E_T[r_S] = E_T[r_T - r_S] exactly, because pooling keeps the mean: the same
     confidence is wrong more often. It is what every estimate without labels must miss.
     """
-    confidence, of_target = (outcome.data.scored().max(axis=1) for outcome in (source, target))
+    confidence, of_target = (outcome.data.get_proba().max(axis=1) for outcome in (source, target))
     knots, knot = np.unique(confidence, return_inverse=True)
 
     def expected_error(w_source: NDArray[np.float64], w_target: NDArray[np.float64]) -> float:
@@ -294,7 +294,7 @@ def _by_threshold(source: _Outcome, target: _Outcome, *, seed: int) -> dict[str,
     best_error = _cross_fitted_error(target.data, seed)
     best = np.append(best_error(np.ones((1, len(target.data)))), target.draws.apply(best_error))
     e_s, e_t = (
-        outcome.means((outcome.data.scored()[:, 1] >= _THRESHOLD) != (outcome.data.label == 1))
+        outcome.means((outcome.data.get_proba()[:, 1] >= _THRESHOLD) != (outcome.data.label == 1))
         for outcome in (source, target)
     )
     ends = (e_s[0], source.data.patients), (best[0], target.data.patients)
@@ -307,7 +307,7 @@ def _by_threshold(source: _Outcome, target: _Outcome, *, seed: int) -> dict[str,
 
 def _cross_fitted_error(data: DomainData, seed: int) -> WeightedStatistic:
     """The statistic "error at the threshold that is best on the other half of the patients"."""
-    positive, score = data.labelled() == 1, data.scored()[:, 1]
+    positive, score = data.get_label() == 1, data.get_proba()[:, 1]
     folds = patient_folds(None, data.group, folds=2, seed=seed)
     halves = [rows[np.argsort(score[rows], kind="stable")] for _, rows in folds]
     scores = [np.unique(score[half]) for half in halves]
@@ -402,7 +402,7 @@ def error_table(
     steps.append(_effect("error table", "variance", level_u - level_f, (fitted.rate, unseen.rate)))
     loss = _loss("accuracy", "all", source, target)
     steps.append(replace(loss, name="mismatch", division="error table"))
-    of_class = [target.group[target.labelled() == k] for k in range(source.scored().shape[1])]
+    of_class = [target.group[target.get_label() == k] for k in range(source.get_proba().shape[1])]
     least, transfer = min(np.unique(group).size for group in of_class), {}
     if least < _FEWEST:
         reasons["target_hardness"] = (
@@ -470,7 +470,7 @@ def fit_few_patients(
         that err on each; and the standard deviation of a head's error over the patients that it
         is fitted to.
     """
-    label = data.labelled()
+    label = data.get_label()
     names, member = np.unique(data.group, return_inverse=True)
     classes = np.unique(label).size
     chosen: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
@@ -480,7 +480,7 @@ def fit_few_patients(
         if np.unique(label[fitted]).size == classes:
             chosen.append((fitted, seen))
     fitted_to, seen_by = (np.stack(masks) for masks in zip(*chosen, strict=True))
-    features = data.embedded()
+    features = data.get_features()
     mean, scale = mean_and_scale(features)
     rows = np.asarray((features - mean) / scale, np.float32)
     fits = fit_weighted(rows, label, C=INVERSE_PENALTY, weights=fitted_to.astype(np.float64))

@@ -89,9 +89,9 @@ def detect(
     domain = np.repeat([0, 1], [len(source), len(target)])
     unit = patient_units(domain, np.concatenate([source.group, target.group]))
     permuted = permuted_labels(domain == 1, unit, draws=draws, seed=seed)
-    features = np.concatenate([source.embedded(), target.embedded()])
+    features = np.concatenate([source.get_features(), target.get_features()])
     classifier = separability(features, domain, unit, draws=draws, seed=seed)
-    distances = largest_ks(np.concatenate([source.scored(), target.scored()]), permuted)
+    distances = largest_ks(np.concatenate([source.get_proba(), target.get_proba()]), permuted)
     results = {"bbsd_ks": (float(distances[0]), permutation_p(distances))}
     fewest = min(source.patients, target.patients)
     if fewest >= _NEEDED_PATIENTS:

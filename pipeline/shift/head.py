@@ -52,18 +52,18 @@ class SourceModel:
     @property
     def classes(self) -> int:
         """Number of classes, K."""
-        return int(self.data.scored().shape[1])
+        return int(self.data.get_proba().shape[1])
 
     @cached_property
     def prior(self) -> NDArray[np.float64]:
         """Share of each class in the source, shape (K,)."""
-        label = self.data.labelled()
+        label = self.data.get_label()
         return np.asarray(np.bincount(label, minlength=self.classes) / len(label))
 
     @cached_property
     def standard(self) -> NDArray[np.float32]:
         """The source's own rows, standardised, shape (n, d): for fits of many heads."""
-        return self.standardise(self.data.embedded()).astype(np.float32)
+        return self.standardise(self.data.get_features()).astype(np.float32)
 
     def standardise(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Scale raw features (m, d) by the source's mean and standard deviation."""
@@ -74,9 +74,9 @@ class SourceModel:
         proba: NDArray[np.float64] = self.head.predict_proba(self.standardise(features))
         return proba
 
-    def scored(self, data: DomainData) -> DomainData:
+    def apply(self, data: DomainData) -> DomainData:
         """A domain with this head's probabilities."""
-        return data.with_(proba=self.predict_proba(data.embedded()))
+        return data.with_(proba=self.predict_proba(data.get_features()))
 
     def fit(self, rows: NDArray[np.floating], label: NDArray[np.integer]) -> LogisticRegression:
         """A head of the same penalty on rows (m, e) of about unit variance.
@@ -95,7 +95,7 @@ def fit_source(data: DomainData) -> SourceModel:
     Raises:
         StudyError: A class has too few patients for folds.
     """
-    features, label = data.embedded(), data.labelled()
+    features, label = data.get_features(), data.get_label()
     mean, scale = mean_and_scale(features)
     rows = (features - mean) / scale
     proba = np.zeros((len(label), label.max() + 1))
@@ -131,7 +131,7 @@ class AnalysedHead:
     training: DomainData
     model: SourceModel
 
-    def scored(self, target: DomainData) -> DomainData:
+    def apply(self, target: DomainData) -> DomainData:
         """A target of the study with this head's probabilities."""
         return target.with_(proba=self.proba[target.row])
 
@@ -156,7 +156,7 @@ def analysed_head(
         if wanted not in (None, _LINEAR):
             raise MissingResultsError(f"the head {wanted} cannot be analysed: {cause}") from cause
         proba = model.predict_proba(table.X)
-        proba[model.data.row] = model.data.scored()
+        proba[model.data.row] = model.data.get_proba()
         return AnalysedHead(
             trained=(_LINEAR, 0),
             about=(
@@ -165,7 +165,7 @@ def analysed_head(
             ),
             proba=proba,
             source=model.data,
-            training=model.scored(model.data),
+            training=model.apply(model.data),
             model=model,
         )
 
@@ -214,7 +214,7 @@ def _compared_head(
         proba=proba,
         source=tested.with_(proba=proba[tested.row]),
         training=training.with_(
-            proba=saved.predict_proba(np.asarray(training.embedded(), np.float32))
+            proba=saved.predict_proba(np.asarray(training.get_features(), np.float32))
         ),
         model=model,
     )

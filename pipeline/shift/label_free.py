@@ -68,9 +68,9 @@ def estimate_accuracy(
         of :data:`FORMULAS`; ``prevalence``, the share of each class in the target (MLLS); and
         ``warning``, what the estimates cannot see.
     """
-    of_source = draw_patients(source.group, rng, draws=draws, label=source.labelled())
+    of_source = draw_patients(source.group, rng, draws=draws, label=source.get_label())
     of_target = draw_patients(target.group, rng, draws=draws)
-    start = fit_temperature_scaling(source.scored(), source.labelled())
+    start = fit_temperature_scaling(source.get_proba(), source.get_label())
     estimate = _estimates(source, target, np.ones(len(source)), np.ones(len(target)), start)
     drawn = np.stack(
         [
@@ -134,10 +134,10 @@ def _estimates(
 
     The class mix of the target follows them. The calibration starts from one nearby.
     """
-    label, right = source.labelled(), ~source.wrong()
-    calibrated = fit_temperature_scaling(source.scored(), label, weights=weights_s, start=start)
-    proba = calibrated(target.scored())
-    sure_s = calibrated(source.scored())[np.arange(len(source)), source.predicted()]
+    label, right = source.get_label(), ~source.wrong()
+    calibrated = fit_temperature_scaling(source.get_proba(), label, weights=weights_s, start=start)
+    proba = calibrated(target.get_proba())
+    sure_s = calibrated(source.get_proba())[np.arange(len(source)), source.predicted()]
     sure_t = proba[np.arange(len(target)), target.predicted()]
     order = sure_s.argsort()
     below = weights_s[order].cumsum() <= weights_s @ ~right

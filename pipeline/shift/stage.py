@@ -283,7 +283,7 @@ def analyse_target(
     source, labelled = head.source, target.label is not None
     plan = AdaptationPlan(seeds=tuple(range(options.seeds)))
     sealed = SealedLabels(target.label, plan.digest())
-    blind = head.scored(target.sealed())
+    blind = head.apply(target.sealed())
     tests, domain_auc = detect(source, blind, draws=options.draws)
     rng = np.random.default_rng([seed, 11])
     accuracy_range = estimate_accuracy(source, blind, rng, classes=classes)
@@ -358,7 +358,7 @@ def _labelled_details(
         best=best,
         measured=differences if any(c.named for c in covariates or ()) else None,
     )
-    threshold = choose_threshold("youden", source) if target.scored().shape[1] == 2 else None
+    threshold = choose_threshold("youden", source) if target.get_proba().shape[1] == 2 else None
     return {
         **scores,
         "verdict": conclusion.sentences,
@@ -391,7 +391,7 @@ def _scores(source: DomainData, target: DomainData | None) -> dict[str, _Record]
     accuracy, auroc = {}, {}
     for name, data in (("source", source), ("target", target)):
         accuracy[name] = None if data is None else float((~data.wrong()).mean())
-        auroc[name] = None if data is None else metric("auroc", data.labelled(), data.scored())
+        auroc[name] = None if data is None else metric("auroc", data.get_label(), data.get_proba())
     return {"accuracy": accuracy, "auroc": auroc}
 
 
@@ -405,10 +405,10 @@ def feature_map(model: SourceModel, target: DomainData) -> dict[str, NDArray[Any
     parts = [
         data.take(np.sort(rng.permutation(len(data))[:_POINTS])) for data in (model.data, target)
     ]
-    rows = np.vstack([model.standardise(part.embedded()) for part in parts])
+    rows = np.vstack([model.standardise(part.get_features()) for part in parts])
     pca = PCA(2, svd_solver="randomized", random_state=0)
     return {
         "embedding": pca.fit_transform(rows.clip(-_CLIP, _CLIP)),
         "embedding_target": np.repeat([False, True], [len(part) for part in parts]),
-        "embedding_label": np.concatenate([part.labelled() for part in parts]),
+        "embedding_label": np.concatenate([part.get_label() for part in parts]),
     }

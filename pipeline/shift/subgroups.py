@@ -96,7 +96,7 @@ def _rates(
     if not rows.any():
         return {}
     data = data.take(rows)
-    label, proba = data.labelled(), data.scored()
+    label, proba = data.get_label(), data.get_proba()
     of_class = [label == k for k in range(proba.shape[1])]
     everything = np.ones(len(label), np.bool_)
     statistics = {

@@ -64,7 +64,7 @@ def _seconds(n: int, width: int) -> dict[str, tuple[float, float]]:
     sealed = SealedLabels(target.label, plan.digest())
     with threadpool_limits(1 if n * width < LARGE else None):
         model = timed("fit the head", partial(fit_source, source))
-        opened = model.scored(target)
+        opened = model.apply(target)
         blind = opened.sealed()
         timed("detect", partial(detect, model.data, blind, draws=asked.draws))
         names = ("a", "b")
@@ -72,7 +72,7 @@ def _seconds(n: int, width: int) -> dict[str, tuple[float, float]]:
         made = timed("adapt", partial(predict_target, model, blind, plan))
         timed("score methods", partial(score, made, sealed, model, blind, plan))
         timed("decompose", partial(decompose, model.data, opened))
-        given = {"source": model.data, "training": model.scored(model.data)}
+        given = {"source": model.data, "training": model.apply(model.data)}
         timed("error table", partial(error_table, model.data, opened, **given))
     seconds["all"] = (time.process_time() - start[0], time.perf_counter() - start[1])
     return seconds

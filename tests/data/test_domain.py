@@ -54,9 +54,9 @@ def test_arrays_that_do_not_fit_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (DomainData.labelled, "needs the labels of B"),
-        (DomainData.scored, "no head has been applied to B"),
-        (DomainData.embedded, "without features"),
+        (DomainData.get_label, "needs the labels of B"),
+        (DomainData.get_proba, "no head has been applied to B"),
+        (DomainData.get_features, "without features"),
     ],
 )
 def test_what_is_missing_is_said(ask, message):

@@ -132,7 +132,7 @@ def pair(seed: int, change: Change, patients: int):
     source, ages = hospital(rng, 400, Change(), role="source")
     target, ages_of_target = hospital(rng, patients, change, role="target")
     model = fit_source(source)
-    return model, model.scored(target), (ages, ages_of_target)
+    return model, model.apply(target), (ages, ages_of_target)
 
 
 def named(seed: int, change: Change, *, attribute: bool = True, patients: int = 200) -> list[str]:
@@ -143,7 +143,7 @@ def named(seed: int, change: Change, *, attribute: bool = True, patients: int = 
     sealed = SealedLabels(target.label, plan.digest())
     _, best = score(predict_target(model, blind, plan), sealed, model, blind, plan)
     effects = decompose(model.data, target, groupings=[ages] if attribute else [], draws=500)
-    training = model.scored(model.data)
+    training = model.apply(model.data)
     effects |= error_table(model.data, target, source=model.data, training=training)[1]
     differ = images_differ(detect(model.data, blind, draws=199)[0])
     adaptation_helps = best is not None and best.shown

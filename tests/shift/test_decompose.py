@@ -188,12 +188,12 @@ def reversed_target(model):
     """The source's hospital with one feature turned round."""
     features = two_classes(np.random.default_rng(6), 240)
     features[:, 0] *= -1
-    return model.scored(embedded(features, role="target", images=4))
+    return model.apply(embedded(features, role="target", images=4))
 
 
 def table_of(model, target, **options):
     """With the model's head of the whole source."""
-    training = model.scored(model.data)
+    training = model.apply(model.data)
     return error_table(model.data, target, source=model.data, training=training, **options)
 
 
@@ -250,7 +250,7 @@ def of_one_hospital(seed, patients):
         for n, role in ((200, "source"), (patients, "target"))
     )
     model = fit_source(source)
-    return table_of(model, model.scored(target), seed=seed)[1]
+    return table_of(model, model.apply(target), seed=seed)[1]
 
 
 @pytest.mark.parametrize("repeats", [8, pytest.param(200, marks=pytest.mark.slow)])
@@ -269,7 +269,7 @@ def test_a_small_target_is_not_called_harder(repeats):
 
 def test_what_cannot_be_filled_in_has_a_reason(model):
     """Few patients of a class, sealed labels."""
-    target = model.scored(
+    target = model.apply(
         embedded(two_classes(np.random.default_rng(6), 160, images=1), role="target")
     )
     table, transfer = table_of(model, target.take(np.r_[:8, 8:160:2]))

@@ -150,7 +150,7 @@ def test_the_head_is_that_of_scikit_learn_on_standardised_rows():
     spread = np.where(data.features.std(0) > 0, data.features.std(0), 1)
     scaled = (data.features - data.features.mean(0)) / spread
     alone = LogisticRegression(C=0.01, tol=1e-9).fit(scaled, data.label)
-    target = model.scored(data.sealed())
+    target = model.apply(data.sealed())
     assert target.label is None
     np.testing.assert_allclose(target.proba, alone.predict_proba(scaled), atol=1e-4)
     for fit, held in patient_folds(data.label, data.group, seed=0):
