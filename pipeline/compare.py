@@ -67,7 +67,7 @@ class CompareOptions:
         baseline: The head that the others are compared with.
         preprocessing: Preprocessing of the features, an entry of ``PREPROCESSING``.
         seeds: Number of seeds of each stochastic head.
-        repeats: How often the fit split is divided into folds, on each of which every head is
+        repeats: How often the fit split is split into folds, on each of which every head is
             fitted again. 0: folds only choose parameters, and there is no value of the best
             head that is corrected for the selection.
         thorough: Whether the spread over seeds, the comparison of algorithms and the sets of
@@ -296,8 +296,8 @@ def _reuse(run: _Run, features: FeatureTable, unfitted: SavedHead) -> _Heads:
     for head in keys:
         fit, digests = read_fit(run.study.results, name, head, keys[head]) or (None, {})
         heads.files |= digests
-        divisions = 0 if fit is None or fit.out_of_fold is None else len(fit.out_of_fold)
-        if fit and head in run.specs and options.repeats <= divisions:
+        stored = 0 if fit is None or fit.out_of_fold is None else len(fit.out_of_fold)
+        if fit and head in run.specs and options.repeats <= stored:
             heads.fits[head] = fit
     heads.fits = {head: heads.fits[head] for head in run.specs if head in heads.fits}
     if run.earlier and heads.fits.keys() == run.specs.keys():
@@ -371,8 +371,8 @@ def _finish(run: _Run, heads: _Heads, fitting: Fitting) -> None:
     run.scoring.add(heads.entry, sets, heads.proba, fit_rows, out_of_fold)
     if run.options.thorough:
         by_seed = {name: fit.proba for name, fit in fits.items()}
-        divisions = [head_folds(fit_rows, run.study.seed + k) for k in range(repeats)]
-        heads.entry |= run.scoring.thorough(sets, by_seed, fit_rows, out_of_fold, divisions)
+        folds = [head_folds(fit_rows, run.study.seed + k) for k in range(repeats)]
+        heads.entry |= run.scoring.thorough(sets, by_seed, fit_rows, out_of_fold, folds)
 
 
 def _save(run: _Run, heads: _Heads, unfitted: SavedHead) -> None:

@@ -158,7 +158,7 @@ def split_source(
 ) -> NDArray[np.str_]:
     """The split of each image of the source; ``fit`` throughout one without labels.
 
-    A division that came with the data, ``given``, must have each class in both parts; patients, and
+    A split that came with the data, ``given``, must have each class in both parts; patients, and
     copies of an image, that are in both are said. ``names`` are those of the classes.
     """
     share = source.validation
@@ -178,15 +178,15 @@ def split_source(
     for part in (FIT, VALIDATION):
         if missing := sorted(set(range(len(names))) - set(label[split == part].tolist())):
             raise StudyError(
-                f"source: the {part} part of the given division has no image of class "
+                f"source: the {part} part of the given split has no image of class "
                 f"{printable(names[missing[0]])!r}. Give a share instead, such as "
                 "validation = 0.2, without split"
             )
     crossing = np.intersect1d(patients[split == FIT], patients[split == VALIDATION])
     if crossing.size:
         _LOG.warning(
-            "source: %s %s images in both fit and validation of the given division, so the numbers "
-            "of validation are too good; validation = 0.2 without split divides by patient",
+            "source: %s %s images in both fit and validation of the given split, so the numbers "
+            "of validation are too good; validation = 0.2 alone splits by patient",
             *(counted(crossing.size, "patient"), have(crossing.size)),
         )
     return split
@@ -320,7 +320,7 @@ def patient_folds(
             None: patients are divided without regard to classes.
         group: Patients, shape ``(n,)``.
         folds: Number of folds at most, two or more.
-        seed: Seed of the division.
+        seed: Seed of the folds.
 
     Raises:
         StudyError: There are fewer than two patients, in all or in a class; or one fold has all

@@ -40,7 +40,7 @@ HEADS_SCHEMA = 8
 #: Metrics of the printed table; all other scores are computed later.
 _SHOWN = ("accuracy", "auroc")
 Record = dict[str, Any]
-#: Probabilities for each seed, or for each division into folds.
+#: Probabilities for each seed, or for each repeat of the folds.
 Stack = NDArray[np.float64]
 
 
@@ -49,7 +49,7 @@ class Scoring:
     """How the heads of a study are scored.
 
     Probabilities, by head, are for all images of the study, ``(N, K)`` or by seed ``(S, N, K)``.
-    Out-of-fold ones are for the fit rows and each division into folds, ``(R, n, K)``.
+    Out-of-fold ones are for the fit rows and each repeat of the folds, ``(R, n, K)``.
 
     Attributes:
         baseline: The head that the others are compared with.
@@ -152,7 +152,7 @@ class Scoring:
     def selection_corrected(
         self, metric: str, fit_rows: DomainData, out_of_fold: Mapping[str, Stack]
     ) -> Record | None:
-        """The value of the best head on new patients, from the first division into folds.
+        """The value of the best head on new patients, from the first repeat of the folds.
 
         None if the metric is undefined on the rows that every head has predicted out of fold.
         """
@@ -178,13 +178,13 @@ class Scoring:
         proba: Mapping[str, Stack],
         fit_rows: DomainData,
         out_of_fold: Mapping[str, Stack],
-        divisions: Sequence[Sequence[Fold]],
+        folds: Sequence[Sequence[Fold]],
     ) -> Record:
-        """The part of an entry for ``--thorough``; ``divisions`` are those of ``out_of_fold``."""
+        """The part of an entry for ``--thorough``; ``folds`` are those of ``out_of_fold``."""
         spread = run_parallel([partial(self.seed_spread, data, proba) for data in sets])
         return {
             "seed_spread": [row for rows in spread for row in rows],
-            "algorithms": list(self.algorithms(fit_rows, out_of_fold, divisions)),
+            "algorithms": list(self.algorithms(fit_rows, out_of_fold, folds)),
             "confidence_sets": run_parallel(
                 [partial(self._confidence_set, data, proba) for data in sets]
             ),
@@ -230,21 +230,21 @@ class Scoring:
         self,
         fit_rows: DomainData,
         out_of_fold: Mapping[str, Stack],
-        divisions: Sequence[Sequence[Fold]],
+        folds: Sequence[Sequence[Fold]],
     ) -> Iterator[Record]:
-        """Each kind of head against the baseline, fitted again on each fold of each division."""
-        folds = [(k, outside) for k, division in enumerate(divisions) for _, outside in division]
+        """Each kind of head against the baseline, fitted again on each fold of each repeat."""
+        splits = [(k, held_out) for k, repeat in enumerate(folds) for _, held_out in repeat]
         label = fit_rows.get_label()
         for metric in COMPARED_BY:
             values = {
                 name: np.array(
-                    [score(metric, label[out], p[k, out]) for k, out in folds], np.float64
+                    [score(metric, label[out], p[k, out]) for k, out in splits], np.float64
                 )
                 for name, p in out_of_fold.items()
             }
             baseline = values.pop(self.baseline, None)
             for head, of_head in values.items():
-                if baseline is None or len(folds) < 2 or not np.isfinite(of_head - baseline).all():
+                if baseline is None or len(splits) < 2 or not np.isfinite(of_head - baseline).all():
                     continue
                 difference = of_head - baseline
                 yield {
@@ -253,7 +253,7 @@ class Scoring:
                     "difference": float(difference.mean()),
                     "splits": len(difference),
                     "rope": ROPE,
-                    **correlated_t(difference, runs=len(divisions)),
+                    **correlated_t(difference, runs=len(folds)),
                 }
 
 

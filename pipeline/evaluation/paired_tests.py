@@ -175,7 +175,7 @@ def correlated_t(difference: NDArray[np.floating], *, runs: int) -> dict[str, fl
 
     Args:
         difference: Shape ``(J,)``, J >= 2: first minus second on each fold of each run.
-        runs: How many times the folds were divided; J is a multiple of it.
+        runs: How many times the folds were made; J is a multiple of it.
 
     Returns:
         Probability that the first is worse, practically equal, better; sums to 1.

@@ -59,7 +59,7 @@ class Fit:
         chosen: Parameters that were chosen by folds, with their values.
         curves: Learning curves of the first model, by name; empty without epochs.
         out_of_fold: Probabilities by fits that did not see the row's patient, for each
-            division into folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
+            repeat of the folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
             requested.
         seconds: Time of its fits, without those for ``out_of_fold`` only.
     """
@@ -199,20 +199,20 @@ class Fitting:
     def out_of_fold(self, fits: Mapping[str, Fit], repeats: int) -> dict[str, Fit]:
         """Add ``out_of_fold`` to the fits of heads that could be fitted in every fold.
 
-        ``repeats`` is the number of divisions into folds.
+        ``repeats`` is how often folds are made.
         """
         by_head: dict[str, list[Proba]] = {name: [] for name in fits}
         nested = self.data.patients < _NESTED_BELOW
         fit = _fit_nested if nested else _fit_choices
         with Progress("heads, out of fold", unit="fits") as self._progress:
             for repeat in range(repeats):
-                # The folds that parameters were chosen by are those of the first division.
+                # The folds that parameters were chosen by are those of the first repeat.
                 stored = {} if repeat or nested else self._held_out
                 again = {name: [self._fixed[name]] for name in fits if name not in stored}
                 _, held_out, _ = self._hold_out(again, self.seeds[0] + repeat, "out of fold", fit)
-                division = {**stored, **{name: proba[0] for name, proba in held_out.items()}}
-                for name in fits.keys() & division.keys():
-                    by_head[name].append(division[name])
+                proba_of = {**stored, **{name: proba[0] for name, proba in held_out.items()}}
+                for name in fits.keys() & proba_of.keys():
+                    by_head[name].append(proba_of[name])
         whole = {name for name in fits if len(by_head[name]) == repeats > 0}
         return {
             name: replace(fit, out_of_fold=np.stack(by_head[name]) if name in whole else None)
@@ -229,7 +229,7 @@ class Fitting:
         beside: Sequence[_Job] = (),
         shared: Sequence[Any] = (),
     ) -> tuple[list[NDArray[np.intp]], dict[str, Proba], dict[str, list[Any]]]:
-        """Fit each head with every choice of parameters to each fold of one division.
+        """Fit each head with every choice of parameters to each fold of one repeat.
 
         The rows held out of each fold; by head their probabilities ``(choices, n, K)``, of
         heads that were fitted in every fold; and what the jobs of other heads return, which are
@@ -255,7 +255,7 @@ class Fitting:
         return [fold.outside for fold in folds], held_out, results
 
     def _folds(self, seed: int) -> list["_Fold"]:
-        """The folds of one division, preprocessed, with all views of the rows inside."""
+        """The folds of one repeat, preprocessed, with all views of the rows inside."""
         data, folds = self._fitted_to, []
         for rows, outside in head_folds(self.data, seed):
             inside = (rows[:, None] * self._views + np.arange(self._views)).ravel()

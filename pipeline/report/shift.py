@@ -50,15 +50,15 @@ METRICS: Mapping[str, str] = {
 #: By the end of its key, the title and the columns of each table; subgroups have their own.
 _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
     "effects": (
-        "Why accuracy is lost: each division splits the same loss in another way",
+        "Why accuracy is lost: each decomposition splits the same loss in another way",
         (
-            Column("division"),
+            Column("decomposition"),
             Column("effect", field="name"),
             Column("points lost", "points", interval=True),
             Column(
                 "largest, %",
                 "percent",
-                "Share of bootstrap draws in which the effect is the largest of its division.",
+                "Share of bootstrap draws in which the effect is the largest of its decomposition.",
                 field="largest",
             ),
         ),
@@ -119,13 +119,15 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
         (
             Column("rule"),
             Column("domain"),
-            Column("moved by", field="moved_by"),
+            Column("corrected for", field="corrected_for"),
             Column("threshold", "share"),
             Column("sensitivity, %", "percent", interval=True, field="sensitivity"),
             Column("specificity, %", "percent", interval=True, field="specificity"),
             Column("PPV", "share", "Share of positive calls that are right.", field="ppv"),
             Column("NPV", "share", "Share of negative calls that are right.", field="npv"),
-            Column("reliable", help="No: moved without labels, and a score means another risk."),
+            Column(
+                "reliable", help="No: corrected without labels, and a score means another risk."
+            ),
         ),
     ),
 }
@@ -198,14 +200,14 @@ def _effects(effects: Sequence[Record]) -> tuple[list[Record], list[str]]:
     """Rows, AUROC last; one sentence replaces the groups whose shares are not shown to matter."""
     names, unshown = dict(_EFFECTS), list[str]()
     for row in effects:
-        attribute = row["division"].removeprefix("by ")
-        if row["name"] == f"{attribute}_mix" and attribute != row["division"]:
+        attribute = row["decomposition"].removeprefix("by ")
+        if row["name"] == f"{attribute}_mix" and attribute != row["decomposition"]:
             names[f"{attribute}_mix"] = f"other mix of {attribute} groups"
             names[f"within_{attribute}"] = f"more errors inside the {attribute} groups"
-            unshown += [row["division"]] if row["low"] <= 0 <= row["high"] else []
-    rows = [row for row in effects if row["division"] not in unshown]
+            unshown += [row["decomposition"]] if row["low"] <= 0 <= row["high"] else []
+    rows = [row for row in effects if row["decomposition"] not in unshown]
     note = f"Another mix of the groups {' or '.join(unshown)} is not shown to cost accuracy."
-    ordered = sorted(_named(rows, names), key=lambda row: row["division"] == "AUROC")
+    ordered = sorted(_named(rows, names), key=lambda row: row["decomposition"] == "AUROC")
     return ordered, [note] if unshown else []
 
 

@@ -1,7 +1,7 @@
 """Domain adaptation: methods that need no labels of a target, and what each of them gains.
 
 From a model of the source and unlabelled target rows, a method makes a predictor. It adapts to one
-half of the target's patients and predicts the other half, both ways, for several divisions; one
+half of the target's patients and predicts the other half, both ways, for several splits; one
 call handles all halves, so that common parts are computed once. The plan is hashed before any
 label is read. The labels are opened once, under that plan, after all predictions; then every
 method is compared with the unadapted head, paired by patient.
@@ -264,7 +264,7 @@ class AdaptationPlan:
 
     Attributes:
         methods: Entries of ``ADAPTERS``, with ``source_only``, with which all are compared.
-        seeds: Seeds; each gives one division of the target into halves.
+        seeds: Seeds; each gives one split of the target into halves.
         shots: Numbers of labelled target images per class, for heads that use labels.
         draws: Number of bootstrap draws and of sign flips.
     """
@@ -449,7 +449,7 @@ def _compare_methods(
     """Score one family of methods; Holm's correction covers all but the baseline.
 
     Returns:
-        ``method``; ``accuracy`` and ``auroc``, means over the divisions (None where a class is
+        ``method``; ``accuracy`` and ``auroc``, means over the splits (None where a class is
         absent); ``difference`` of the accuracy to the baseline's, whose hit rates are
         ``baseline``, None for the baseline itself; ``target_labels``: whether labels of the target
         were used.
@@ -502,5 +502,5 @@ def _best_method(
 
 
 def _hit_rates(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:
-    """Share of the divisions in which each image is right, shape (n,)."""
+    """Share of the splits in which each image is right, shape (n,)."""
     return np.asarray((table.argmax(axis=2) == target.get_label()).mean(axis=0))

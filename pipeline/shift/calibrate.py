@@ -91,7 +91,7 @@ def transferred_thresholds(
 ) -> list[_Record]:
     """Choose a threshold by each rule on the source, and measure it in both domains.
 
-    On the target it stands as it was chosen, and moved to the estimated class mix, where it
+    On the target it stands as it was chosen, and corrected for the estimated class mix, where it
     makes the calls of the prior-corrected probabilities.
 
     Args:
@@ -101,9 +101,9 @@ def transferred_thresholds(
         score_changed: Whether the meaning of a score is shown to have changed.
 
     Returns:
-        Rows ``rule``, ``domain``, ``moved_by`` (``none``, ``prior``), ``threshold``,
+        Rows ``rule``, ``domain``, ``corrected_for`` (``none``, ``prior``), ``threshold``,
         ``sensitivity``, ``specificity``, ``ppv`` and ``npv`` at the target's prevalence, and
-        ``reliable``: False where it was moved without labels and the score has changed.
+        ``reliable``: False where it was corrected without labels and the score has changed.
         Nothing for more than two classes, or where a domain has one of them.
     """
     both = (source, target)
@@ -114,18 +114,18 @@ def transferred_thresholds(
     for rule in RULES:
         chosen = choose_threshold(rule, source)
         thresholds += [(rule, "none", source, chosen), (rule, "none", target, chosen)]
-        moved = corrected_threshold(chosen, prevalence, of_source)
-        thresholds.append((rule, "prior", target, moved))
+        corrected = corrected_threshold(chosen, prevalence, of_source)
+        thresholds.append((rule, "prior", target, corrected))
     return [
         {
             "rule": rule,
             "domain": data.role,
-            "moved_by": moved_by,
+            "corrected_for": corrected_for,
             "threshold": threshold,
             **measure_threshold(data, threshold, of_target),
-            "reliable": moved_by == "none" or not score_changed,
+            "reliable": corrected_for == "none" or not score_changed,
         }
-        for rule, moved_by, data, threshold in thresholds
+        for rule, corrected_for, data, threshold in thresholds
     ]
 
 

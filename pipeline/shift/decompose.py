@@ -1,9 +1,9 @@
 """Take the loss of accuracy between two domains apart: by group, by score, by threshold, by head.
 
-The loss is error(target) - error(source). Each division splits it into two terms that add
-up to it; divisions are views of one loss and do not add to each other. Patients of source and
+The loss is error(target) - error(source). Each decomposition splits it into two terms that add
+up to it; decompositions are views of one loss and do not add to each other. Patients of source and
 target are drawn independently. Within a domain all statistics share one set of draws, so that
-terms of one division stay paired.
+terms of one decomposition stay paired.
 
 The error table after Ng says who errs how often on which images. The error of heads that are
 trained on the target separates "the target is harder" from "the head does not transfer" (A. Ng,
@@ -64,14 +64,14 @@ _Edges = Mapping[str, tuple[_Rate | None, _Rate | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One term of a division of the loss, a share of the images; above 0 the target loses.
+    """One term of a decomposition of the loss, a share of the images; above 0 the target loses.
 
     The interval is 95 %, by patient. ``largest`` is the share of the draws in which it is the
-    largest of its division; None where it is alone.
+    largest of its decomposition; None where it is alone.
     """
 
     name: str
-    division: str
+    decomposition: str
     estimate: float
     low: float
     high: float
@@ -97,8 +97,8 @@ def decompose(
         draws: Bootstrap draws of patients.
 
     Returns:
-        By name; the README beside this file lists them by division. The threshold and the AUROC
-        need two classes, and both in both domains.
+        By name; the README beside this file lists them by decomposition. The threshold and the
+        AUROC need two classes, and both in both domains.
 
     Raises:
         StudyError: Labels are absent.
@@ -123,7 +123,7 @@ def decompose(
     return effects
 
 
-def _loss(metric: str, division: str, source: DomainData, target: DomainData) -> Effect:
+def _loss(metric: str, by: str, source: DomainData, target: DomainData) -> Effect:
     """How much a metric falls from the source to the target."""
     rates = []
     for data in (source, target):
@@ -132,21 +132,21 @@ def _loss(metric: str, division: str, source: DomainData, target: DomainData) ->
         rates.append(rate_of(statistic, data.group, *of))
     low, high = difference_bounds(rates[0], rates[1], paired=False)
     gap = rates[0].estimate - rates[1].estimate
-    return Effect(name=f"{metric}_loss", division=division, estimate=gap, low=low, high=high)
+    return Effect(name=f"{metric}_loss", decomposition=by, estimate=gap, low=low, high=high)
 
 
 def _domain_draws(data: DomainData, seed: int, draws: int = DRAWS) -> PatientDraws:
-    """The draws of a domain's patients; every division and table of one seed shares them."""
+    """The draws of a domain's patients; every decomposition and table of one seed shares them."""
     return draw_patients(data.group, stream(data.role, seed), draws=draws)
 
 
-def _effects_of_division(
-    division: str, terms: Mapping[str, NDArray[np.float64]], edges: _Edges
+def _effects_of(
+    by: str, terms: Mapping[str, NDArray[np.float64]], edges: _Edges
 ) -> dict[str, Effect]:
-    """Terms of one division, with how surely each is the largest of them.
+    """Terms of one decomposition, with how surely each is the largest of them.
 
     Args:
-        division: Its name.
+        by: Name of the decomposition.
         terms: Of the data themselves, then of each draw, shape (1 + B,); NaN where undefined.
         edges: By term, the rates that it starts from and leads to. Where one is 0 or 1 all
             draws agree on it, and the interval is lengthened by what was not seen.
@@ -156,7 +156,7 @@ def _effects_of_division(
     largest = defined == defined.max(axis=0, initial=-np.inf)
     # Terms that are equal share a draw: of nothing but zeros none is the largest.
     wins = (largest / largest.sum(axis=0)).sum(axis=1) / max(1, defined.shape[1])
-    effects = (_effect(division, *term, edges.get(term[0], (None, None))) for term in terms.items())
+    effects = (_effect(by, *term, edges.get(term[0], (None, None))) for term in terms.items())
     return {
         effect.name: replace(effect, largest=share)
         for effect, share in zip(effects, wins.tolist(), strict=True)
@@ -164,15 +164,15 @@ def _effects_of_division(
 
 
 def _effect(
-    division: str,
+    by: str,
     name: str,
     values: NDArray[np.float64],
     edges: tuple[_Rate | None, _Rate | None],
 ) -> Effect:
-    """See :func:`_effects_of_division`."""
+    """See :func:`_effects_of`."""
     estimate, interval = float(values[0]), percentile_interval(values[1:])
     low, high = _lengthened_interval(estimate, interval, *edges)
-    return Effect(name=name, division=division, estimate=estimate, low=low, high=high)
+    return Effect(name=name, decomposition=by, estimate=estimate, low=low, high=high)
 
 
 def _lengthened_interval(
@@ -225,7 +225,7 @@ def _covers_groups(source: DomainData, of_source: Grouping, of_target: Grouping)
 def _by_group(
     both: Sequence[_Outcome],
     members: Sequence[NDArray[np.integer]],
-    division: str,
+    by: str,
     terms: tuple[str, str],
 ) -> dict[str, Effect]:
     """Split the loss into the mix of groups and the error within them (Kitagawa 1955).
@@ -246,8 +246,8 @@ def _by_group(
     e_p, e_q = wrong_p / np.maximum(p, _TINY), wrong_q / np.maximum(q, _TINY)
     e_p, e_q = np.where(p > 0, e_p, e_q), np.where(q > 0, e_q, e_p)
     mix, within = ((q - p) * (e_p + e_q) / 2).sum(axis=0), ((e_q - e_p) * (p + q) / 2).sum(axis=0)
-    return _effects_of_division(
-        division,
+    return _effects_of(
+        by,
         {terms[0]: mix, terms[1]: within},
         # What a group without an error may yet hold is within it; the mix weighs errors seen.
         {terms[1]: (both[0].rate, both[1].rate)},
@@ -277,7 +277,7 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
         drawn = zip(source.draws.weights(which), target.draws.weights(which), strict=True)
         expected += [expected_error(*weights) for weights in drawn]
     e_s, e_t = source.means(source.wrong), target.means(target.wrong)
-    return _effects_of_division(
+    return _effects_of(
         "score",
         {"confidence_shift": np.subtract(expected, e_s), "y_given_score": e_t - expected},
         {"confidence_shift": (source.rate, None), "y_given_score": (None, target.rate)},
@@ -298,7 +298,7 @@ def _by_threshold(source: _Outcome, target: _Outcome, *, seed: int) -> dict[str,
         for outcome in (source, target)
     )
     ends = (e_s[0], source.data.patients), (best[0], target.data.patients)
-    return _effects_of_division(
+    return _effects_of(
         "threshold",
         {"threshold": e_t - best, "discrimination": best - e_s},
         {"discrimination": ends},
@@ -401,7 +401,7 @@ def error_table(
         )
     steps.append(_effect("error table", "variance", level_u - level_f, (fitted.rate, unseen.rate)))
     loss = _loss("accuracy", "all", source, target)
-    steps.append(replace(loss, name="mismatch", division="error table"))
+    steps.append(replace(loss, name="mismatch", decomposition="error table"))
     of_class = [target.group[target.get_label() == k] for k in range(source.get_proba().shape[1])]
     least, transfer = min(np.unique(group).size for group in of_class), {}
     if least < _FEWEST:
@@ -416,7 +416,7 @@ def error_table(
         errors |= {"source_few_patients": error_s, "target_trained": error_t}
         start, middle = ((error.estimate, error.patients) for error in (error_s, error_t))
         hardness = levels_t - levels_s
-        transfer = _effects_of_division(
+        transfer = _effects_of(
             "transfer",
             {"target_hardness": hardness, "transfer_gap": level_t - level_u - hardness},
             {"target_hardness": (start, middle), "transfer_gap": (middle, on_target.rate)},

@@ -49,7 +49,7 @@ from pipeline.shift.verdict import caveats, verdict, verdict_without_labels
 from pipeline.study import SOURCE, Study
 from pipeline.words import to_jsonable
 
-SCHEMA = 11
+SCHEMA = 12
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
 #: Numbers of features below which products have one thread: two that wait for each other in

@@ -117,10 +117,10 @@ def causes_of(
     if effects["accuracy_loss"].low <= 0:
         return {}
     mixes: dict[str, Effect] = {}
-    for division in dict.fromkeys(effect.division for effect in effects.values()):
-        term = dominant(effects.values(), division)
+    for decomposition in dict.fromkeys(effect.decomposition for effect in effects.values()):
+        term = dominant(effects.values(), decomposition)
         if term is not None and term.endswith("_mix"):
-            name = "class_mix" if division == "class" else "subgroup_mix"
+            name = "class_mix" if decomposition == "class" else "subgroup_mix"
             pair = (effects[term], mixes.get(name, effects[term]))
             mixes[name] = max(pair, key=lambda effect: effect.estimate)
     inside = [effect for effect in effects.values() if effect.name.startswith("within_")]
@@ -138,11 +138,11 @@ def causes_of(
     }
 
 
-def dominant(effects: Iterable[Effect], division: str) -> str | None:
+def dominant(effects: Iterable[Effect], decomposition: str) -> str | None:
     """Name of the term that is surely a loss and surely the largest; None if none is."""
     for effect in effects:
         share = effect.largest or 0.0
-        if effect.division == division and share >= _DOMINANT and effect.low > 0:
+        if effect.decomposition == decomposition and share >= _DOMINANT and effect.low > 0:
             return effect.name
     return None
 
@@ -176,7 +176,7 @@ def verdict(
         before, after = auroc["source"], auroc["target"]
         sentences.append(f"AUROC is {before:.3f} on the source and {after:.3f} on {target}.")
     for name, effect in list(causes.items())[:_MOST_CAUSES]:
-        attribute = effect.division.removeprefix("by ")
+        attribute = effect.decomposition.removeprefix("by ")
         sentence = CAUSES[name].sentence.format(
             target=target, points=_points_text(effect), attribute=attribute
         )

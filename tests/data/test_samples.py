@@ -191,7 +191,7 @@ def test_names_are_compared_in_one_unicode_form(study_file):
     assert unicodedata.normalize("NFC", samples.items[1].path) != samples.items[1].path
 
 
-# --- divisions that come with the data
+# --- splits that come with the data
 
 
 def divided(study_file: Path, *, crossing: bool) -> None:
@@ -213,7 +213,7 @@ GIVEN = 'path = "here"\nsplit = "given"'
 
 @pytest.mark.parametrize("setting", [GIVEN, 'path = "here/train"\nvalidation = "here/valid"'])
 @pytest.mark.parametrize("crossing", [False, True])
-def test_a_given_division_is_kept_and_who_crosses_it_is_said(study_file, setting, crossing, caplog):
+def test_a_given_split_is_kept_and_who_crosses_it_is_said(study_file, setting, crossing, caplog):
     """By the names of folders, or by two folders."""
     divided(study_file, crossing=crossing)
     study = edited(study_file, {'path = "here"': setting})
@@ -223,7 +223,7 @@ def test_a_given_division_is_kept_and_who_crosses_it_is_said(study_file, setting
     assert validation.sum() == 8 + crossing
     assert (samples.split == FIT).sum() == 32 - crossing
     assert len({samples.name_of(row) for row in range(len(samples))}) == len(samples)
-    said = "source: 1 patient has images in both fit and validation of the given division"
+    said = "source: 1 patient has images in both fit and validation of the given split"
     assert (said in caplog.text) == crossing
 
 
@@ -232,7 +232,7 @@ def test_a_class_that_a_given_part_lacks_is_refused(study_file):
     divided(study_file, crossing=False)
     shutil.rmtree("here/valid/b")
     study = edited(study_file, {'path = "here"': GIVEN})
-    with pytest.raises(StudyError, match=r"the validation part of the given division has no .*'b'"):
+    with pytest.raises(StudyError, match=r"the validation part of the given split has no .*'b'"):
         load_samples(study)
 
 

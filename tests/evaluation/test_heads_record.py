@@ -26,30 +26,30 @@ def out_of_fold(data, repeats=2):
     return by_head
 
 
-def test_algorithms_are_compared_over_all_folds_of_all_divisions():
+def test_algorithms_are_compared_over_all_folds_of_all_repeats():
     """Nadeau and Bengio's posterior of the differences; the other way round the signs change."""
     data = domain(n=100, each=2)
     proba = out_of_fold(data)
-    divisions = [patient_folds(data.label, data.group, seed=7 + repeat) for repeat in range(2)]
-    folds = [(k, out) for k, division in enumerate(divisions) for _, out in division]
+    repeats = [patient_folds(data.label, data.group, seed=7 + repeat) for repeat in range(2)]
+    folds = [(k, out) for k, repeat in enumerate(repeats) for _, out in repeat]
     right = {
         name: np.array([(p[k, out].argmax(1) == data.label[out]).mean() for k, out in folds])
         for name, p in proba.items()
     }
-    rows = list(SCORING.algorithms(data, proba, divisions))
+    rows = list(SCORING.algorithms(data, proba, repeats))
     row = next(r for r in rows if (r["head"], r["metric"]) == ("c", "accuracy"))
     expected = correlated_t(right["c"] - right["a"], runs=2)
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     assert row["difference"] == pytest.approx((right["c"] - right["a"]).mean())
-    back = replace(SCORING, baseline="c").algorithms(data, proba, divisions)
+    back = replace(SCORING, baseline="c").algorithms(data, proba, repeats)
     turned = next(r for r in back if (r["head"], r["metric"]) == ("a", "accuracy"))
     assert (turned["difference"], turned["worse"]) == pytest.approx(
         (-row["difference"], row["better"])
     )
-    assert not list(replace(SCORING, baseline="linear").algorithms(data, proba, divisions))
+    assert not list(replace(SCORING, baseline="linear").algorithms(data, proba, repeats))
 
 
-def test_the_selection_corrected_value_is_that_of_the_first_division():
+def test_the_selection_corrected_value_is_that_of_the_first_repeat():
     """By accuracy and by AUROC, on rows that every head was asked out of fold."""
     data = domain(n=100)
     proba = out_of_fold(data)

@@ -183,7 +183,7 @@ FIT = Fit(
 
 @pytest.fixture
 def stored(tmp_path):
-    """Whether the fit is read back, under a key and with as many divisions in folds."""
+    """Whether the fit is read back, under a key and with as many repeats of the folds."""
     save.save_fit(tmp_path, "tiny", saved(fitted("prior")), FIT, "key")
     return partial(save.read_fit, tmp_path, "tiny", "some")
 

@@ -30,7 +30,7 @@ def fit(data, specs, repeats=0, **more):
 
 @pytest.mark.parametrize("count", [1, 3], ids=["one view", "three views"])
 def test_out_of_fold_rows_are_predicted_by_a_head_that_has_not_seen_their_patient(count):
-    """The same as by hand, scaler and all, in each division; of views it learns from all.
+    """The same as by hand, scaler and all, in each repeat; of views it learns from all.
 
     What is predicted is the mean of the views. No view of a patient held out is learned from.
     """

@@ -230,9 +230,7 @@ def test_every_method_has_its_row_and_the_fewest_labels_that_help_the_last(rows)
     np.testing.assert_allclose(adjusted, holm(p))
 
 
-def test_no_row_is_predicted_by_a_model_that_saw_it_and_numbers_are_means_over_divisions(
-    world, rows
-):
+def test_no_row_is_predicted_by_a_model_that_saw_it_and_numbers_are_means_over_splits(world, rows):
     """Each half by a model adapted to the other patients; scores as scikit-learn has them."""
     model, target, label = world
     accuracy, auroc, tables = [], [], predict_target(model, target, PLAN)

@@ -113,11 +113,11 @@ def test_a_threshold_is_measured_by_counts():
 
 
 def test_a_corrected_threshold_makes_the_same_calls():
-    """Probabilities corrected for a prevalence, at the moved threshold: not a call differs."""
+    """Probabilities corrected for a prevalence, at the corrected threshold: not a call differs."""
     data = domain(np.random.default_rng(16), 500)
     corrected = reweighted(data.proba, np.array([0.15 / 0.5, 0.85 / 0.5]))[:, 1]
-    moved = corrected_threshold(0.37, 0.5, 0.85)
-    assert np.array_equal(corrected >= moved, data.proba[:, 1] >= 0.37)
+    threshold = corrected_threshold(0.37, 0.5, 0.85)
+    assert np.array_equal(corrected >= threshold, data.proba[:, 1] >= 0.37)
 
 
 @pytest.mark.parametrize("changed", [True, False])
@@ -126,12 +126,12 @@ def test_thresholds_moved_without_labels_are_flagged_where_the_score_changed(cha
     rng = np.random.default_rng(7)
     pair = domain(rng, 300), domain(rng, 300, role="target")
     rows = transferred_thresholds(*pair, prevalence=0.5, score_changed=changed)
-    flagged = {row["moved_by"] for row in rows if not row["reliable"]}
+    flagged = {row["corrected_for"] for row in rows if not row["reliable"]}
     assert flagged == ({"prior"} if changed else set())
-    assert [(row["domain"], row["moved_by"]) for row in rows if row["rule"] == "youden"] == [
+    assert [(row["domain"], row["corrected_for"]) for row in rows if row["rule"] == "youden"] == [
         ("source", "none"), ("target", "none"), ("target", "prior")
     ]  # fmt: skip
-    none = [row for row in rows if row["moved_by"] == "none"]
+    none = [row for row in rows if row["corrected_for"] == "none"]
     assert len({row["threshold"] for row in none}) == len(RULES)
 
 

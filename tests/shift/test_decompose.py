@@ -22,8 +22,8 @@ from tests.made_up import calibrated, embedded, outcomes, scored
 rows = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=3, max_size=40)
 
 
-def of(effects, division):
-    return [effect for effect in effects.values() if effect.division == division]
+def of(effects, decomposition):
+    return [effect for effect in effects.values() if effect.decomposition == decomposition]
 
 
 @given(rows, rows)
@@ -46,8 +46,8 @@ def test_terms_are_kitagawas_and_add_up_to_the_loss(source, target):
     assert effects["class_mix"].estimate == pytest.approx(mix, abs=1e-12)
     assert effects["within_class"].estimate == pytest.approx(within, abs=1e-12)
     loss = both[1].wrong().mean() - both[0].wrong().mean()
-    for division in ("all", "class", "score"):
-        total = sum(effect.estimate for effect in of(effects, division))
+    for decomposition in ("all", "class", "score"):
+        total = sum(effect.estimate for effect in of(effects, decomposition))
         assert total == pytest.approx(loss, abs=1e-12)
 
 
@@ -106,13 +106,13 @@ def test_a_handful_of_images_without_an_error_refutes_nothing():
 
 
 def test_of_terms_that_are_nothing_none_is_the_largest():
-    """No head errs: ties are shared, and every division allows for errors that nobody saw."""
+    """No head errs: ties are shared, and every decomposition allows for errors that nobody saw."""
     rng = np.random.default_rng(5)
     both = [calibrated(rng, 20, role=role) for role in ("source", "target")]
     effects = decompose(*(data.with_(label=data.predicted()) for data in both))
-    for division in ("class", "score"):
-        assert [effect.largest for effect in of(effects, division)] == [0.5, 0.5]
-        assert dominant(effects.values(), division) is None
+    for decomposition in ("class", "score"):
+        assert [effect.largest for effect in of(effects, decomposition)] == [0.5, 0.5]
+        assert dominant(effects.values(), decomposition) is None
     shift, changed = effects["confidence_shift"], effects["y_given_score"]
     assert shift.low < 0 == shift.high
     assert changed.low == 0 < changed.high
@@ -120,20 +120,20 @@ def test_of_terms_that_are_nothing_none_is_the_largest():
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "division", "named"),
+    ("source", "target", "decomposition", "named"),
     [
         ({}, {"move": 4}, "threshold", "threshold"),
         ({}, {"move": 4}, "class", "within_class"),
         ({"move": -3, "prevalence": 0.2}, {"move": -3, "prevalence": 0.8}, "class", "class_mix"),
-        *(({}, {}, division, None) for division in ("class", "score", "threshold")),
+        *(({}, {}, decomposition, None) for decomposition in ("class", "score", "threshold")),
     ],
 )
-def test_what_was_planted_is_named(source, target, division, named):
+def test_what_was_planted_is_named(source, target, decomposition, named):
     """A moved threshold, more of the class that the head gets wrong; where nothing is, nothing."""
     rng = np.random.default_rng(20)
     pair = calibrated(rng, 1000, **source), calibrated(rng, 500, role="target", **target)
     effects = decompose(*pair, draws=300)
-    assert dominant(effects.values(), division) == named
+    assert dominant(effects.values(), decomposition) == named
     if not target:
         assert effects["accuracy_loss"].low <= 0 <= effects["accuracy_loss"].high
     if target == {"move": 4}:

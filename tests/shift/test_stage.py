@@ -79,8 +79,8 @@ def test_a_brighter_hospital_is_found_and_said(study, record):
     assert (target["labelled"], target["images"], target["patients"]) == (True, 120, 30)
     assert min(row["p_adjusted"] for row in target["detection"] if row["p"] is not None) <= 0.05
     loss = target["accuracy"]["source"] - target["accuracy"]["target"]
-    for division in ("all", "class", "score", "threshold", "transfer"):
-        terms = [row["estimate"] for row in target["effects"] if row["division"] == division]
+    for name in ("all", "class", "score", "threshold", "transfer"):
+        terms = [row["estimate"] for row in target["effects"] if row["decomposition"] == name]
         assert sum(terms) == pytest.approx(loss)
     first, *_ = target["error_table"]["errors"]
     assert (first["name"], first["estimate"], first["low"]) == ("human", 0.03, None)
@@ -139,7 +139,7 @@ def test_groups_of_the_target_stand_beside_those_of_the_source(study, record):
     (youden,) = (
         row["sensitivity"]["estimate"]
         for row in target["thresholds"]
-        if (row["rule"], row["domain"], row["moved_by"]) == ("youden", "target", "none")
+        if (row["rule"], row["domain"], row["corrected_for"]) == ("youden", "target", "none")
     )
     hits = sum(round(30 * g["metrics"]["sensitivity"]["estimate"]) for g in groups[:2])
     assert hits == pytest.approx(60 * youden, abs=4)  # 28 of M, and 2 of nobody knows whom

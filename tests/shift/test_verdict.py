@@ -12,7 +12,7 @@ from pipeline.shift.decompose import Effect
 from pipeline.shift.verdict import CAUSES, caveats, verdict, verdict_without_labels
 from tests.shift.causes import rates
 
-DIVISIONS = {
+DECOMPOSITIONS = {
     "accuracy_loss": "all", "class_mix": "class", "within_class": "class", "sex_mix": "by sex",
     "within_sex": "by sex", "confidence_shift": "score", "y_given_score": "score",
     "target_hardness": "transfer", "transfer_gap": "transfer",
@@ -39,11 +39,13 @@ def said(differ=None, *, best=None, accuracy=(0.97, 0.83), measured=None, **chan
     values = {"accuracy_loss": LOSS, "within_class": INSIDE, "within_sex": INSIDE, **changes}
     nothing = {"estimate": 0.0, "low": -0.02, "high": 0.02, "largest": 0.0}
     effects = {
-        name: Effect(name=name, division=division, **{**nothing, **values.get(name, {})})
-        for name, division in DIVISIONS.items()
+        name: Effect(name=name, decomposition=decomposition, **{**nothing, **values.get(name, {})})
+        for name, decomposition in DECOMPOSITIONS.items()
     }
     if "auroc_loss" in changes:
-        effects["auroc_loss"] = Effect(name="auroc_loss", division="AUROC", **changes["auroc_loss"])
+        effects["auroc_loss"] = Effect(
+            name="auroc_loss", decomposition="AUROC", **changes["auroc_loss"]
+        )
     return verdict(
         "clinic B",
         effects,

@@ -113,12 +113,12 @@ def effects(results: Results) -> Figure:
     """Points of accuracy lost by each effect; those of one colour add up to the loss."""
     tables = results.tables("shift_effects")
     rows_of = [[row[:3] for row in t.rows if row[0] != "AUROC" and row[2]] for t in tables]
-    divisions = list(dict.fromkeys(row[0] for rows in rows_of for row in rows))
+    decompositions = list(dict.fromkeys(row[0] for rows in rows_of for row in rows))
     names = list(dict.fromkeys(row[1] for rows in rows_of for row in rows))
     figure, cells = panels(len(tables), height=0.5 + 0.24 * len(names), extra=0.6, sharey=True)
     for axes, table, rows in zip(cells, tables, rows_of, strict=True):
-        for division, name, shares in rows:
-            k, at = divisions.index(division), _heights(names)[name]
+        for decomposition, name, shares in rows:
+            k, at = decompositions.index(decomposition), _heights(names)[name]
             points, *ends = (100 * share for share in shares if share is not None)
             axes.barh(at, points, height=0.62, color=colour(k - 1) if k else GREY)
             axes.plot(ends, [at] * len(ends), color=INK, linewidth=0.9)
