@@ -154,7 +154,7 @@ def run_each(
     limit: float | None = None,
     done: Callable[[int, T | BaseException | None], None] = lambda _number, _outcome: None,
     is_wanted: Callable[[int], bool] = lambda _number: True,
-    beside: Callable[[], object] | None = None,
+    meanwhile: Callable[[], object] | None = None,
     shared: Sequence[Any] = (),
 ) -> list[T | BaseException | None]:
     """The results or exceptions of the jobs, in their order.
@@ -167,21 +167,21 @@ def run_each(
         done: Called after each job with its number and its result or exception.
         is_wanted: Called with the number of a job before it begins; if False, the result is
             None.
-        beside: Work that this process does meanwhile on one of the cores; it must not raise.
+        meanwhile: Work that this process does itself on one of the cores; it must not raise.
             It is finished when this returns.
         shared: Arrays of this process that results may contain; they are not pickled.
     """
     workers = min(len(jobs), _cores())
     if not _may_fork() or not jobs or (workers < 2 and limit is None):
-        if beside:
-            beside()
+        if meanwhile:
+            meanwhile()
         outcomes: list[Any] = [None] * len(jobs)
         for number, job in enumerate(jobs):
             if is_wanted(number):
                 outcomes[number] = _outcome_within(job, limit)
             done(number, outcomes[number])
         return outcomes
-    return _run_in_workers(jobs, limit, done, is_wanted, beside, shared)
+    return _run_in_workers(jobs, limit, done, is_wanted, meanwhile, shared)
 
 
 def in_worker() -> bool:
@@ -194,7 +194,7 @@ def _run_in_workers(
     limit: float | None,
     done: Callable[[int, Any], None],
     is_wanted: Callable[[int], bool],
-    beside: Callable[[], object] | None,
+    meanwhile: Callable[[], object] | None,
     shared: Sequence[Any],
 ) -> list[Any]:
     outcomes: list[Any] = [None] * len(jobs)
@@ -202,12 +202,12 @@ def _run_in_workers(
     idle: list[_Worker] = []
     new_worker = partial(_Worker, jobs, shared)
     busy: dict[_Worker, tuple[int, float]] = {}
-    thread = Thread(target=beside)
+    thread = Thread(target=meanwhile)
     # Set before the forks: one that sets it itself first starts a thread for each core, which
     # wait busily; of 16 forks on 16 cores that took five times the processor time of the fits.
     pools = _thread_pools(len(sys.modules)).limit(limits={"blas": None if len(jobs) == 1 else 1})
     try:
-        if beside:
+        if meanwhile:
             # First all forks: one made while a thread imports would wait for its locks without end,
             # and BLAS that is imported is not limited.
             idle += [new_worker() for _ in range(min(len(waiting), _cores()))]

@@ -131,13 +131,13 @@ def test_what_is_done_beside_is_done_while_a_job_runs():
     """On one core each; a job that begins later sees what it has done, and so does this process."""
     ready, done = multiprocessing.get_context("fork").Event(), []
 
-    def beside():
+    def other_work():
         assert ready.wait(20)
         done.append(True)
 
-    assert run_each([ready.set, lambda: len(done)], limit=20, beside=beside) == [None, 0]
+    assert run_each([ready.set, lambda: len(done)], limit=20, meanwhile=other_work) == [None, 0]
     assert run_each([lambda: len(done)], limit=20) == [1]
-    assert run_each([], beside=lambda: done.append(True)) == []
+    assert run_each([], meanwhile=lambda: done.append(True)) == []
     assert len(done) == 2
 
 

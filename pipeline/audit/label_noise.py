@@ -127,9 +127,9 @@ def _out_of_fold(
     X = (features - mean) / scale
     proba = np.zeros((len(label), int(label.max()) + 1))
     # Stratified: a head that saw no patient of a class would be confident of the others.
-    for inside, outside in patient_folds(label, group, seed=0):
-        head = make_logistic(_INVERSE_PENALTY).fit(X[inside], label[inside])
-        proba[outside] = head.predict_proba(X[outside])
+    for train, test in patient_folds(label, group, seed=0):
+        head = make_logistic(_INVERSE_PENALTY).fit(X[train], label[train])
+        proba[test] = head.predict_proba(X[test])
     return proba
 
 

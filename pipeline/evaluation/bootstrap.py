@@ -121,9 +121,9 @@ def bbc_cv(
         ValueError: In no draw is the value defined in and out of bag.
     """
     drawn = draw_patients(group, rng, draws=draws)
-    outside = drawn.apply(lambda weights: _best_out_of_bag(statistics, weights))
-    outside = outside[np.isfinite(outside)]
-    if not len(outside):
+    out_of_bag = drawn.apply(lambda weights: _best_out_of_bag(statistics, weights))
+    out_of_bag = out_of_bag[np.isfinite(out_of_bag)]
+    if not len(out_of_bag):
         raise ValueError(
             f"none of {draws} draws has a value both in and out of bag: there are too few "
             "patients, or a class has one; use a metric that one class defines, like accuracy"
@@ -132,8 +132,8 @@ def bbc_cv(
     chosen = int(apparent.argmax())
     best = rate_of(statistics[chosen], group, *strata)
     # An out-of-bag value rests on a share of exp(-1) of the patients, so it varies more.
-    longer = np.sqrt(max(1.0, np.exp(-1) * outside.var() / max(best.variance, 1e-12)))
-    corrected = replace(best, estimate=float(outside.mean()), influence=longer * best.influence)
+    longer = np.sqrt(max(1.0, np.exp(-1) * out_of_bag.var() / max(best.variance, 1e-12)))
+    corrected = replace(best, estimate=float(out_of_bag.mean()), influence=longer * best.influence)
     return chosen, best.estimate, corrected.interval()
 
 
@@ -141,11 +141,11 @@ def _best_out_of_bag(
     statistics: Sequence[WeightedStatistic], weights: Weights
 ) -> NDArray[np.float64]:
     """Out-of-bag value of the best head in bag, ``(b,)``; NaN if one of both is undefined."""
-    inside = np.stack([statistic(weights) for statistic in statistics])
-    outside = np.stack([statistic((weights == 0) * 1.0) for statistic in statistics])
-    defined = (np.isfinite(inside) & np.isfinite(outside)).all(axis=0)
-    best = np.where(defined, inside, 0.0).argmax(axis=0)
-    return np.where(defined, outside[best, np.arange(best.size)], np.nan)
+    in_bag = np.stack([statistic(weights) for statistic in statistics])
+    out_of_bag = np.stack([statistic((weights == 0) * 1.0) for statistic in statistics])
+    defined = (np.isfinite(in_bag) & np.isfinite(out_of_bag)).all(axis=0)
+    best = np.where(defined, in_bag, 0.0).argmax(axis=0)
+    return np.where(defined, out_of_bag[best, np.arange(best.size)], np.nan)
 
 
 def confidence_set(

@@ -164,7 +164,7 @@ def head_folder(results: Path, backbone: str, head: str) -> Path:
 
 
 def save_head(
-    folder: Path, head: SavedHead, beside: Mapping[str, bytes] = MappingProxyType({})
+    folder: Path, head: SavedHead, extra: Mapping[str, bytes] = MappingProxyType({})
 ) -> dict[str, str]:
     """Write a head and files beside it; returns their SHA-256 by name. Replaces an older head.
 
@@ -172,7 +172,7 @@ def save_head(
         ModelError: It holds objects of types that :func:`load_head` would refuse.
         WriteFailedError: The disk refused.
     """
-    files = {_MODEL: _to_bytes(list(head.models)), **beside}
+    files = {_MODEL: _to_bytes(list(head.models)), **extra}
     versions = {name: version(name) for name in ("headrace", "scikit-learn")}
     description = {
         "format": _FORMAT,

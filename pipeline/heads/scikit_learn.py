@@ -69,8 +69,8 @@ class SVMHead(Head):
     ) -> Calibration:
         scores = np.empty((len(labels), len(self.classes_)))
         patients = self._patients(groups, len(rows))
-        for inside, outside in patient_folds(labels, patients, seed=self.random_state):
-            scores[outside] = svm_path([self], rows[inside], labels[inside], rows[outside])[0]
+        for train, test in patient_folds(labels, patients, seed=self.random_state):
+            scores[test] = svm_path([self], rows[train], labels[train], rows[test])[0]
         return fit_calibration(scores, labels)
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:

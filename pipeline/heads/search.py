@@ -2,7 +2,7 @@
 
 Folds answer two questions: which choice of parameters has the lowest log loss on held-out
 patients, and which head is the best out of fold (``evaluation.bootstrap``). Each fold is
-preprocessed by its own rows, and no patient is both inside and outside. All fits of all heads are
+preprocessed by its own rows, and no patient is in both parts. All fits of all heads are
 independent jobs, so they keep every core busy.
 """
 
@@ -161,8 +161,8 @@ class Fitting:
         fits_of = partial(self._fits_to_all_rows, prepared, X, predicted)
         with Progress("heads", unit="fits") as self._progress:
             jobs, shared = fits_of(first)
-            outside, held_out, fitted = self._hold_out(
-                searched, self.seeds[0], beside=jobs, shared=shared
+            test, held_out, fitted = self._hold_out(
+                searched, self.seeds[0], others=jobs, shared=shared
             )
             for name, by_choice in held_out.items():
                 try:
@@ -170,7 +170,7 @@ class Fitting:
                 except ValueError as cause:
                     self.failures[name] = _reason(cause)
                 else:
-                    self._held_out[name] = cross_fitted_choice(proba, y, outside)
+                    self._held_out[name] = cross_fitted_choice(proba, y, test)
             left = {n: c for n, c in chosen.items() if n not in first and n not in self.failures}
             jobs, shared = fits_of(left)
             fitted |= self._run(jobs, shared=shared)
@@ -226,14 +226,13 @@ class Fitting:
         what: str = "",
         fit: Callable[..., Proba] | None = None,
         *,
-        beside: Sequence[_Job] = (),
+        others: Sequence[_Job] = (),
         shared: Sequence[Any] = (),
     ) -> tuple[list[NDArray[np.intp]], dict[str, Proba], dict[str, list[Any]]]:
         """Fit each head with every choice of parameters to each fold of one repeat.
 
         The rows held out of each fold; by head their probabilities ``(choices, n, K)``, of
-        heads that were fitted in every fold; and what the jobs of other heads return, which are
-        done ``beside``.
+        heads that were fitted in every fold; and what ``others``, jobs of other heads, return.
         """
         fit = fit or _fit_choices
         try:
@@ -246,27 +245,27 @@ class Fitting:
             for name, of_head in choices.items()
             for fold in folds
         ]
-        results = self._run([*beside, *jobs], what, shared=shared)
+        results = self._run([*others, *jobs], what, shared=shared)
         held_out: dict[str, Proba] = {}
         for name in [name for name in choices if name in results]:
             held_out[name] = np.full((len(choices[name]), len(self.data), folds[0].classes), np.nan)
             for fold, proba in zip(folds, results.pop(name), strict=True):
-                held_out[name][:, fold.outside] = proba
-        return [fold.outside for fold in folds], held_out, results
+                held_out[name][:, fold.test] = proba
+        return [fold.test for fold in folds], held_out, results
 
     def _folds(self, seed: int) -> list["_Fold"]:
-        """The folds of one repeat, preprocessed, with all views of the rows inside."""
+        """The folds of one repeat, preprocessed, with all views of the training rows."""
         data, folds = self._fitted_to, []
-        for rows, outside in head_folds(self.data, seed):
-            inside = (rows[:, None] * self._views + np.arange(self._views)).ravel()
-            transformer = self.preprocessing().fit(data.get_features()[inside])
+        for rows, test in head_folds(self.data, seed):
+            train = (rows[:, None] * self._views + np.arange(self._views)).ravel()
+            transformer = self.preprocessing().fit(data.get_features()[train])
             folds.append(
                 _Fold(
-                    X=transform_in_blocks(transformer, data.get_features(), inside),
-                    y=data.get_label()[inside],
-                    group=data.group[inside],
-                    outside=outside,
-                    X_outside=transform_in_blocks(transformer, self.data.get_features(), outside),
+                    X=transform_in_blocks(transformer, data.get_features(), train),
+                    y=data.get_label()[train],
+                    group=data.group[train],
+                    test=test,
+                    X_test=transform_in_blocks(transformer, self.data.get_features(), test),
                     classes=int(data.get_label().max()) + 1,
                 )
             )
@@ -332,15 +331,15 @@ class Fitting:
         """
         results: dict[str, list[Any]] = {name: [] for name, _ in jobs}
         self._progress.expect(len(jobs))
-        late = {
+        new = {
             name: self.specs[name]
             for name in results
             if self.specs[name].scikit_learn and name not in _imported
         }
-        if late:  # these wait for scikit-learn's import, beside the others
-            first = [job for job in jobs if job[0] not in late]
-            self._run_part(first, what, shared, results, beside=partial(import_heads, late))
-            jobs = [job for job in jobs if job[0] in late]
+        if new:  # these wait for scikit-learn's import, beside the others
+            first = [job for job in jobs if job[0] not in new]
+            self._run_part(first, what, shared, results, meanwhile=partial(import_heads, new))
+            jobs = [job for job in jobs if job[0] in new]
         self._run_part(jobs, what, shared, results)
         return {name: of_head for name, of_head in results.items() if name not in self.failures}
 
@@ -351,7 +350,7 @@ class Fitting:
         shared: Sequence[Any],
         results: Mapping[str, list[Any]],
         *,
-        beside: Callable[[], None] | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         def done(number: int, outcome: Any) -> None:
             self._progress.advance()
@@ -364,7 +363,7 @@ class Fitting:
             limit=self.limit,
             done=done,
             is_wanted=lambda number: jobs[number][0] not in self.failures,
-            beside=beside,
+            meanwhile=meanwhile,
             shared=shared,
         )
         for (name, _), outcome in zip(jobs, outcomes, strict=True):
@@ -401,8 +400,8 @@ class _Fold:
     X: NDArray[np.float32]
     y: NDArray[np.integer]
     group: NDArray[Any]
-    outside: NDArray[np.intp]
-    X_outside: NDArray[np.float32]
+    test: NDArray[np.intp]
+    X_test: NDArray[np.float32]
     classes: int
 
 
@@ -415,10 +414,10 @@ def _fit_choices(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: 
     Raises:
         ValueError: No choice can be fitted.
     """
-    shape = len(fold.outside), fold.classes
+    shape = len(fold.test), fold.classes
     heads = [spec.make(seed).set_params(**choice) for choice in choices]
     if spec.fit_path and len(choices) > 1:
-        along = np.asarray(spec.fit_path(heads, fold.X, fold.y, fold.X_outside))
+        along = np.asarray(spec.fit_path(heads, fold.X, fold.y, fold.X_test))
         for proba in along:
             # Where none is finite, the rows are too few for this choice.
             if np.isfinite(proba).any() and not spec.calibrated:
@@ -428,7 +427,7 @@ def _fit_choices(spec: HeadSpec, choices: Sequence[_Choice], fold: _Fold, seed: 
     for number, head in enumerate(heads):
         try:
             head.fit(fold.X, fold.y, **({"groups": fold.group} if spec.groups else {}))
-            proba = np.asarray(head.predict_proba(fold.X_outside))
+            proba = np.asarray(head.predict_proba(fold.X_test))
             _check_probabilities(proba, shape)
             held_out[number] = proba
         except ValueError as refusal:
@@ -454,16 +453,16 @@ def _fit_nested(spec: HeadSpec, fixed: Sequence[_Choice], fold: _Fold, seed: int
 def _best_inside(spec: HeadSpec, fold: _Fold, seed: int) -> _Choice:
     """The choice with the lowest log loss in folds of the fold's own rows."""
     by_choice = np.full((len(spec.choices), len(fold.y), fold.classes), np.nan)
-    for inside, outside in patient_folds(fold.y, fold.group, seed=seed):
+    for train, test in patient_folds(fold.y, fold.group, seed=seed):
         part = _Fold(
-            X=fold.X[inside],
-            y=fold.y[inside],
-            group=fold.group[inside],
-            outside=outside,
-            X_outside=fold.X[outside],
+            X=fold.X[train],
+            y=fold.y[train],
+            group=fold.group[train],
+            test=test,
+            X_test=fold.X[test],
             classes=fold.classes,
         )
-        by_choice[:, outside] = _fit_choices(spec, spec.choices, part, seed)
+        by_choice[:, test] = _fit_choices(spec, spec.choices, part, seed)
     return _choose(spec, by_choice, fold.y)[0]
 
 

@@ -490,9 +490,9 @@ def _best_method(
     corrected gain is too low.
     """
     unseen = replace(draws, counts=(draws.counts == 0).astype(np.uint8))
-    inside, outside = (np.stack([d.mean(g) for g in gains.values()]) for d in (draws, unseen))
+    in_bag, out_of_bag = (np.stack([d.mean(g) for g in gains.values()]) for d in (draws, unseen))
     # Where no patient is left out of a draw, it says nothing.
-    corrected = float(np.nanmean(outside[inside.argmax(axis=0), np.arange(len(draws))]))
+    corrected = float(np.nanmean(out_of_bag[in_bag.argmax(axis=0), np.arange(len(draws))]))
     best = max(gains, key=lambda name: gains[name].mean())
     (apparent,) = (row["difference"] for row in rows if row["method"] == best)
     low = apparent["low"] + corrected - apparent["estimate"]

@@ -46,9 +46,9 @@ def test_out_of_fold_rows_are_predicted_by_a_head_that_has_not_seen_their_patien
         return again.predict_proba(data.features)
 
     for repeat, found in enumerate(fits["lr"].out_of_fold):
-        for inside, outside in patient_folds(data.label, data.group, seed=3 + repeat):
-            expected = by_hand(inside)[outside]
-            np.testing.assert_allclose(found[outside], expected, atol=1e-6)
+        for train, test in patient_folds(data.label, data.group, seed=3 + repeat):
+            expected = by_hand(train)[test]
+            np.testing.assert_allclose(found[test], expected, atol=1e-6)
     np.testing.assert_allclose(fits["lr"].proba[0], by_hand(np.arange(120)), atol=1e-6)
 
 
@@ -86,12 +86,12 @@ def test_of_many_patients_what_a_head_chose_itself_is_not_chosen_again(name, mon
     fits, _ = fit(data, {name: HEADS[name]}, repeats=1)
     model = fits[name].models[0].head
     assert model.fixed_params_["calibration"] is model.calibration_
-    inside, outside = patient_folds(data.label, data.group, seed=3)[0]
-    scaler = StandardScaler().fit(data.features[inside])
+    train, test = patient_folds(data.label, data.group, seed=3)[0]
+    scaler = StandardScaler().fit(data.features[train])
     again = HEADS[name].make(3).set_params(**model.fixed_params_)
-    again.fit(scaler.transform(data.features[inside]), data.label[inside])
-    expected = again.predict_proba(scaler.transform(data.features[outside]))
-    np.testing.assert_allclose(fits[name].out_of_fold[0, outside], expected, atol=1e-6)
+    again.fit(scaler.transform(data.features[train]), data.label[train])
+    expected = again.predict_proba(scaler.transform(data.features[test]))
+    np.testing.assert_allclose(fits[name].out_of_fold[0, test], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["linear", "ridge", "knn"])
@@ -99,13 +99,13 @@ def test_of_few_patients_each_fold_chooses_by_its_own_rows(name):
     """The same as a whole search in the rows of each fold."""
     data = made_up_rows(gap=0.5, n=90)
     fits, _ = fit(data, {name: HEADS[name]}, repeats=1)
-    for inside, outside in patient_folds(data.label, data.group, seed=3):
-        scaler = StandardScaler().fit(data.features[inside])
-        part = data.take(inside).with_(features=scaler.transform(data.features[inside]))
+    for train, test in patient_folds(data.label, data.group, seed=3):
+        scaler = StandardScaler().fit(data.features[train])
+        part = data.take(train).with_(features=scaler.transform(data.features[train]))
         alone, _ = fit(part, {name: HEADS[name]}, preprocessing=FunctionTransformer)
         model = alone[name].models[0]
-        expected = model.predict_proba(scaler.transform(data.features[outside]))
-        np.testing.assert_allclose(fits[name].out_of_fold[0, outside], expected, atol=1e-4)
+        expected = model.predict_proba(scaler.transform(data.features[test]))
+        np.testing.assert_allclose(fits[name].out_of_fold[0, test], expected, atol=1e-4)
 
 
 def test_a_fold_of_too_few_patients_to_choose_by_takes_the_choice_of_all_rows():
@@ -241,9 +241,9 @@ def test_of_many_rows_or_classes_one_fold_is_held_out(limit, monkeypatch):
     monkeypatch.setattr(search, limit, 100)
     data = made_up_rows()
     fits, _ = fit(data, {"linear": HEADS["linear"]}, repeats=1)
-    ((_, outside),) = head_folds(data, 3)
+    ((_, test),) = head_folds(data, 3)
     known = np.isfinite(fits["linear"].out_of_fold[0]).all(axis=1)
-    np.testing.assert_array_equal(np.flatnonzero(known), outside)
+    np.testing.assert_array_equal(np.flatnonzero(known), test)
 
 
 @pytest.mark.parametrize("widths", [(8,), (5, 3)], ids=["one backbone", "two backbones"])

@@ -162,7 +162,7 @@ def draw(
     stage: str,
     record: Mapping[str, Any],
     file: bytes,
-    beside: Mapping[str, Callable[[], dict[str, bytes]]] = MappingProxyType({}),
+    others: Mapping[str, Callable[[], dict[str, bytes]]] = MappingProxyType({}),
 ) -> dict[str, bytes]:
     """Draw all figures of ``heads``, ``finetune`` or ``shift``, one on each core.
 
@@ -172,14 +172,14 @@ def draw(
         stage: The stage that has just been run.
         record: Its JSON values.
         file: Its probabilities; see :func:`stored_arrays`.
-        beside: By name, other functions that return such images; they run at the same time.
+        others: By name, other functions that return such images; they run at the same time.
 
     Returns:
         The PNG files, by name below the study's results.
     """
     predictions = predictions_in(file) if file else {}
     parts = tuple(parts_of(stage, record))
-    jobs: dict[str, Callable[[], dict[str, bytes]]] = {**beside}
+    jobs: dict[str, Callable[[], dict[str, bytes]]] = {**others}
     for backbone in backbones_of(record):
         results = Results(
             file=file,
