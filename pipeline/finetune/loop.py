@@ -196,8 +196,8 @@ def _set_train_mode(model: nn.Module, *, keep_statistics: bool = False) -> None:
     """
     model.train()
     for module in model.modules():
-        moves = [p.requires_grad for p in module.parameters()]
-        frozen = moves and not any(moves)
+        trained = [p.requires_grad for p in module.parameters()]
+        frozen = trained and not any(trained)
         if frozen or (keep_statistics and isinstance(module, BATCH_NORMS)):
             module.eval()
 

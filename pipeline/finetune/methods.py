@@ -97,7 +97,7 @@ class Method:
 
     Attributes:
         about: One line for users, with the paper.
-        moves: Which weights are trained.
+        trainable: Which weights are trained.
         reads: Its inputs: ``pixels``, or ``features`` or ``activations`` from the store.
         settings: Values of :class:`TrainingSettings` that are not the defaults.
         starts_from: Methods whose trained models this one starts from; empty: the backbone's
@@ -107,7 +107,7 @@ class Method:
     """
 
     about: str
-    moves: str
+    trainable: str
     reads: str = PIXELS
     settings: Mapping[str, Any] = field(default_factory=dict)
     starts_from: tuple[str, ...] = ()
@@ -121,57 +121,57 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "lp": Method(
             about="linear probe: only the head, on the stored features",
-            moves=HEAD,
+            trainable=HEAD,
             reads=FEATURES,
             settings={"epochs": 30},
         ),
         "frozen_online": Method(
             about="the same head, but the frozen backbone runs in every epoch; for timing only",
-            moves=HEAD,
+            trainable=HEAD,
             settings={"epochs": 1},
         ),
         "last_block": Method(
             about="the last stage, on stored activations of the frozen layers before it",
-            moves=TAIL,
+            trainable=TAIL,
             reads=ACTIVATIONS,
             settings=_PRETRAINED,
         ),
         "bn_only": Method(
-            about="only BatchNorm: surgical fine-tuning (Lee et al. 2023)", moves=BATCH_NORM
+            about="only BatchNorm: surgical fine-tuning (Lee et al. 2023)", trainable=BATCH_NORM
         ),
         "first_block": Method(
             about="only stem and first stage: surgical fine-tuning (Lee et al. 2023)",
-            moves=FIRST_BLOCK,
+            trainable=FIRST_BLOCK,
             settings=_PRETRAINED,
         ),
         "full": Method(
             about="all weights, end to end, with a new head",
-            moves=ALL,
+            trainable=ALL,
             settings=_PRETRAINED,
         ),
         # The head of lp was fitted to features with the running statistics. With the statistics
         # of a batch of radiographs the features differ, and the good start would be lost.
         "lp_ft": Method(
             about="all weights, starting with the head of lp (Kumar et al. 2022)",
-            moves=ALL,
+            trainable=ALL,
             settings={**_PRETRAINED, "keep_statistics": True},
             starts_from=("lp",),
         ),
         "wise_ft": Method(
             about="weights interpolated between lp and lp_ft (Wortsman et al. 2022)",
-            moves=ALL,
+            trainable=ALL,
             starts_from=("lp", "lp_ft"),
             trains=False,
         ),
         "scratch_cnn": Method(
             about="a small convolutional network, trained from scratch",
-            moves=ALL,
+            trainable=ALL,
             settings={"epochs": 30},
             pretrained=False,
         ),
         "scratch_mlp": Method(
             about="a fully connected network on small images, trained from scratch",
-            moves=ALL,
+            trainable=ALL,
             settings={"epochs": 30},
             pretrained=False,
         ),

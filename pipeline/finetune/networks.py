@@ -312,13 +312,13 @@ def assemble(
     method = METHODS[name]
     if method.pretrained:
         network, dim = build(backbone, file), spec_of(backbone).dim
-        if backbone == "googlenet" and method.moves == ALL and method.trains:
+        if backbone == "googlenet" and method.trainable == ALL and method.trains:
             _add_auxiliary(network, file, classes, seed)
     else:
         network, dim = _from_nothing(name, policy.size, seed)
     whole = Classifier(Normalise(policy), network, _new_head(dim, classes, seed))
     whole.requires_grad_(requires_grad=False)
-    for module in [whole.head, *_moving(whole.backbone, method.moves, backbone)]:
+    for module in [whole.head, *_trainable(whole.backbone, method.trainable, backbone)]:
         module.requires_grad_()
     trained = whole
     if method.reads == FEATURES:
@@ -329,15 +329,15 @@ def assemble(
     return Assembly(whole=whole, trained=trained)
 
 
-def _moving(network: nn.Module, moves: str, backbone: str) -> list[nn.Module]:
+def _trainable(network: nn.Module, trainable: str, backbone: str) -> list[nn.Module]:
     """Modules of the backbone that are trained with the head."""
-    if moves == ALL:
+    if trainable == ALL:
         return [network]
-    if moves == TAIL:
+    if trainable == TAIL:
         return [cut_of(backbone).split(network)[1]]
-    if moves == FIRST_BLOCK:
+    if trainable == FIRST_BLOCK:
         return [network.get_submodule(part) for part in cut_of(backbone).first_block]
-    if moves == BATCH_NORM:
+    if trainable == BATCH_NORM:
         norms: list[nn.Module] = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
         if not norms:
             raise EngineError(f"{backbone} has no BatchNorm: bn_only has nothing to move in it")

@@ -56,7 +56,7 @@ from pipeline.study import Study
 from pipeline.words import to_jsonable
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 7
+SCHEMA = 8
 #: Head of stage 2 with the same form as the heads here; the table counts how many fit in a time.
 _HEAD = "mlp"
 #: Last epochs that :func:`trend` uses; relative change per epoch that still counts as flat.
@@ -155,7 +155,7 @@ def finetune(
 
 def _check(study: Study, names: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Check everything that can fail before the first method has trained for an hour."""
-    if any(METHODS[name].moves in (TAIL, FIRST_BLOCK) for name in names):
+    if any(METHODS[name].trainable in (TAIL, FIRST_BLOCK) for name in names):
         for choice in study.backbones:
             cut_of(choice.network.name)
     for name in METHODS:  # also where no method uses a setting
@@ -254,7 +254,7 @@ def _model_row(record: Record, heads: Mapping[str, Any]) -> dict[str, Any]:
     is_beside = record.method != BASELINE and record.backbone != FROM_PIXELS and sum(each)
     return {
         **values,
-        "moved": method.moves,
+        "trainable": method.trainable,
         "epochs": len(curves) if method.trains else None,
         "seconds": seconds,
         "images_per_second": images / seconds if method.trains else None,

@@ -327,7 +327,7 @@ def _costs(models: Sequence[Record]) -> Table:
         "What each method trained, and what it cost",
         (
             Column("method"),
-            Column("trained part", field="moved"),
+            Column("trained part", field="trainable"),
             Column("parameters", "count", field="trainable_parameters"),
             Column("epochs", "count"),
             Column("train s", "seconds", field="seconds"),

@@ -40,7 +40,7 @@ from pipeline.words import as_file_name, percent, printable
 #: title of its section. The features stand with the records, at the end.
 STAGES: Mapping[str, tuple[int, str]] = {
     "heads": (8, "Heads on frozen features"),
-    "finetune": (7, "Frozen and fine-tuned networks"),
+    "finetune": (8, "Frozen and fine-tuned networks"),
     "shift": (12, "Shift from the source to the targets"),
     "audit": (5, "Leaks and shortcuts"),
     "features": (1, "Stored features"),

@@ -64,12 +64,12 @@ def baselines(record):
 
 
 def test_every_method_has_its_row_with_every_number(stored):
-    """What moved, what it does on each domain, what it cost, how it ended; also on disk."""
+    """What is trained, what it does on each domain, what it cost, how it ended; also on disk."""
     record = finetune(stored, **only("all"))
     assert record == record_of(stored.results / "finetune.json")
     assert list(models(record)) == list(METHODS)
     for name, model in models(record).items():
-        assert model["moved"] == METHODS[name].moves
+        assert model["trainable"] == METHODS[name].trainable
         assert model["trainable_parameters"] > 0
         assert model["seconds"] > 0
         if METHODS[name].trains:
