@@ -83,7 +83,7 @@ def test_the_file_says_what_is_returned(study):
     """results/<name>/heads.json for whoever reads it next."""
     record = compare(study, only("prior", "linear", "mlp"))
     assert record_of(study.results / "heads.json") == record
-    assert (record["schema"], record["study"], record["positive"]) == (8, "tiny", "b")
+    assert (record["schema"], record["study"], record["positive"]) == (9, "tiny", "b")
     (backbone,) = record["backbones"]
     by_head = {one["head"]: one for one in backbone["heads"]}
     assert by_head["linear"]["chosen"]["C"] in [choice["C"] for choice in HEADS["linear"].choices]

@@ -36,7 +36,7 @@ from pipeline.results import ResultSet, read_set
 
 HEADS_REPORT = "heads.json"
 #: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
-HEADS_SCHEMA = 8
+HEADS_SCHEMA = 9
 #: Metrics of the printed table; all other scores are computed later.
 _SHOWN = ("accuracy", "auroc")
 Record = dict[str, Any]

@@ -48,8 +48,8 @@ class Difference:
     def record(self) -> dict[str, Any]:
         """One flat row: the interval, the test, and the patients needed to settle it."""
         is_open, values = self.verdict == "inconclusive", asdict(self)
-        needed = patients_to_settle(self.interval) if is_open else None
-        return {**values.pop("interval"), **values, "patients_to_settle": needed}
+        needed = patients_needed(self.interval) if is_open else None
+        return {**values.pop("interval"), **values, "patients_needed": needed}
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -209,7 +209,7 @@ def verdict(low: float, high: float, p_adjusted: float) -> str:
     return "inconclusive"
 
 
-def patients_to_settle(interval: Interval) -> int | None:
+def patients_needed(interval: Interval) -> int | None:
     """How many patients like these would decide an inconclusive difference.
 
     The half width of an interval falls with the square root of the number of patients; the

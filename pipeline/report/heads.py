@@ -139,7 +139,7 @@ def _patients_needed(rows: Sequence[Record]) -> Iterator[str]:
     needed = [
         f"{row['head']} {patients:,}"
         for row in rows
-        if (patients := row["differences"].get("accuracy", {}).get("patients_to_settle"))
+        if (patients := row["differences"].get("accuracy", {}).get("patients_needed"))
     ]
     if needed:
         yield (

@@ -15,7 +15,7 @@ from pipeline.evaluation.paired_tests import (
     holm,
     mcnemar,
     paired_delong,
-    patients_to_settle,
+    patients_needed,
     sign_flip,
     verdict,
 )
@@ -157,11 +157,11 @@ def test_so_many_patients_settle_a_comparison():
 
     sd = 0.4  # of one patient's difference
     needed = (1.95996 + 0.84162) ** 2 * sd**2 / 0.05**2
-    assert patients_to_settle(of(0.05, 1.95996 * sd / 10)) == pytest.approx(needed, abs=1)
-    assert patients_to_settle(of(0.0, 0.02)) == pytest.approx(
+    assert patients_needed(of(0.05, 1.95996 * sd / 10)) == pytest.approx(needed, abs=1)
+    assert patients_needed(of(0.0, 0.02)) == pytest.approx(
         100 * (2.80158 / 1.95996 * 2) ** 2, abs=1
     )
-    assert patients_to_settle(of(0.05, float("nan"))) is None
+    assert patients_needed(of(0.05, float("nan"))) is None
 
 
 # DeLong by patient: against its definition, and other code.

@@ -55,7 +55,7 @@ def test_what_a_table_of_heads_leaves_open_says_how_many_patients_would_settle_i
     for row in records["heads"]["backbones"][0]["domains"][0]["rows"]:
         row["scores"]["auroc"] = {"estimate": 0.9, "low": None, "high": None, "method": TOO_FEW}
         patients = {"mlp": 1240}.get(row["head"])
-        row["differences"]["accuracy"] = {"patients_to_settle": patients}
+        row["differences"]["accuracy"] = {"patients_needed": patients}
     text = " ".join(show("heads", records["heads"]).split())
     assert (
         text.count("too few patients for an interval of AUROC. An interval needs at least 2") == 1
