@@ -26,10 +26,10 @@ from pipeline.report.summary import (
     aurocs_of_findings,
     headline,
     headline_of_findings,
-    lights,
-    lights_of_findings,
     models,
     page_head,
+    status,
+    status_of_findings,
 )
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
 from pipeline.results import ResultSet, read_set, write_file
@@ -84,7 +84,7 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
         images: Whether images of patients are shown; the file then has the mode 0600.
 
     Returns:
-        JSON values: ``study``; ``file`` and its ``size`` in bytes; ``sentence`` and ``lights`` of
+        JSON values: ``study``; ``file`` and its ``size`` in bytes; ``sentence`` and ``status`` of
         the first screen; the ``stages`` on the page; a line for each ``missing`` stage; ``stale``,
         the signs that records do not belong together, which stand at the top of the page.
 
@@ -117,7 +117,7 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     written = _write(
         study,
         images=images,
-        lights=lights(records, head),
+        status=status(records, head),
         sections=[*sections, _records(sets, missing)],
         sentence=headline(records, head),
         stale=stale,
@@ -137,7 +137,7 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         pages: What :func:`write_page` returned, by finding.
 
     Returns:
-        JSON values: ``study``, ``file``, its ``size`` in bytes, ``sentence`` and ``lights``.
+        JSON values: ``study``, ``file``, its ``size`` in bytes, ``sentence`` and ``status``.
     """
     links = [
         {
@@ -164,7 +164,7 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         study,
         sections=sections,
         sentence=headline_of_findings(len(pages), series),
-        lights=lights_of_findings(page["lights"] for page in pages.values()),
+        status=status_of_findings(page["status"] for page in pages.values()),
         summary=_first_figure("aurocs", series, "AUROC by finding", _AUROC) if series else None,
         unfolded=True,
     )
@@ -360,7 +360,7 @@ def _write(study: Study, *, images: bool = False, **values: Any) -> dict[str, An
     with readable_by_owner_alone() if images else nullcontext():
         write_file(file, page)
     written = {"study": study.name, "file": str(file), "size": len(page)}
-    return {**written, "sentence": values["sentence"], "lights": values["lights"]}
+    return {**written, "sentence": values["sentence"], "status": values["status"]}
 
 
 def _printable(value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""The summary of a study: the best head, its headline, and four status lights.
+"""The summary of a study: the best head, its headline, and the status of four checks.
 
-All of it is about the head that is best on validation among all backbones. Only the light
+All of it is about the head that is best on validation among all backbones. Only the status
 "Shift" also warns of a loss of another head that was analysed.
 """
 
@@ -164,11 +164,11 @@ def _list(values: Sequence[str]) -> str:
 
 #: Name; ``good``, ``warn``, ``bad`` or ``unknown``; the same in words, for readers who see no
 #: colours.
-_Light = tuple[str, str, str]
+_Status = tuple[str, str, str]
 
 
-def lights(records: _Records, head: PageHead | None) -> list[_Light]:
-    """The four lights: what must be right before the numbers are believed."""
+def status(records: _Records, head: PageHead | None) -> list[_Status]:
+    """Four checks: what must be right before the numbers are believed."""
     return [
         ("Leaks", *_leaks(_count_leaks(records))),
         ("Shortcuts", *_shortcuts(records.get("audit"))),
@@ -258,15 +258,15 @@ def _few(value: Interval) -> str:
     return ", of too few patients for an interval" if value[1] is None else ""
 
 
-def lights_of_findings(pages: Iterable[Sequence[_Light]]) -> list[_Light]:
-    """The worst state of each light among the findings, and how many findings have it."""
-    lights = []
+def status_of_findings(pages: Iterable[Sequence[_Status]]) -> list[_Status]:
+    """The worst state of each check among the findings, and how many findings have it."""
+    checks = []
     for same in zip(*pages, strict=True):
-        name, state, word = min(same, key=lambda light: _WORST.index(light[1]))
-        alike = sum(light[1] == state for light in same)
+        name, state, word = min(same, key=lambda check: _WORST.index(check[1]))
+        alike = sum(check[1] == state for check in same)
         whole = word if alike == len(same) else f"{word} ({alike} of {len(same)} findings)"
-        lights.append((name, state, whole))
-    return lights
+        checks.append((name, state, whole))
+    return checks
 
 
 _WORST = ("bad", "warn", "unknown", "good")

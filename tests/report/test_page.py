@@ -112,7 +112,7 @@ def change(study, stage: str, values):
 
 
 def test_the_page_begins_with_what_was_found_and_can_be_read_by_everybody(study):
-    """A sentence, lights, a figure; then sections, figures before folded tables; texts for all."""
+    """A sentence, a status, a figure; then sections, figures before folded tables; texts."""
     page, text = page_of(study), text_of(study)
     assert Page(text).tags == page.tags  # nothing of the moment is in it
     tags = [tag for tag, _ in page.tags]
@@ -248,7 +248,7 @@ def test_a_record_that_cannot_be_read_is_named(study):
 
 
 def test_an_index_over_findings_has_a_first_screen_like_the_pages(study):
-    """A sentence, four lights, a figure; then the links, and tables or why there are none."""
+    """A sentence, the status, a figure; then the links, and tables or why there are none."""
     row = {"backbone": "tiny", "role": "target", "domain": "far", "images": 9, "positive": 4}
     row |= {"head": "lda", "p": None, "p_adjusted": None, "accuracy": None, "finding": "Edema"}
     row["auroc"] = {"estimate": 0.81, "low": 0.7, "high": None}
@@ -262,7 +262,7 @@ def test_an_index_over_findings_has_a_first_screen_like_the_pages(study):
     assert tags.index("h1") < tags.index("strong") < tags.index("img") < tags.index("nav")
     assert "each with its own page. AUROC is 0.81 (Edema) on far." in page.text
     assert [a["alt"] for a in page.all("img")] == ["AUROC by finding. far: Edema 0.81"]
-    assert all(word in page.text for _, _, word in written["lights"])
+    assert all(word in page.text for _, _, word in written["status"])
     links = ["#findings", "#heads", "#shift", "#audit", "report.html"]
     assert [a["href"] for a in page.all("a")] == links
     assert f"Edema : {written['sentence']}" in page.text

@@ -1,4 +1,4 @@
-"""What a study found at a glance: one head, one sentence, four lights."""
+"""What a study found at a glance: one head, one sentence, the status of four checks."""
 
 import pytest
 
@@ -6,10 +6,10 @@ from pipeline.report.summary import (
     aurocs_of_findings,
     headline,
     headline_of_findings,
-    lights,
-    lights_of_findings,
     models,
     page_head,
+    status,
+    status_of_findings,
 )
 
 
@@ -145,7 +145,7 @@ def of_linear(loss, p):
 )
 def test_each_light_has_a_word(audit, shift, heads, words):
     """Green, orange, red or unknown, for those who see no colour too."""
-    shown = lights(records_of(audit, shift, heads), page_head(heads))
+    shown = status(records_of(audit, shift, heads), page_head(heads))
     assert [name for name, *_ in shown] == ["Leaks", "Shortcuts", "Shift", "Enough patients"]
     assert ", ".join(word for *_, word in shown) == words
     for _, state, word in shown:
@@ -184,10 +184,10 @@ def test_over_findings_the_range_of_aurocs_is_said():
     )
 
 
-def test_of_each_light_the_worst_of_the_findings_is_shown():
+def test_of_each_check_the_worst_status_of_the_findings_is_shown():
     """And of how many it is, where not of all."""
     good, bad = ("Shift", "good", "none shown"), ("Shift", "bad", "accuracy falls")
-    assert lights_of_findings([[good], [bad], [bad]]) == [
+    assert status_of_findings([[good], [bad], [bad]]) == [
         ("Shift", "bad", "accuracy falls (2 of 3 findings)")
     ]
-    assert lights_of_findings([[good], [good]]) == [good]
+    assert status_of_findings([[good], [good]]) == [good]
