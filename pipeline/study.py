@@ -116,13 +116,13 @@ class TargetDomain(Domain):
     Attributes:
         labels: ``sealed`` (read once, at the end) or ``absent`` (there are none, and folders
             do not name classes).
-        of_source: Whether it is a test part of the source's own data set (``[test.NAME]``),
+        is_source_test: Whether it is a test part of the source's own data set (``[test.NAME]``),
             so that a patient id means the same person in both.
         findings: The study's findings for which it has labels; None: all.
     """
 
     labels: str = SEALED
-    of_source: bool = False
+    is_source_test: bool = False
     findings: tuple[str, ...] | None = None
 
     @property

@@ -249,10 +249,10 @@ def _targets(study: _Table) -> tuple[TargetDomain, ...]:
     names = [name for name, _, _ in tables]
     if twice := [name for name in names if names.count(name) > 1]:
         study.fail(f"has [test.{twice[0]}] and [target.{twice[0]}]: choose another name for one")
-    return tuple(_target(name, table, of_source=of == "test") for name, table, of in tables)
+    return tuple(_target(name, table, is_source_test=of == "test") for name, table, of in tables)
 
 
-def _target(name: str, target: _Table, *, of_source: bool) -> TargetDomain:
+def _target(name: str, target: _Table, *, is_source_test: bool) -> TargetDomain:
     if name == SOURCE:
         target.fail(f"the name {SOURCE!r} is taken by [source]; choose another")
     target.check_keys(_DOMAIN_KEYS | {"labels", "findings"})
@@ -261,7 +261,7 @@ def _target(name: str, target: _Table, *, of_source: bool) -> TargetDomain:
     return TargetDomain(
         name=target.check_name(name),
         labels=target.get("labels", allowed=LABELS) or SEALED,
-        of_source=of_source,
+        is_source_test=is_source_test,
         findings=target.names("findings"),
         **_domain(target, name),
     )

@@ -128,7 +128,7 @@ def check_leaks(
         pairs = stored_duplicates(study.store_root, measures["small"], roles, patients_of(samples))
         near = tuple(pair for pair in pairs if ids[pair.rows[0]] != ids[pair.rows[1]])
     rows_of = _rows_by_role(roles)
-    tests = {target.name for target in study.targets if target.of_source}
+    tests = {target.name for target in study.targets if target.is_source_test}
     of_source = {role for role in rows_of if role in tests or role.startswith(_OF_SOURCE)}
     compared = (
         _overlap(samples, roles, ids, near, (a, b), same_people={a, b} <= of_source)

@@ -127,7 +127,7 @@ def test_ids_within_one_data_set_are_people(study_file):
     """A test part of the source's data, ``[test.NAME]``: the same ids are a leak."""
     study = load_study(study_file)
     Path("there/a/p1000_99.png").write_bytes(Path("there/a/p2000_0.png").read_bytes())
-    study = replace(study, targets=(replace(study.targets[0], of_source=True),))
+    study = replace(study, targets=(replace(study.targets[0], is_source_test=True),))
     (leak,) = results_of(study, load_samples(study)[0])
     assert (leak.severity, leak.text) == (LEAK, "1 patient is in both")
     assert leak.share == 1 / 21

@@ -436,7 +436,7 @@ def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     assert study.source.ignore == ("*/masks/*",)
     samples, _ = load_samples(study)
     assert Counter(samples.domain.tolist()) == {"source": 24, "test": 24}
-    assert study.targets[0].of_source
+    assert study.targets[0].is_source_test
     with pytest.raises(StudyError, match=r"called masks would be taken .*Write ignore = \["):
         load_samples(replace(study, source=replace(study.source, ignore=None)))
     text = "\n".join(notes)
