@@ -16,7 +16,7 @@ from pipeline.data.items import (
     NO_CLASS,
     Item,
     Listing,
-    images_below,
+    images_in,
 )
 from pipeline.data.patients import FIT, VALIDATION, split_of
 from pipeline.data.sources import folders_in_classes, read_image, scan, wrong_layout
@@ -97,7 +97,7 @@ def _table_of_images(path: Path, read: _Read, notes: list[str]) -> Path | None:
         return None
     tables = [table for table, texts in found.items() if texts] or [*found]
     names = ", ".join(printable(table.name) for table in tables)
-    above = [image.name.split("/")[:-1] for image in images_below(path).items]
+    above = [image.name.split("/")[:-1] for image in images_in(path).items]
     classes = {*chain(*found.values())}
     several = len({folders[0] for folders in above if folders}) > 1
     if classes.intersection(chain(*above)) or (several and not classes):
@@ -239,7 +239,7 @@ def _images_of(file: Path, read: _Read) -> tuple[Path, dict[str, tuple[str, ...]
         cells = {usual: cells.get(usual, [])}
         shares = {file.parent: 1 / _ROWS, file.resolve().parents[1]: _MOST}
     for folder, least in shares.items():
-        paths = [PurePosixPath(image.name) for image in images_below(folder).items]
+        paths = [PurePosixPath(image.name) for image in images_in(folder).items]
         images = {name for path in paths for name in (path.name, path.stem)}
         fits = [n for n, c in cells.items() if c and sum(x in images for x in c) >= least * len(c)]
         if fits:

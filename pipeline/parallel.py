@@ -49,7 +49,7 @@ _TIMEOUT_TEXT = "it did not end within {:g} s"
 _in_worker = False
 
 
-class Each(Protocol):
+class Mapper(Protocol):
     """A way to apply one function to many values: in turn, in threads, or on many machines."""
 
     def __call__(self, function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
@@ -57,19 +57,19 @@ class Each(Protocol):
 
 
 def in_turn(function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
-    """See :class:`Each`: one after the other."""
+    """See :class:`Mapper`: one after the other."""
     return map(function, values)
 
 
 def in_threads(function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
-    """See :class:`Each`: with a thread for each core of this machine."""
+    """See :class:`Mapper`: with a thread for each core of this machine."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
-        for answers in pool.map(partial(each_of, function), _blocks_of(values, threads)):
+        for answers in pool.map(partial(map_block, function), _blocks_of(values, threads)):
             yield from answers
 
 
-def each_of(function: Callable[[T], R], block: Sequence[T]) -> list[R]:
+def map_block(function: Callable[[T], R], block: Sequence[T]) -> list[R]:
     """The results of the function for the values of a block."""
     return [function(value) for value in block]
 
@@ -400,10 +400,10 @@ class Processes:
 
         return self._threads.submit(call)
 
-    def each(self, function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
-        """See :class:`Each`."""
+    def map(self, function: Callable[[T], R], values: Sequence[T]) -> Iterator[R]:
+        """See :class:`Mapper`."""
         blocks = _blocks_of(values, len(self._running))
-        for answers in [self.submit(each_of, function, block) for block in blocks]:
+        for answers in [self.submit(map_block, function, block) for block in blocks]:
             yield from answers.result()
 
 

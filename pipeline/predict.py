@@ -31,7 +31,7 @@ from pipeline.data.items import (
     FileStat,
     Item,
     Reading,
-    images_below,
+    images_in,
     system_reason,
 )
 from pipeline.data.sources import read_image
@@ -272,7 +272,7 @@ def _items(given: Path) -> tuple[list[Item], list[dict[str, str]]]:
     try:
         stat = given.stat()
         if given.is_dir():
-            listing = images_below(given)
+            listing = images_in(given)
         elif not given.is_file():
             return [], [_as_skipped(given, "not a regular file")]
         elif is_archive(given):  # its labels are not looked at

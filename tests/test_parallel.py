@@ -180,7 +180,7 @@ def test_answers_come_in_order_as_from_threads_and_no_process_is_left():
     """Whatever process did which block; of those that were idle too."""
     values = [str(i) for i in range(1000)]
     with Processes(2) as processes:
-        assert list(processes.each(int, values)) == list(in_threads(int, values)) == [*range(1000)]
+        assert list(processes.map(int, values)) == list(in_threads(int, values)) == [*range(1000)]
         children = [Path(f"/proc/{p._child.pid}") for p in processes._running]
         assert [child.exists() for child in children] == [True, True]
     assert not any(child.exists() for child in children)
@@ -190,11 +190,11 @@ def test_an_error_of_a_function_is_raised_here_and_the_process_serves_on(tmp_pat
     """A refusal as it is, a mistake with its text; nothing of it reaches the terminal."""
     with Processes(1) as processes:
         with pytest.raises(StudyError, match="cannot be listed: No such file"):
-            list(processes.each(list_folder, [tmp_path / "none"]))
+            list(processes.map(list_folder, [tmp_path / "none"]))
         with pytest.raises(EngineError, match="ValueError: invalid literal for int"):
             processes.submit(int, "x").result()
         assert processes.submit(print, "text").result() is None
-        assert list(processes.each(len, ["abc"])) == [3]
+        assert list(processes.map(len, ["abc"])) == [3]
 
 
 def test_ctrl_c_of_a_terminal_does_not_reach_the_processes():
@@ -208,4 +208,4 @@ def test_a_process_that_ends_stops_the_run(monkeypatch):
     """For want of memory, perhaps; nothing waits for it for ever."""
     monkeypatch.setattr(sys, "executable", "/bin/true")
     with pytest.raises(EngineError, match=r"has ended .* enough memory"), Processes(1) as processes:
-        list(processes.each(len, ["abc"]))
+        list(processes.map(len, ["abc"]))

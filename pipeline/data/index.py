@@ -32,7 +32,7 @@ from pipeline.data.images import Content, RememberedFile, open_image
 from pipeline.data.items import Item
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, StudyError
-from pipeline.parallel import Each, in_threads
+from pipeline.parallel import Mapper, in_threads
 from pipeline.progress import Progress
 
 _LOG = logging.getLogger(__name__)
@@ -69,14 +69,14 @@ class KeyIndex:
         self._entries: dict[str, Any] = {} if rehash else self._load()
 
     def contents(
-        self, items: Sequence[Item], each: Each, progress: Progress
+        self, items: Sequence[Item], mapper: Mapper, progress: Progress
     ) -> list[RememberedFile | str]:
         """The content of each file, remembered or read now, or the reason it cannot be used."""
         contents: list[Any] = [self._remembered(item) for item in items]
         missing = [row for row, content in enumerate(contents) if content is None]
         progress.expect(len(missing))
         stamp = self._stamp() if missing else None
-        read = each(partial(_content_or_reason, salt=self._salt), [items[row] for row in missing])
+        read = mapper(partial(_content_or_reason, salt=self._salt), [items[row] for row in missing])
         new: dict[str, list[Any]] = {}
         for row, content in zip(missing, read, strict=True):
             contents[row] = content

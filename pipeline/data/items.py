@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from cache import disk
 from pipeline.errors import ImageError, StudyError
-from pipeline.parallel import Each, in_turn
+from pipeline.parallel import Mapper, in_turn
 from pipeline.study import Domain
 from pipeline.words import are, composed, counted, printable
 
@@ -289,7 +289,7 @@ def system_reason(cause: OSError) -> str:
     return f"{cause.strerror or type(cause).__name__} ({code})"
 
 
-def images_below(folder: Path, *, ignore: tuple[str, ...] = (), each: Each = in_turn) -> Listing:
+def images_in(folder: Path, *, ignore: tuple[str, ...] = (), mapper: Mapper = in_turn) -> Listing:
     """All images in and below a folder, without a class; there may be none.
 
     Its subfolders are walked in parallel. ``ignore`` are patterns of paths to leave out; ``*``
@@ -298,7 +298,7 @@ def images_below(folder: Path, *, ignore: tuple[str, ...] = (), each: Each = in_
     root = os.path.realpath(folder)
     directly, folders = files_in(root, ignore=ignore)
     folders = sorted({_identity(root, path): path for path in reversed(folders)}.values())
-    trees = list(each(partial(_images_in_tree, root, ignore), folders))
+    trees = list(mapper(partial(_images_in_tree, root, ignore), folders))
     empty = {
         path: tree.left_out for path, tree in zip(folders, trees, strict=True) if not tree.items
     }

@@ -23,7 +23,7 @@ from pipeline.data.items import MAX_PIXELS, Item, Reading, read_lines, window_of
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patients_or_paths, split_source
 from pipeline.data.sources import check_layout, layout_hint, scan
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError, record_failure
-from pipeline.parallel import Each, in_threads
+from pipeline.parallel import Mapper, in_threads
 from pipeline.progress import Progress
 from pipeline.study import HEADER, SOURCE, Domain, SourceDomain, Study
 from pipeline.words import are, composed, counted, have, printable
@@ -137,7 +137,7 @@ ALL_IMAGES = SampleOptions(allow_conflicts=True, allow_leaks=True)
 
 
 def load_samples(
-    study: Study, options: SampleOptions | None = None, each: Each = in_threads
+    study: Study, options: SampleOptions | None = None, mapper: Mapper = in_threads
 ) -> tuple[Samples, tuple[SkippedImage, ...]]:
     """Find and key every image of a study, and split the source by patient.
 
@@ -158,8 +158,8 @@ def load_samples(
     with Progress("reading files") as progress:
         for domain in study.domains:
             with record_failure(domain.name, failures, alone=domain is study.source):
-                images, unreadable, unlabelled = _key_images(study, domain, options, progress, each)
-                skipped += unreadable
+                images, failed, unlabelled = _key_images(study, domain, options, progress, mapper)
+                skipped += failed
                 unused += [_name(domain.name, path) for path in unlabelled]
                 if domain is study.source:
                     classes = _class_names(study, [*images])
@@ -183,10 +183,10 @@ def load_samples(
 
 
 def _key_images(
-    study: Study, domain: Domain, options: SampleOptions, progress: Progress, each: Each
+    study: Study, domain: Domain, options: SampleOptions, progress: Progress, mapper: Mapper
 ) -> tuple[dict[Item, bytes], list[SkippedImage], list[str]]:
     """The used images with their keys, read by one rule; the unreadable; the unlabelled."""
-    listing = scan(domain, each)
+    listing = scan(domain, mapper)
     if domain.labelled and domain.ignore is None and not domain.table:
         check_layout(domain, listing.items)
     for reason, count in listing.ignored.items():
@@ -200,7 +200,7 @@ def _key_images(
         study.store_root, domain.path, patients=domain.group == HEADER, rehash=options.rehash
     )
     readable, skipped = list[tuple[Item, RememberedFile]](), list[SkippedImage]()
-    for item, content in zip(items, index.contents(items, each, progress), strict=True):
+    for item, content in zip(items, index.contents(items, mapper, progress), strict=True):
         if isinstance(content, str):
             skipped.append(SkippedImage(domain=domain.name, path=item.path, reason=content))
         else:

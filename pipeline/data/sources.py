@@ -23,7 +23,7 @@ from pipeline.data.items import (
     SUFFIXES,
     Item,
     Listing,
-    images_below,
+    images_in,
     is_folder,
     is_hidden,
     is_output,
@@ -34,7 +34,7 @@ from pipeline.data.items import (
 from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION, split_of
 from pipeline.data.tables import scan_table
 from pipeline.errors import ImageError, StudyError
-from pipeline.parallel import Each, in_turn
+from pipeline.parallel import Mapper, in_turn
 from pipeline.study import GIVEN, LIST, Domain, SourceDomain, Study
 from pipeline.words import are, counted, printable
 
@@ -52,13 +52,13 @@ _MASK_FILE = re.compile(r"(.+)([ _-](?:mask|seg|segmentation|annotation))[ _-]?\
 # Class folders: each with its images at any depth.
 
 
-def _scan_folders(domain: Domain, each: Each = in_turn) -> Listing:
+def _scan_folders(domain: Domain, mapper: Mapper = in_turn) -> Listing:
     """Find the images of each class; without labels, all images.
 
     Files are recognised by their ending in any case; without an ending, by their first bytes.
     Links are followed if they lead to something inside the root.
     """
-    listing = images_below(domain.path, ignore=domain.ignore or (), each=each)
+    listing = images_in(domain.path, ignore=domain.ignore or (), mapper=mapper)
     if domain.labelled or _is_folder_split(domain):
         listing = _by_folder(domain, listing)
     if not listing.items:
@@ -309,7 +309,7 @@ def _escaped(name: str) -> str:
 
 
 #: The function that lists the images of each kind of input.
-KINDS: Mapping[str, Callable[[Domain, Each], Listing]] = MappingProxyType(
+KINDS: Mapping[str, Callable[[Domain, Mapper], Listing]] = MappingProxyType(
     {
         "a table": scan_table,
         "a .npz file": lambda domain, _: arrays.scan_archive(domain),
@@ -319,7 +319,7 @@ KINDS: Mapping[str, Callable[[Domain, Each], Listing]] = MappingProxyType(
 )
 
 
-def scan(domain: Domain, each: Each = in_turn) -> Listing:
+def scan(domain: Domain, mapper: Mapper = in_turn) -> Listing:
     """List the images of one domain, by its kind of input.
 
     If the source keeps the split of its data, each image has the split ``fit`` or
@@ -329,13 +329,13 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
         StudyError: No such folder, no kind of input or several in it, or one that cannot be used.
     """
     if isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
-        return _with_validation(domain, domain.validation, each)
+        return _with_validation(domain, domain.validation, mapper)
     for path in (domain.path, domain.table.file if domain.table else domain.path):
         if not os.path.exists(path):  # noqa: PTH110 - of what no path can be, Path raises
             raise StudyError(f"{printable(str(path))} is not there: is its disk connected?")
     kinds = _kinds_of(domain)
     if len(kinds) == 1:
-        return _of_split(domain, KINDS[kinds[0]](domain, each))
+        return _of_split(domain, KINDS[kinds[0]](domain, mapper))
     folders, hint = "images at any depth", ""
     if domain.labelled:
         folders = "a folder for each class with images at any depth"
@@ -375,13 +375,13 @@ def _kinds_of(domain: Domain) -> list[str]:
     return [kind for kind, applies in kinds.items() if applies]
 
 
-def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listing:
+def _with_validation(domain: SourceDomain, held_out: Path, mapper: Mapper) -> Listing:
     """The images of the source, and those of a second folder or file that are held out."""
     whole = replace(domain, validation=SourceDomain.validation)
     is_table = domain.table is not None and not arrays.is_archive(domain.path)
     table = domain.table and replace(domain.table, file=held_out)
     other = replace(whole, table=table, path=domain.path if is_table else held_out)
-    fit, validation = scan(whole, each), scan(other, each)
+    fit, validation = scan(whole, mapper), scan(other, mapper)
     # Where it lies as seen from the source, so that no two images have one name.
     prefix = "" if is_table else Path(os.path.relpath(held_out, domain.path)).as_posix() + "/"
     items = (replace(item, split=FIT) for item in fit.items)

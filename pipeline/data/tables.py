@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, NoReturn
 
-from pipeline.data.items import NO_CLASS, Item, Listing, images_below, read_text
+from pipeline.data.items import NO_CLASS, Item, Listing, images_in, read_text
 from pipeline.data.items import SUFFIXES as IMAGES
 from pipeline.errors import StudyError
-from pipeline.parallel import Each, in_turn
+from pipeline.parallel import Mapper, in_turn
 from pipeline.study import COLUMNS, Domain, ImageTable, classes_of
 from pipeline.words import are, composed, counted, printable
 
@@ -128,9 +128,9 @@ def _parquet(file: Path) -> Iterator[Row]:
 # A row for each image.
 
 
-def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
+def scan_table(domain: Domain, mapper: Mapper = in_turn) -> Listing:
     """The existing images that rows of the domain name; a StudyError for faults of the table."""
-    images = images_below(domain.path, ignore=domain.ignore or (), each=each)
+    images = images_in(domain.path, ignore=domain.ignore or (), mapper=mapper)
     look_up, table = _Lookup(images.items), _Table(domain)
     without_class, absent = 0, []
     items: dict[str, Item] = {}

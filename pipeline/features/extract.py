@@ -51,7 +51,7 @@ from pipeline.features.engines import (
 )
 from pipeline.features.guard import FeatureGuard, refuse_many_constant
 from pipeline.features.load import FEATURES_REPORT, frozen_network, store_for
-from pipeline.parallel import Each, Processes, can_share_memory, in_threads
+from pipeline.parallel import Mapper, Processes, can_share_memory, in_threads
 from pipeline.progress import Progress
 from pipeline.results import write_set
 from pipeline.study import SOURCE, BackboneChoice, Study
@@ -92,12 +92,12 @@ def extract(
     engine = engine or EngineChoice()
     check_engine(engine)
     with ExitStack() as reading:
-        each: Each = in_threads
+        mapper: Mapper = in_threads
         # A store that exists may already hold everything.
         is_new = not study.store_root.is_dir()
         if is_new and load_early(engine) and can_share_memory():
-            each = reading.enter_context(Processes(os.cpu_count() or 1)).each
-        loaded = load_samples(study, replace(ALL_IMAGES, rehash=rehash), each)
+            mapper = reading.enter_context(Processes(os.cpu_count() or 1)).map
+        loaded = load_samples(study, replace(ALL_IMAGES, rehash=rehash), mapper)
     fill = partial(_fill_locally, engine=engine)
     return extract_loaded(study, *loaded, fill, strict=strict, report=report)
 

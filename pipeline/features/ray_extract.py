@@ -29,7 +29,7 @@ from pipeline.features.backbones import policy_of
 from pipeline.features.engines import EngineChoice, run_batches
 from pipeline.features.extract import StoreFiller, extract_loaded
 from pipeline.features.load import frozen_network
-from pipeline.parallel import each_of
+from pipeline.parallel import map_block
 from pipeline.progress import Progress
 from pipeline.study import BackboneChoice, Study
 from pipeline.words import counted, first_line
@@ -124,10 +124,10 @@ class _Share(NamedTuple):
 
 
 def in_tasks(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
-    """See :class:`pipeline.parallel.Each`: in tasks of one core each, in blocks of values."""
+    """See :class:`pipeline.parallel.Mapper`: in tasks of one core each, in blocks of values."""
     share = _Share(sum(int(node["CPU"]) for node in _nodes()), 1)
     blocks = _blocks(values, share.workers)
-    for answer in _answers(blocks, share, partial(each_of, function)):
+    for answer in _answers(blocks, share, partial(map_block, function)):
         yield from answer
 
 

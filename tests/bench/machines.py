@@ -30,7 +30,7 @@ from pipeline.data.sources import scan
 from pipeline.features import backbones, ray_extract
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
-from pipeline.parallel import Each, in_threads
+from pipeline.parallel import Mapper, in_threads
 from pipeline.study import Study
 from pipeline.study_file import load_study
 from tests.image_files import raw_png, rows_of
@@ -103,24 +103,24 @@ def _run(images: int, how: str) -> list[float]:
 
     install_tiny_backbone(pytest.MonkeyPatch(), Path(os.environ["BENCH_FOLDER"]))
     engine = EngineChoice(engine="torch", device="cpu", batch_size=64)
-    each, fill = in_threads, partial(extract, engine=engine)
+    mapper, fill = in_threads, partial(extract, engine=engine)
     if how == "ray":
         _start_ray(worker_process_setup_hook=f"{__spec__.name}.hook")
-        each, fill = ray_extract.in_tasks, partial(ray_extract.extract, engine=engine)
-    _steps(_FEW, how, each, fill)  # the processes are there
-    start = np.min([_steps(_FEW, how, each, fill) for _ in range(_STARTS)], axis=0)
-    costs = np.subtract(_steps(images, how, each, fill), start) / (images - _FEW)
+        mapper, fill = ray_extract.in_tasks, partial(ray_extract.extract, engine=engine)
+    _steps(_FEW, how, mapper, fill)  # the processes are there
+    start = np.min([_steps(_FEW, how, mapper, fill) for _ in range(_STARTS)], axis=0)
+    costs = np.subtract(_steps(images, how, mapper, fill), start) / (images - _FEW)
     return [float(start.sum()), *(1e3 * costs).tolist()]
 
 
-def _steps(images: int, how: str, each: Each, fill: Callable[[Study], object]) -> list[float]:
+def _steps(images: int, how: str, mapper: Mapper, fill: Callable[[Study], object]) -> list[float]:
     """CPU seconds of listing, hashing and filling."""
     top = Path(os.environ["BENCH_FOLDER"])
     os.environ["HEADRACE_FEATURES"] = str(top / f"features-{how}-{images}")
     study = load_study(top / str(images) / "study.toml")
-    listing = _cpu_of(partial(scan, study.source, each))
+    listing = _cpu_of(partial(scan, study.source, mapper))
     shutil.rmtree(study.store_root, ignore_errors=True)
-    both = _cpu_of(partial(load_samples, study, each=each))
+    both = _cpu_of(partial(load_samples, study, mapper=mapper))
     shutil.rmtree(study.store_root, ignore_errors=True)
     whole = _cpu_of(partial(fill, study))
     return [listing, both - listing, whole - both]
