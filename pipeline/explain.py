@@ -97,7 +97,7 @@ def explain(
     model = load_trained(study, choice, name, samples)
 
     def pixels_of(subset: Samples) -> Tensor:
-        held = load_pixels(subset, model.policy, folder=study.results)
+        held = load_pixels(subset, model.transform, folder=study.results)
         return held.batch(np.arange(len(subset)))
 
     fit = _sampled(samples, samples.split == FIT, images, study.seed)

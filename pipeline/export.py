@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.domain import DomainData
-from pipeline.data.images import PixelPolicy, Pixels
+from pipeline.data.images import Pixels, Transform
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, UnknownNameError
@@ -94,9 +94,9 @@ def export_model(
     choice = choose_backbone(study, backbone)
     samples = load_features(study, choice, load_samples(study, options)[0]).samples
     model = load_trained(study, choice, name, samples)
-    policy, card = model.policy, model.card
-    data = _graph(nn.Sequential(model.network, model.head), policy)
-    pixels, _ = _images(study, samples, policy, (VALIDATION, FIT), _COMPARED)
+    transform, card = model.transform, model.card
+    data = _graph(nn.Sequential(model.network, model.head), transform)
+    pixels, _ = _images(study, samples, transform, (VALIDATION, FIT), _COMPARED)
     difference = float(np.abs(run_onnx(data, pixels) - _proba(model, pixels)).max())
     if difference > _TOLERANCE:
         raise ExportError(
@@ -105,7 +105,7 @@ def export_model(
         )
     card["compared"] = {"images": len(pixels), "largest_difference": difference}
     if int8:
-        data, card["int8"] = _rounded(study, samples, policy, data, margin)
+        data, card["int8"] = _rounded(study, samples, transform, data, margin)
     import onnx
 
     proto = onnx.load_model_from_string(data)
@@ -121,7 +121,7 @@ class TrainedModel:
     Attributes:
         network: From uint8 pixels ``(n, size, size, 3)`` to pooled features ``(n, d)``.
         head: From features to probabilities ``(n, K)``.
-        policy: From files to pixels.
+        transform: From files to pixels.
         saved: The saved head; None for a fine-tuned network.
         stored: The study's images with the probabilities by all models of its stage.
         proba: The probabilities by this model.
@@ -130,7 +130,7 @@ class TrainedModel:
 
     network: nn.Module
     head: nn.Module
-    policy: PixelPolicy
+    transform: Transform
     saved: SavedHead | None
     stored: Predictions
     proba: Proba
@@ -177,7 +177,7 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
         "decision": "the class with the largest probability",
         "window": reading.window,
         "frame": reading.frame,
-        "preprocessing": run.policy.to_json(),
+        "preprocessing": run.transform.to_json(),
         "weights_licence": _licence(choice),
         "limits": list(_LIMITS),
         "headrace": version("headrace"),
@@ -188,7 +188,7 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
     return TrainedModel(
         network=network,
         head=head,
-        policy=run.policy,
+        transform=run.transform,
         saved=saved,
         stored=stored,
         proba=proba,
@@ -237,7 +237,7 @@ def _fine_tuned(run: Experiment, name: str) -> tuple[nn.Module, nn.Module, dict[
     if record is None:
         raise MissingResultsError(f"{folder.path} holds no network: {again}")
     made_for = record.identity["preprocessing"], record.identity["classes"]
-    if made_for != (run.policy.to_json(), list(run.samples.classes)):
+    if made_for != (run.transform.to_json(), list(run.samples.classes)):
         raise ExportError(f"{folder.path} was trained on other pixels or classes: {again}")
     assembly = run.assemble(name)
     assembly.state()  # without what only helps to train
@@ -302,14 +302,14 @@ def _on_validation(stored: Predictions, proba: Proba) -> dict[str, Any]:
 
 
 def _images(
-    study: Study, samples: Samples, policy: PixelPolicy, splits: Sequence[str], most: int
+    study: Study, samples: Samples, transform: Transform, splits: Sequence[str], most: int
 ) -> tuple[Pixels, NDArray[np.int64]]:
     """Pixels and labels of at most ``most`` images, evenly from the first split with images."""
     of_source = samples.domain == SOURCE
     rows = next(r for s in splits if len(r := np.flatnonzero(of_source & (samples.split == s))))
     spread = np.linspace(0, len(rows) - 1, most).astype(int)
     some = samples.where(np.isin(np.arange(len(samples)), rows[spread]))
-    held = load_pixels(some, policy, folder=study.results)
+    held = load_pixels(some, transform, folder=study.results)
     return held.batch(np.arange(len(some))).numpy(), held.label
 
 
@@ -338,11 +338,11 @@ def _proba(model: TrainedModel, pixels: Pixels) -> Proba:
 # The file.
 
 
-def _graph(module: nn.Module, policy: PixelPolicy) -> bytes:
+def _graph(module: nn.Module, transform: Transform) -> bytes:
     """The serialised graph of a module, checked by onnx."""
     import onnx
 
-    example = torch.zeros((2, policy.size, policy.size, 3), dtype=torch.uint8)
+    example = torch.zeros((2, transform.size, transform.size, 3), dtype=torch.uint8)
     module.eval()
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         program: Any = torch.onnx.export(
@@ -360,14 +360,14 @@ def _graph(module: nn.Module, policy: PixelPolicy) -> bytes:
 
 
 def _rounded(
-    study: Study, samples: Samples, policy: PixelPolicy, data: bytes, margin: float
+    study: Study, samples: Samples, transform: Transform, data: bytes, margin: float
 ) -> tuple[bytes, dict[str, Any]]:
     """The graph in int8, and its loss on validation."""
     if not (samples.split == VALIDATION).any():
         raise ExportError("int8 needs a validation split, on which its loss can be measured")
-    fit, _ = _images(study, samples, policy, (FIT,), _CALIBRATED)
+    fit, _ = _images(study, samples, transform, (FIT,), _CALIBRATED)
     small = _quantise(data, fit)
-    pixels, label = _images(study, samples, policy, (VALIDATION,), len(samples))
+    pixels, label = _images(study, samples, transform, (VALIDATION,), len(samples))
     both = [run_onnx(graph, pixels) for graph in (data, small)]
     measured: dict[str, Any] = {"images": len(label), "margin": margin}
     for metric in ("accuracy", "auroc"):

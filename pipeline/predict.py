@@ -24,7 +24,7 @@ from cache.errors import WriteFailedError
 from cache.recipe import META
 from cache.store import FeatureStore
 from pipeline.data.arrays import is_archive, scan_archive
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.data.items import (
     NO_CLASS,
     Depth,
@@ -36,7 +36,7 @@ from pipeline.data.items import (
 )
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError, StudyError
-from pipeline.features.backbones import policy_of
+from pipeline.features.backbones import transform_of
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import EngineChoice, check_engine
 from pipeline.features.extract import fill_stores
@@ -130,14 +130,14 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
         raise ModelError(f"{model} has no model card of headrace: write it with `headrace export`")
     card = json.loads(text)
     declared = card["preprocessing"]
-    names = {f.name for f in fields(PixelPolicy)}
-    policy = PixelPolicy(**{name: value for name, value in declared.items() if name in names})
-    if policy.to_json() != declared:
+    names = {f.name for f in fields(Transform)}
+    transform = Transform(**{name: value for name, value in declared.items() if name in names})
+    if transform.to_json() != declared:
         raise ModelError(f"{model} takes pixels that this headrace does not make: export it again")
     reading = Reading(window=card["window"] and tuple(card["window"]), frame=card["frame"])
     pairs, skipped = _find_images(images, reading)
     unusable: dict[bytes, str] = {}
-    decoded = dict(decode_images({key: item for item, key in pairs}, policy, unusable))
+    decoded = dict(decode_images({key: item for item, key in pairs}, transform, unusable))
     good = _usable(pairs, unusable, skipped, strict=strict)
     proba = run_onnx(data, np.stack([decoded[key] for _, key in good]))
     return {
@@ -318,7 +318,7 @@ def _rows_of(
             [target],
             missing,
             build=partial(frozen_network, choice, store.recipe),
-            policy=policy_of(choice),
+            transform=transform_of(choice),
             engine=engine,
             title=choice.name,
         )

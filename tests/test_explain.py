@@ -148,8 +148,8 @@ def test_every_backbone_has_maps(name, tmp_path):
     torch.save(reference(name).state_dict(), file)
     spec = spec_of(name)
     for layer, dim in {"": spec.dim, **spec.layers}.items():
-        adds_up(Frozen(build(name, file), spec.policy, [layer]), 224, dim)
-    assembly = assemble("full", name, file, policy=spec.policy, classes=2, seed=0)
+        adds_up(Frozen(build(name, file), spec.transform, [layer]), 224, dim)
+    assembly = assemble("full", name, file, transform=spec.transform, classes=2, seed=0)
     assembly.state()
     whole = assembly.whole.eval()
     adds_up(nn.Sequential(whole.entry, whole.backbone), 224, spec.dim)
@@ -159,8 +159,8 @@ def test_every_backbone_has_maps(name, tmp_path):
 def test_networks_of_every_method_have_maps(name, tmp_path, monkeypatch):
     """But of the fully connected one, which has no places."""
     file = install_trainable_tiny(monkeypatch, tmp_path)
-    policy = spec_of("tiny").policy
-    whole = assemble(name, "tiny", file, policy=policy, classes=2, seed=0).whole.eval()
+    transform = spec_of("tiny").transform
+    whole = assemble(name, "tiny", file, transform=transform, classes=2, seed=0).whole.eval()
     network = nn.Sequential(whole.entry, whole.backbone)
     if name == "scratch_mlp":
         with pytest.raises(ExportError, match="network that ends in global average pooling"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.compare import CompareOptions, compare
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.data.sources import read_image
 from pipeline.features.extract import extract
 from pipeline.study_file import load_study
@@ -52,14 +52,14 @@ def test_the_three_stories_of_the_chest_x_rays(study):
 
 def test_full_resolution_originals_all_decode():
     """Eighty originals, up to 2000 px, JPEG and PNG: none is refused."""
-    policy = PixelPolicy()
+    transform = Transform()
     items = [
         item
         for hospital in ("kermany", "nih")
         for item in listed(DATA / "full_resolution" / hospital).items
     ]
     assert len(items) == 80
-    assert {read_image(item).pixels(policy).shape for item in items} == {(224, 224, 3)}
+    assert {read_image(item).pixels(transform).shape for item in items} == {(224, 224, 3)}
 
 
 def test_a_real_stack_has_the_pixels_of_its_jpeg_files():
@@ -69,4 +69,4 @@ def test_a_real_stack_has_the_pixels_of_its_jpeg_files():
     for file, row in zip(files, rows, strict=True):
         assert file.label == row.label
         of_file, of_row = read_image(file), read_image(row)
-        assert (of_file.pixels(PixelPolicy()) == of_row.pixels(PixelPolicy())).all()
+        assert (of_file.pixels(Transform()) == of_row.pixels(Transform())).all()

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
@@ -101,7 +101,7 @@ def table_with_tiny(file: Path, network=tiny_network, layers=MappingProxyType({"
     """The table of backbones and ``tiny``, whose weights are a file."""
     spec = backbones.Spec(
         dim=8,
-        policy=PixelPolicy(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        transform=Transform(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         network=network,
         pretrained=FileWeights(file),
         layers=layers,

@@ -27,7 +27,7 @@ from pipeline.audit.shortcuts import (
     untested,
     with_permutations,
 )
-from pipeline.data.images import SHEET_SIDE, PixelPolicy, Pixels, SheetEntry, draw_sheet
+from pipeline.data.images import SHEET_SIDE, Pixels, SheetEntry, Transform, draw_sheet
 from pipeline.data.index import MeasureIndex
 from pipeline.data.items import read_lines
 from pipeline.data.leaks import (
@@ -225,11 +225,11 @@ def _leave_out(
 
 def _contact_sheet(samples: Samples, pairs: Sequence[DuplicatePair]) -> bytes | None:
     """A PNG file of the first pairs side by side, as far as they can be read; None: no pairs."""
-    roles, policy = roles_of(samples), PixelPolicy(size=SHEET_SIDE)
+    roles, transform = roles_of(samples), Transform(size=SHEET_SIDE)
 
     def picture(row: int) -> Pixels:
         try:
-            return read_image(samples.items[row]).pixels(policy)
+            return read_image(samples.items[row]).pixels(transform)
         except ImageError:
             return np.full((SHEET_SIDE, SHEET_SIDE, 3), _GREY, np.uint8)
 

@@ -1,4 +1,4 @@
-"""From an image in memory (a file's bytes or a row of a stack) to pixels by a declared policy.
+"""From an image in memory (a file's bytes or a row of a stack) to pixels by a declared transform.
 
 Only JPEG, PNG, TIFF and DICOM are opened, whatever the file's name. Every fault of a file is an
 ``ImageError``, whose message is the reason to list. Decoding runs in many threads, so no
@@ -60,7 +60,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelPolicy:
+class Transform:
     """Everything that decides which pixels a network sees.
 
     Attributes:
@@ -190,9 +190,9 @@ class Content:
             image.load()
         return image
 
-    def pixels(self, policy: PixelPolicy) -> Pixels:
+    def pixels(self, transform: Transform) -> Pixels:
         """Shape ``(size, size, 3)``, 0 to 255, red first, read-only."""
-        return _fitted(self.picture(policy.at_least), policy)
+        return _fitted(self.picture(transform.at_least), transform)
 
     def _digest(self) -> bytes:
         if isinstance(self.data, bytes):
@@ -220,9 +220,9 @@ class Content:
             return _depth_of(open_image(self.data, self.reading)[0])
 
 
-def decode(data: bytes, policy: PixelPolicy, reading: Reading = _DEFAULT) -> Pixels:
+def decode(data: bytes, transform: Transform, reading: Reading = _DEFAULT) -> Pixels:
     """The pixels of an image file; see :class:`Content`."""
-    return Content(data, reading).pixels(policy)
+    return Content(data, reading).pixels(transform)
 
 
 @contextmanager
@@ -520,15 +520,15 @@ def _levels_of_row(row: NDArray[Any], reading: Reading) -> Pixels:
 # From a picture to the square that the network sees.
 
 
-def _fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
+def _fitted(image: Image.Image, transform: Transform) -> Pixels:
     """The square of a picture that a network sees; grey is one channel until it is resized."""
-    image = _masked(image, policy.mask)
-    size, width, height = policy.size, policy.size, policy.size
-    if policy.resize == "crop":  # the same integers as torchvision's Resize and CenterCrop
-        target, short = round(size / policy.crop_ratio), min(image.size)
+    image = _masked(image, transform.mask)
+    size, width, height = transform.size, transform.size, transform.size
+    if transform.resize == "crop":  # the same integers as torchvision's Resize and CenterCrop
+        target, short = round(size / transform.crop_ratio), min(image.size)
         width, height = (target * side // short for side in image.size)
     if image.size != (width, height):  # Pillow would copy it
-        image = image.resize((width, height), Image.Resampling[policy.interpolation.upper()])
+        image = image.resize((width, height), Image.Resampling[transform.interpolation.upper()])
     if image.size != (size, size):
         left, top = round((width - size) / 2), round((height - size) / 2)
         image = image.crop((left, top, left + size, top + size))

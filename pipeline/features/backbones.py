@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.errors import UnknownNameError, WeightsError
 from pipeline.study import AT, BackboneChoice
 from pipeline.words import first_line
@@ -41,7 +41,7 @@ class Spec:
 
     Attributes:
         dim: Number of pooled features.
-        policy: From pixels to network input.
+        transform: From pixels to network input.
         network: From a state dict to the network, which maps float32 images
             ``(n, 3, size, size)`` to pooled features ``(n, dim)``.
         pretrained: File of the ImageNet weights, or None if it is not on this machine; with
@@ -52,7 +52,7 @@ class Spec:
     """
 
     dim: int
-    policy: PixelPolicy
+    transform: Transform
     network: Callable[[_State], "torch.nn.Module"]
     pretrained: Callable[..., Path | None]
     cut: str = "before the classifier"
@@ -86,10 +86,10 @@ def check_backbone_name(name: str) -> None:
         raise UnknownNameError(f"layer of {network}", layer, BACKBONES[network].layers)
 
 
-def policy_of(choice: BackboneChoice) -> PixelPolicy:
-    """Pixel policy of a backbone, with the study's settings."""
+def transform_of(choice: BackboneChoice) -> Transform:
+    """Pixel transform of a backbone, with the study's settings."""
     chosen = {name: getattr(choice, name) for name in ("resize", "decode", "mask", "views")}
-    return replace(spec_of(choice.name).policy, **chosen)
+    return replace(spec_of(choice.name).transform, **chosen)
 
 
 def weights_file(name: str, weights: str) -> Path:
@@ -345,7 +345,7 @@ def _timm_spec(name: str) -> Spec:
         close = ", ".join(timm.list_models(f"*{name.split('.', maxsplit=1)[0][:8]}*")[:8])
         raise UnknownNameError("timm model", name, [close or "see timm.list_models()"])
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    policy = PixelPolicy(
+    transform = Transform(
         size=config.input_size[-1],
         crop_ratio=config.crop_pct,
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
@@ -354,7 +354,7 @@ def _timm_spec(name: str) -> Spec:
     )
     return Spec(
         dim=_timm_width(name),
-        policy=policy,
+        transform=transform,
         network=partial(_timm_network, name),
         pretrained=partial(_timm_file, name, config.hf_hub_id),
         pooling="as timm pools it",
@@ -424,7 +424,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
     {
         "densenet121": Spec(
             dim=1024,
-            policy=PixelPolicy(),
+            transform=Transform(),
             network=_densenet121,
             pretrained=partial(_hub_file, "DenseNet121", "densenet121-a639ec97.pth"),
             layers=_OF_DENSENET121,
@@ -432,7 +432,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
         _ONE_CHANNEL: Spec(
             dim=1024,
             # Their pixels go from -1024 to 1024; resize = "crop" takes the centre as they do.
-            policy=PixelPolicy(crop_ratio=1.0, mean=_HALVES, std=(0.5 / 1024,) * 3),
+            transform=Transform(crop_ratio=1.0, mean=_HALVES, std=(0.5 / 1024,) * 3),
             network=_densenet121_xray,
             pretrained=partial(
                 _unpublished_file,
@@ -443,14 +443,14 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
         ),
         "googlenet": Spec(
             dim=1024,
-            policy=PixelPolicy(),
+            transform=Transform(),
             network=_googlenet,
             pretrained=partial(_hub_file, "GoogLeNet", "googlenet-1378be20.pth"),
             layers={"inception3b": 480, "inception4e": 832, "inception5b": 1024},
         ),
         "resnet50": Spec(
             dim=2048,
-            policy=PixelPolicy(),
+            transform=Transform(),
             network=_resnet50,
             # V1: the weights that published comparisons of frozen features use.
             pretrained=partial(_hub_file, "ResNet50", "resnet50-0676ba61.pth"),
@@ -458,7 +458,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
         ),
         "efficientnet_lite0": Spec(
             dim=1280,
-            policy=PixelPolicy(interpolation="bicubic", mean=_HALVES, std=_HALVES),
+            transform=Transform(interpolation="bicubic", mean=_HALVES, std=_HALVES),
             network=_efficientnet_lite0,
             pretrained=partial(
                 _wheel_file,

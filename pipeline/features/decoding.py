@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.arrays import is_archive
-from pipeline.data.images import PixelPolicy, Pixels
+from pipeline.data.images import Pixels, Transform
 from pipeline.data.items import Item
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
@@ -38,7 +38,7 @@ Decoded = tuple[list[str | None], Any]
 
 def decode_batches(
     items: Mapping[bytes, Item],
-    policy: PixelPolicy,
+    transform: Transform,
     unusable: dict[bytes, str],
     *,
     size: int,
@@ -50,7 +50,7 @@ def decode_batches(
 
     Args:
         items: Images by content key; the content must still have that key.
-        policy: From bytes to pixels.
+        transform: From bytes to pixels.
         unusable: Gets the reason of each image that is left out, by key.
         size: Images in a batch; the last batch is filled up with black rows.
         device: Device of the engine: for a GPU, batches lie in memory that it can copy from.
@@ -59,21 +59,21 @@ def decode_batches(
         threads: Number of threads; None: one for each core.
 
     Yields:
-        Batches of uint8 pixels, shape ``(size, policy.size, policy.size, 3)``.
+        Batches of uint8 pixels, shape ``(size, transform.size, transform.size, 3)``.
     """
     if processes is None:
         processes = _processes_for(device, items.values())
 
     def decode(rows: Pixels, request: Request) -> list[str | None]:
         if not processes:
-            return _decode_rows(rows, request, policy)
+            return _decode_rows(rows, request, transform)
         with running.idle() as process:
-            reasons: list[str | None] = process.call(_decode_shared, request, policy)
+            reasons: list[str | None] = process.call(_decode_shared, request, transform)
             rows[...] = process.shared[: rows.size].reshape(rows.shape)
             return reasons
 
     def start(chunk: Request) -> Callable[[], Decoded]:
-        pixels = empty_batch((size, policy.size, policy.size, 3), device)
+        pixels = empty_batch((size, transform.size, transform.size, 3), device)
         rows, pixels[len(chunk) :] = pixels[: len(chunk)], 0
         futures = [
             pool.submit(decode, rows[at : at + step], chunk[at : at + step])
@@ -85,7 +85,7 @@ def decode_batches(
     step = _ROWS_PER_REQUEST if processes else max(1, size // 32)
     pool = ThreadPoolExecutor(processes or threads or os.cpu_count(), "decode")
     try:
-        with Processes(processes, memory=_ROWS_PER_REQUEST * policy.size**2 * 3) as running:
+        with Processes(processes, memory=_ROWS_PER_REQUEST * transform.size**2 * 3) as running:
             yield from prefetched(items, size, start, unusable)
     finally:
         pool.shutdown(wait=bool(processes), cancel_futures=True)
@@ -140,35 +140,33 @@ def prefetched(
 
 
 def decode_images(
-    items: Mapping[bytes, Item], policy: PixelPolicy, unusable: dict[bytes, str]
+    items: Mapping[bytes, Item], transform: Transform, unusable: dict[bytes, str]
 ) -> Iterator[tuple[bytes, Pixels]]:
     """As :func:`decode_batches`, image by image: key, and pixels ``(size, size, 3)``."""
-    for keys, pixels in decode_batches(items, policy, unusable, size=1):
+    for keys, pixels in decode_batches(items, transform, unusable, size=1):
         if keys[0] is not None:
             yield keys[0], pixels[0]
 
 
-def _decode_shared(request: Request, policy: PixelPolicy) -> list[str | None]:
+def _decode_shared(request: Request, transform: Transform) -> list[str | None]:
     """Decode images into the memory that this process shares with its parent."""
-    rows = shared_memory()[: len(request) * policy.size**2 * 3]
-    return _decode_rows(rows.reshape(-1, policy.size, policy.size, 3), request, policy)
+    rows = shared_memory()[: len(request) * transform.size**2 * 3]
+    return _decode_rows(rows.reshape(-1, transform.size, transform.size, 3), request, transform)
 
 
-def _decode_rows(rows: Pixels, request: Request, policy: PixelPolicy) -> list[str | None]:
+def _decode_rows(rows: Pixels, request: Request, transform: Transform) -> list[str | None]:
     """Decode images into rows; returns the reason why each cannot be used, or None."""
-    return [
-        _decode_row(row, key, item, policy) for row, (key, item) in zip(rows, request, strict=True)
-    ]
+    return [_decode_row(row, *image, transform) for row, image in zip(rows, request, strict=True)]
 
 
-def _decode_row(row: Pixels, key: bytes, item: Item, policy: PixelPolicy) -> str | None:
+def _decode_row(row: Pixels, key: bytes, item: Item, transform: Transform) -> str | None:
     # The bytes that are hashed are the bytes that are decoded: no wrong row is possible.
     try:
-        row[...] = read_image(item, key).pixels(policy)
+        row[...] = read_image(item, key).pixels(transform)
     except ImageError as reason:
         row[...] = 0
         return str(reason)
-    if policy.mask != "none":
+    if transform.mask != "none":
         return None
     # A few pixels are enough for nearly every image.
     constant = (row[::16, ::16] == row[0, 0]).all() and (row == row[0, 0]).all()

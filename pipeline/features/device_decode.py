@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pipeline.data.images import Content, PixelPolicy, Pixels, plain_jpeg
+from pipeline.data.images import Content, Pixels, Transform, plain_jpeg
 from pipeline.data.items import Item
 from pipeline.data.sources import read_image
 from pipeline.errors import EngineError, ImageError
@@ -45,7 +45,7 @@ class _Picture(NamedTuple):
 
 def device_batches(
     items: Mapping[bytes, Item],
-    policy: PixelPolicy,
+    transform: Transform,
     unusable: dict[bytes, str],
     *,
     size: int,
@@ -56,7 +56,7 @@ def device_batches(
     Raises:
         EngineError: This torchvision cannot decode JPEG.
     """
-    decoder = _DeviceDecoder(policy, size, device)
+    decoder = _DeviceDecoder(transform, size, device)
     with (
         ThreadPoolExecutor(_READERS, "read") as pool,
         # On its own stream; otherwise decoding and the network would wait for each other.
@@ -64,7 +64,7 @@ def device_batches(
     ):
 
         def start(chunk: Request) -> Callable[[], Decoded]:
-            read = [pool.submit(_read, key, item, policy) for key, item in chunk]
+            read = [pool.submit(_read, key, item, transform) for key, item in chunk]
             return decoders.submit(lambda: decoder([future.result() for future in read])).result
 
         try:
@@ -84,7 +84,7 @@ def _cuda_stream(device: str) -> None:
         torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
 
-def _read(key: bytes, item: Item, policy: PixelPolicy) -> _Picture | Pixels | str:
+def _read(key: bytes, item: Item, transform: Transform) -> _Picture | Pixels | str:
     """A JPEG file, or the pixels of another image, or the reason why it cannot be used."""
     try:
         content = read_image(item, key)
@@ -93,7 +93,7 @@ def _read(key: bytes, item: Item, policy: PixelPolicy) -> _Picture | Pixels | st
             jpeg, *rest = plain
             # numpy copies without Python's lock; with it a large file would block all threads.
             return _Picture(content, torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy()), *rest)
-        return content.pixels(policy)
+        return content.pixels(transform)
     except ImageError as reason:
         return str(reason)
 
@@ -102,26 +102,26 @@ class _DeviceDecoder:
     """Decodes batches on a device.
 
     Args:
-        policy: From bytes to pixels.
+        transform: From bytes to pixels.
         size: Images in a batch.
         device: ``cuda``; with ``cpu`` the same is done by other decoders.
     """
 
-    def __init__(self, policy: PixelPolicy, size: int, device: str) -> None:
+    def __init__(self, transform: Transform, size: int, device: str) -> None:
         try:
             from torchvision.io import ImageReadMode, decode_jpeg
         except ImportError as cause:
             raise EngineError(
                 "this torchvision does not decode JPEG any more: use --decode cpu"
             ) from cause
-        self._policy, self._size, self._device = policy, size, device
+        self._transform, self._size, self._device = transform, size, device
         self._mode, self._decode_jpeg = ImageReadMode.UNCHANGED, decode_jpeg
         #: How many were decoded on the CPU instead.
         self.on_cpu = 0
 
     def __call__(self, pictures: Sequence[_Picture | Pixels | str]) -> Decoded:
         """The reason why each image cannot be used; uint8 pixels ``(size, side, side, 3)``."""
-        side = self._policy.size
+        side = self._transform.size
         pixels = torch.zeros((self._size, side, side, 3), dtype=torch.uint8, device=self._device)
         reasons: list[str | None] = [p if isinstance(p, str) else None for p in pictures]
         files = [(row, p) for row, p in enumerate(pictures) if isinstance(p, _Picture)]
@@ -131,7 +131,7 @@ class _DeviceDecoder:
                 self.on_cpu += len(left)
                 for row, picture in left:
                     try:
-                        pixels[row] = torch.from_numpy(picture.content.pixels(self._policy).copy())
+                        pixels[row] = torch.tensor(picture.content.pixels(self._transform))
                     except ImageError as refused:
                         reasons[row] = str(refused)
             for row, other in enumerate(pictures):
@@ -161,7 +161,7 @@ class _DeviceDecoder:
                 by_shape[tuple(upright.shape)].append((row, upright))
         for alike in by_shape.values():
             for group in _divided(alike, [image.numel() for _, image in alike], _RESIZED_AT_ONCE):
-                square = _fitted(torch.stack([image for _, image in group]), self._policy)
+                square = _fitted(torch.stack([image for _, image in group]), self._transform)
                 rows = torch.tensor([row for row, _ in group])
                 pixels[rows] = square.permute(0, 2, 3, 1)  # grey fills three channels
         return left
@@ -192,15 +192,15 @@ def _divided(values: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator
         yield run
 
 
-def _fitted(images: Tensor, policy: PixelPolicy) -> Tensor:
+def _fitted(images: Tensor, transform: Transform) -> Tensor:
     """Images ``(n, c, height, width)`` at the network's size, by the same rules as on the CPU."""
     height, width = images.shape[2:]
-    to = (policy.size, policy.size)
-    if policy.resize == "crop":
-        target, short = round(policy.size / policy.crop_ratio), min(height, width)
+    to = (transform.size, transform.size)
+    if transform.resize == "crop":
+        target, short = round(transform.size / transform.crop_ratio), min(height, width)
         to = (target * height // short, target * width // short)
     if (height, width) != to:
-        resized = interpolate(images.float(), to, mode=policy.interpolation, antialias=True)
+        resized = interpolate(images.float(), to, mode=transform.interpolation, antialias=True)
         images = resized.round_().clamp_(0, 255).to(torch.uint8)
-    top, left = (round((side - policy.size) / 2) for side in to)
-    return images[:, :, top : top + policy.size, left : left + policy.size]
+    top, left = (round((side - transform.size) / 2) for side in to)
+    return images[:, :, top : top + transform.size, left : left + transform.size]

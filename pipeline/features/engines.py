@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
-from pipeline.data.images import PixelPolicy, Pixels, decode
+from pipeline.data.images import Pixels, Transform, decode
 from pipeline.errors import EngineError, PipelineError, UnknownNameError
 from pipeline.features.decoding import Batch
 from pipeline.words import first_line
@@ -339,11 +339,11 @@ def compute_features(
         yield from zip(keys, rows, strict=True)
 
 
-def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
+def canary_features(engine: Engine, transform: Transform) -> Features:
     """Features of the four images shipped with the package, shape ``(4, ...)``."""
     folder = resources.files("pipeline.features") / "canaries"
     files = sorted((f for f in folder.iterdir() if f.name[0] != "."), key=lambda f: f.name)
-    images = [(f.name.encode(), decode(f.read_bytes(), policy)) for f in files]
+    images = [(f.name.encode(), decode(f.read_bytes(), transform)) for f in files]
     return np.stack([row for _, row in compute_features(images, engine)])
 
 

@@ -23,7 +23,7 @@ from cache import disk
 from cache.recipe import canonical, check_canaries
 from cache.store import FeatureStore, Writer
 from cache.upkeep import compact, gc
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, Samples, SkippedImage, load_samples
 from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
@@ -34,7 +34,7 @@ from pipeline.errors import (
     SkippedImagesError,
     record_failure,
 )
-from pipeline.features.backbones import policy_of, spec_of
+from pipeline.features.backbones import spec_of, transform_of
 from pipeline.features.decoding import Batch, decode_batches
 from pipeline.features.engines import (
     Build,
@@ -219,7 +219,7 @@ def _fill_locally(
         list(stores.values()),
         missing,
         build=lambda: frozen_network(choice, stores[choice].recipe, layers=layers),
-        policy=policy_of(choice),
+        transform=transform_of(choice),
         engine=engine,
         title=title,
     )
@@ -230,7 +230,7 @@ def fill_stores(
     missing: Mapping[bytes, Item],
     *,
     build: Build,
-    policy: PixelPolicy,
+    transform: Transform,
     engine: EngineChoice,
     title: str,
 ) -> dict[bytes, str]:
@@ -240,7 +240,7 @@ def fill_stores(
         stores: One store for each layer, in the order of the network's features.
         missing: Images by content key.
         build: Builds the network; called only if an engine needs it.
-        policy: From bytes to the network's pixels.
+        transform: From bytes to the network's pixels.
         engine: The user's choice of an engine.
         title: Title of the progress bar and the messages.
 
@@ -254,7 +254,7 @@ def fill_stores(
         store.prepare()
         gc(store)
     begun = time.monotonic()
-    filler = StoreFiller(stores, build, policy, engine, images=len(missing))
+    filler = StoreFiller(stores, build, transform, engine, images=len(missing))
     unusable: dict[bytes, str] = {}
     batches = filler.decode(missing, unusable)
     with ThreadPoolExecutor(1, "first batch") as meanwhile:
@@ -290,17 +290,17 @@ class StoreFiller:
         self,
         stores: Sequence[FeatureStore],
         build: Build,
-        policy: PixelPolicy,
+        transform: Transform,
         engine: EngineChoice,
         *,
         images: int,
     ) -> None:
-        self.stores, self._build, self._policy, self._images = stores, build, policy, images
-        self._recipe = stores[0].recipe
+        self.stores, self._build, self._transform, self._images = stores, build, transform, images
+        recipe = self._recipe = stores[0].recipe
         self.choice = resolve_engine(
-            engine, self._recipe.precision, images=images, size=policy.size, views=policy.views
+            engine, recipe.precision, images=images, size=transform.size, views=transform.views
         )
-        self._guard = FeatureGuard(policy)
+        self._guard = FeatureGuard(transform)
         # Where the features of the second and every later store begin.
         dims = [spec_of(store.recipe.backbone).dim for store in stores]
         self._edges = np.cumsum(dims)[:-1].tolist()
@@ -326,7 +326,7 @@ class StoreFiller:
         self._provenance = started.provenance()
         try:
             with engine_errors():
-                canaries = np.split(canary_features(started, self._policy), self._edges, axis=-1)
+                canaries = np.split(canary_features(started, self._transform), self._edges, axis=-1)
             for store, rows in zip(stores, canaries, strict=True):
                 check_canaries(store.path, store.recipe, rows, provenance=self._provenance)
                 _warn_if_full(store, self._images * rows[0].nbytes)
@@ -338,12 +338,12 @@ class StoreFiller:
     def decode(
         self, items: Mapping[bytes, Item], unusable: dict[bytes, str], *, threads: int | None = None
     ) -> Iterator[Batch]:
-        """Batches of images for the engine, decoded on the policy's device."""
-        policy, device, size = self._policy, self.choice.device, self.choice.batch_size or 1
-        if policy.decode == "cpu":
+        """Batches of images for the engine, decoded on the transform's device."""
+        transform, device, size = self._transform, self.choice.device, self.choice.batch_size or 1
+        if transform.decode == "cpu":
             threads = threads or self.choice.threads
             return decode_batches(
-                items, policy, unusable, size=size, device=device, threads=threads
+                items, transform, unusable, size=size, device=device, threads=threads
             )
         if device != "cuda":
             raise EngineError(
@@ -352,7 +352,7 @@ class StoreFiller:
             )
         from pipeline.features.device_decode import device_batches
 
-        return device_batches(items, policy, unusable, size=size, device=device)
+        return device_batches(items, transform, unusable, size=size, device=device)
 
     def write(
         self,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
-from pipeline.data.images import PixelPolicy, affine_map, views_of
+from pipeline.data.images import Transform, affine_map, views_of
 from pipeline.errors import EngineError, WeightsError
 from pipeline.features.backbones import read_state, spec_of
 from pipeline.features.engines import Build, Engine, EngineChoice, Features, Wait
@@ -63,11 +63,11 @@ class Normalise(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, policy: PixelPolicy) -> None:
+    def __init__(self, transform: Transform) -> None:
         super().__init__()
         shape = (1, 3, 1, 1)
-        self.register_buffer("mean", torch.tensor(policy.mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(policy.std).view(shape), persistent=False)
+        self.register_buffer("mean", torch.tensor(transform.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(transform.std).view(shape), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised images, channels last in memory."""
@@ -85,12 +85,12 @@ class Views(nn.Module):
     grids: Tensor
     brightness: Tensor
 
-    def __init__(self, policy: PixelPolicy) -> None:
+    def __init__(self, transform: Transform) -> None:
         super().__init__()
-        views = views_of(policy.views)
+        views = views_of(transform.views)
         brightness = torch.tensor([view.pop("brightness") for view in views])
         maps = torch.from_numpy(np.stack([affine_map(**view) for view in views]))
-        shape = [len(views), 3, policy.size, policy.size]
+        shape = [len(views), 3, transform.size, transform.size]
         grids = affine_grid(maps, shape, align_corners=False)
         self.register_buffer("grids", grids, persistent=False)
         self.register_buffer("brightness", brightness, persistent=False)
@@ -116,7 +116,7 @@ class Frozen(nn.Module):
 
     Args:
         network: From float32 images ``(n, 3, size, size)`` to features ``(n, ...)``.
-        policy: Gives size, views, mean and standard deviation.
+        transform: Gives size, views, mean and standard deviation.
         layers: Names of modules whose outputs ``(n, d, h, w)``, averaged over positions and
             concatenated, are the features; an empty name stands for the network's output.
     """
@@ -124,7 +124,7 @@ class Frozen(nn.Module):
     size: int
 
     def __init__(
-        self, network: nn.Module, policy: PixelPolicy, layers: Sequence[str] = ("",)
+        self, network: nn.Module, transform: Transform, layers: Sequence[str] = ("",)
     ) -> None:
         super().__init__()
         self.network, self.layers = network, layers
@@ -133,11 +133,11 @@ class Frozen(nn.Module):
         for layer in filter(None, layers):
             name = layer if layer in modules else f"features.{layer}"
             modules[name].register_forward_hook(partial(self._pool, layer))
-        self.size = policy.size
+        self.size = transform.size
         self.dtype = torch.float32
         self.layout = torch.channels_last
-        self.views = Views(policy) if policy.views > 1 else None
-        self.normalise = Normalise(policy)
+        self.views = Views(transform) if transform.views > 1 else None
+        self.normalise = Normalise(transform)
         self.eval().requires_grad_(requires_grad=False)
 
     def move_to(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.data.items import Item
 from pipeline.errors import EngineError, StudyError
 from pipeline.features.decoding import CONSTANT
@@ -23,11 +23,11 @@ class FeatureGuard:
     """Finds invalid features before they reach the store.
 
     Args:
-        policy: Pixel policy. Masked images are often equal: many have four black corners.
+        transform: Pixel transform. Masked images are often equal: many have four black corners.
     """
 
-    def __init__(self, policy: PixelPolicy) -> None:
-        self._may_be_equal = policy.mask != "none"
+    def __init__(self, transform: Transform) -> None:
+        self._may_be_equal = transform.mask != "none"
         self._digests: set[bytes] = set()
         self._rows = self._bad = self._duplicates = 0
 

@@ -25,7 +25,7 @@ from pipeline.errors import (
     WeightsError,
     record_failure,
 )
-from pipeline.features.backbones import file_digest, policy_of, spec_of, weights_file
+from pipeline.features.backbones import file_digest, spec_of, transform_of, weights_file
 from pipeline.results import read_set
 from pipeline.study import SOURCE, BackboneChoice, Study
 from pipeline.words import are, counted, have
@@ -214,7 +214,7 @@ def recipe_of(choice: BackboneChoice, weights_digest: str) -> Recipe:
         cut=spec.cut,
         pooling=spec.pooling,
         weights=weights_digest,
-        preprocessing=policy_of(choice).to_json(),
+        preprocessing=transform_of(choice).to_json(),
         precision=choice.precision,
     )
 
@@ -237,7 +237,7 @@ def frozen_network(
     network = build(choice.network.name, weights_file(choice.name, choice.weights))
     if recipe:
         check_weights(network, recipe)
-    return Frozen(network, policy_of(choice), [choice.layer] if layers is None else layers)
+    return Frozen(network, transform_of(choice), [choice.layer] if layers is None else layers)
 
 
 def check_weights(network: "torch.nn.Module", recipe: Recipe) -> None:

@@ -25,7 +25,7 @@ from pipeline.errors import (
     StudyError,
     record_failure,
 )
-from pipeline.features.backbones import BACKBONES, policy_of
+from pipeline.features.backbones import BACKBONES, transform_of
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import (
     CPU_BATCH,
@@ -145,14 +145,14 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
     rng = np.random.default_rng(study.seed)
     picked = {keys[i]: stored[keys[i]] for i in rng.permutation(len(keys))[:sample]}
 
-    policy = policy_of(backbone)
+    transform = transform_of(backbone)
     other = replace(choice, batch_size=choice.batch_size or CPU_BATCH * 2 - 1)
     network = partial(frozen_network, backbone, store.recipe)
     with closing(start_engine(network, other, backbone.precision)) as engine:
-        canaries = canary_features(engine, policy)
+        canaries = canary_features(engine, transform)
         check_canaries(store.path, store.recipe, canaries, provenance=engine.provenance())
         unusable: dict[bytes, str] = {}
-        pairs = dict(compute_features(decode_images(picked, policy, unusable), engine))
+        pairs = dict(compute_features(decode_images(picked, transform, unusable), engine))
     for key, reason in unusable.items():
         raise CheckFailedError(
             f"{store.path.name}: {len(unusable)} of {counted(len(picked), 'image')} could not be "

@@ -25,7 +25,7 @@ from cache.upkeep import compact, gc
 from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.errors import EngineError, PipelineError
-from pipeline.features.backbones import policy_of
+from pipeline.features.backbones import transform_of
 from pipeline.features.engines import EngineChoice, run_batches
 from pipeline.features.extract import StoreFiller, extract_loaded
 from pipeline.features.load import frozen_network
@@ -362,7 +362,7 @@ def _start_writing(
         gc(store)  # of a worker that was killed on this machine
     layers = [choice.layer for choice in choices]
     build = partial(frozen_network, choices[0], recipes[0], layers=layers)
-    filler = StoreFiller(stores(), build, policy_of(choices[0]), engine, images=ROWS_PER_COMMIT)
+    filler = StoreFiller(stores(), build, transform_of(choices[0]), engine, images=ROWS_PER_COMMIT)
     started = filler.start()
 
     def write(block: Sequence[tuple[bytes, Item]]) -> tuple[int, dict[bytes, str], str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from cache.store import FeatureStore
-from pipeline.data.images import DEGREES, SIDE, PixelPolicy, affine_map
+from pipeline.data.images import DEGREES, SIDE, Transform, affine_map
 from pipeline.data.items import Item
 from pipeline.data.samples import Samples
 from pipeline.errors import ImageError, NoImagesError
@@ -93,7 +93,7 @@ def _number_keys(samples: Samples) -> tuple[dict[bytes, int], Rows]:
 
 
 def load_pixels(
-    samples: Samples, policy: PixelPolicy, *, folder: Path, device: str = "cpu"
+    samples: Samples, transform: Transform, *, folder: Path, device: str = "cpu"
 ) -> Examples:
     """The pixels of all samples, decoded once; above ``PIXEL_BYTES`` in a file in ``folder``.
 
@@ -103,10 +103,10 @@ def load_pixels(
     """
     number, at = _number_keys(samples)
     items = dict(zip(samples.key, samples.items, strict=True))
-    values = _pixel_array((len(number), policy.size, policy.size, 3), folder)
+    values = _pixel_array((len(number), transform.size, transform.size, 3), folder)
     unusable: dict[bytes, str] = {}
     with Progress("decoding", len(number)) as progress:
-        for key, pixels in decode_images(items, policy, unusable):
+        for key, pixels in decode_images(items, transform, unusable):
             values[number[key]] = pixels
             progress.advance()
     _refuse_unusable(unusable, items)
@@ -138,7 +138,7 @@ def stored_rows(
     samples: Samples,
     *,
     build: Callable[[], Frozen],
-    policy: PixelPolicy,
+    transform: Transform,
     engine: EngineChoice,
     device: str,
 ) -> Examples:
@@ -152,7 +152,7 @@ def stored_rows(
     if missing := {key: item for key, item in pairs if key not in store}:
         title = f"{store.recipe.backbone} {store.recipe.cut}"
         unusable = fill_stores(
-            [store], missing, build=build, policy=policy, engine=engine, title=title
+            [store], missing, build=build, transform=transform, engine=engine, title=title
         )
         _refuse_unusable(unusable, missing)
     number, at = _number_keys(samples)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.errors import EngineError, StudyError
 from pipeline.features.backbones import read_state, spec_of
 from pipeline.features.frozen import Normalise, build
@@ -292,7 +292,7 @@ class Assembly:
 
 
 def assemble(
-    name: str, backbone: str, file: Path, *, policy: PixelPolicy, classes: int, seed: int
+    name: str, backbone: str, file: Path, *, transform: Transform, classes: int, seed: int
 ) -> Assembly:
     """Build the untrained network of a method.
 
@@ -300,7 +300,7 @@ def assemble(
         name: Entry of ``METHODS``.
         backbone: Name of the backbone; networks from scratch use neither it nor its weights.
         file: The weights.
-        policy: Size, mean and standard deviation of its images.
+        transform: Size, mean and standard deviation of its images.
         classes: Number of logits.
         seed: Seed of its new layers.
 
@@ -315,8 +315,8 @@ def assemble(
         if backbone == "googlenet" and method.trainable == ALL and method.trains:
             _add_auxiliary(network, file, classes, seed)
     else:
-        network, dim = _from_nothing(name, policy.size, seed)
-    whole = Classifier(Normalise(policy), network, _new_head(dim, classes, seed))
+        network, dim = _from_nothing(name, transform.size, seed)
+    whole = Classifier(Normalise(transform), network, _new_head(dim, classes, seed))
     whole.requires_grad_(requires_grad=False)
     for module in [whole.head, *_trainable(whole.backbone, method.trainable, backbone)]:
         module.requires_grad_()

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from cache.recipe import Recipe
 from cache.store import FeatureStore
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.metrics import Proba, score
-from pipeline.features.backbones import policy_of, spec_of, weights_file
+from pipeline.features.backbones import spec_of, transform_of, weights_file
 from pipeline.features.engines import EngineChoice
 from pipeline.features.frozen import Frozen, build
 from pipeline.features.load import check_weights, store_for
@@ -164,15 +164,15 @@ class Experiment:
     _held: dict[str, Examples] = field(default_factory=dict)
 
     @property
-    def policy(self) -> PixelPolicy:
+    def transform(self) -> Transform:
         """From bytes to the pixels that networks see."""
-        policy = policy_of(replace(self.choice, decode="cpu", views=1))
-        return replace(policy, size=self.image_size or policy.size)
+        transform = transform_of(replace(self.choice, decode="cpu", views=1))
+        return replace(transform, size=self.image_size or transform.size)
 
     def store(self, *, at_cut: bool) -> FeatureStore:
         """The store of the backbone's features, or of unpooled activations at its cut."""
         recipe = store_for(self.study.store_root, self.choice).recipe
-        recipe = replace(recipe, preprocessing=self.policy.to_json())
+        recipe = replace(recipe, preprocessing=self.transform.to_json())
         if at_cut:
             recipe = replace(recipe, cut=cut_of(self.choice.name).where, pooling="none")
         return FeatureStore(self.study.store_root, recipe)
@@ -182,7 +182,7 @@ class Experiment:
         reads, folder = METHODS[name].reads, self.study.results
         if reads not in self._held:
             self._held[reads] = (
-                load_pixels(self.samples, self.policy, folder=folder, device=self.device)
+                load_pixels(self.samples, self.transform, folder=folder, device=self.device)
                 if reads == PIXELS
                 else self._stored(at_cut=reads == ACTIVATIONS)
             )
@@ -200,7 +200,7 @@ class Experiment:
                 store,
                 self.samples,
                 build=partial(self._frozen, store.recipe, at_cut=at_cut),
-                policy=self.policy,
+                transform=self.transform,
                 engine=EngineChoice(device=kind, batch_size=size if kind == "cuda" else None),
                 device=self.device,
             )
@@ -212,7 +212,7 @@ class Experiment:
         network = build(self.choice.name, weights_file(self.choice.name, self.choice.weights))
         check_weights(network, recipe)
         part = cut_of(self.choice.name).split(network)[0] if at_cut else network
-        return Frozen(part, self.policy)
+        return Frozen(part, self.transform)
 
     def rows(self, split: str) -> NDArray[np.intp]:
         """Row numbers of the samples of a split."""
@@ -241,17 +241,17 @@ class Experiment:
 
     def assemble(self, name: str) -> Assembly:
         """The untrained network of a method."""
-        assembly = assemble(
+        built = assemble(
             name,
             self.choice.name,
             weights_file(self.choice.name, self.choice.weights),
-            policy=self.policy,
+            transform=self.transform,
             classes=len(self.samples.classes),
             seed=self.settings(name).seed,
         )
         if self.image_size:
-            check_image_size(assembly.whole, self.image_size, spec_of(self.choice.name).policy.size)
-        return assembly
+            check_image_size(built.whole, self.image_size, spec_of(self.choice.name).transform.size)
+        return built
 
     def predict(self, name: str, assembly: Assembly, rows: NDArray[np.intp]) -> Proba:
         """Probabilities of samples, shape ``(m, K)``, from what the method reads."""
@@ -269,7 +269,7 @@ class Experiment:
             "method": name,
             "backbone": self.backbone(name),
             "weights": store.recipe.weights if method.pretrained else None,
-            "preprocessing": self.policy.to_json(),
+            "preprocessing": self.transform.to_json(),
             "images": samples_digest(self.samples.where(self.samples.domain == SOURCE)),
             "starts from": [self.model(start).weights_sha256() for start in method.starts_from],
             **({f"settings.{k}": v for k, v in settings.items()} if method.trains else {}),

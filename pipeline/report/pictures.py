@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.images import SHEET_SIDE, PixelPolicy, Pixels, SheetEntry, draw_sheet
+from pipeline.data.images import SHEET_SIDE, Pixels, SheetEntry, Transform, draw_sheet
 from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.data.sources import read_image
@@ -86,7 +86,7 @@ def _ordered_rows(stored: Predictions, rows: _Rows, value: NDArray[np.float64]) 
 def _pictures(
     stored: Predictions, proba: NDArray[np.float64], rows: _Rows, items: Mapping[bytes, Item]
 ) -> Iterator[tuple[str, Pixels]]:
-    policy = PixelPolicy(size=SHEET_SIDE, resize="stretch")
+    transform = Transform(size=SHEET_SIDE, resize="stretch")
     for row in rows:
         key, predicted = bytes(stored.key[row]), int(proba[row].argmax())
         shown = min(99, round(100 * proba[row, predicted]))  # no head is sure
@@ -94,7 +94,7 @@ def _pictures(
         if predicted != stored.label[row]:
             text = f"{stored.classes[stored.label[row]]}, called {text}"
         try:
-            yield printable(text), read_image(items[key], key).pixels(policy)
+            yield printable(text), read_image(items[key], key).pixels(transform)
         except (ImageError, KeyError):
             continue  # moved or changed since then; the other images are shown
 

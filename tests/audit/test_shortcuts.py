@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.audit import shortcuts
 from pipeline.audit.shortcuts import MASKED, ShortcutTest, mask_tests, results_of
 from pipeline.audit.stage import audit, masked_study
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.data.index import MEASURES
 from pipeline.data.leaks import NOTE, OK, WARNING
 from pipeline.data.samples import load_samples
@@ -49,7 +49,7 @@ def marker_backbone(tmp_path, monkeypatch):
     )
     spec = backbones.Spec(
         dim=48,
-        policy=PixelPolicy(size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        transform=Transform(size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         network=marker_network,
         pretrained=FileWeights(file),
     )

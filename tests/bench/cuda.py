@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from cache.recipe import relative_l2
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.data.sources import read_image, scan
 from pipeline.features.decoding import decode_batches, decode_images, empty_batch
 from pipeline.features.engines import (
@@ -173,7 +173,7 @@ def correctness(options: argparse.Namespace) -> None:
         plain = build("densenet121", random_weights(options.work, "densenet121")).cuda()
         tensor = torch.from_numpy(np.stack([p for _, p in images])).cuda()
         with torch.inference_mode():
-            features = Frozen(plain, PixelPolicy()).cuda()(tensor).cpu().numpy()
+            features = Frozen(plain, Transform()).cuda()(tensor).cpu().numpy()
         expected = rows("densenet121", "cuda", "fp32")
         distance = relative_l2(features, expected).max()
         print(f"- engine against plain forward, both fp32 on the device: {distance:.1e}")
@@ -242,15 +242,15 @@ def decoding(options: argparse.Namespace) -> None:
         items = _items(_images(options, kind))
         ways = [("stretch", cores), ("stretch", 0), ("fast", cores)]
         for resize, processes in ways[: 2 + (kind != "small")]:
-            policy = PixelPolicy(resize=resize)
-            rate = _batches_rate(decode_batches(items, policy, {}, size=256, processes=processes))
+            square = Transform(resize=resize)
+            rate = _batches_rate(decode_batches(items, square, {}, size=256, processes=processes))
             how = f"{processes} processes" if processes else "threads"
             row(kind, f"{how}, {resize}", f"{rate:.0f}")
         try:
             from pipeline.features.device_decode import device_batches
 
-            policy = PixelPolicy(decode="gpu")
-            rate = _batches_rate(device_batches(items, policy, {}, size=256, device=options.device))
+            square = Transform(decode="gpu")
+            rate = _batches_rate(device_batches(items, square, {}, size=256, device=options.device))
             row(kind, "on the device", f"{rate:.0f}")
         except Exception as error:  # noqa: BLE001 - the others are measured
             row(kind, "on the device", f"{type(error).__name__}: {error}")
@@ -271,10 +271,10 @@ def device_pixels(options: argparse.Namespace) -> None:
     heading("pictures", "mean grey levels", "largest", "features, relative L2, median", "largest")
     for kind in SETS:
         items = _items(_images(options, kind, 64))
-        cpu = dict(decode_images(items, PixelPolicy(), {}))
+        cpu = dict(decode_images(items, Transform(), {}))
         expected = dict(compute_features(cpu.items(), engine))
-        policy = PixelPolicy(decode="gpu")
-        batches = list(device_batches(items, policy, {}, size=32, device=options.device))
+        transform = Transform(decode="gpu")
+        batches = list(device_batches(items, transform, {}, size=32, device=options.device))
         computed = run_batches(batches, engine)
         rows = {k: of for part in computed for k, of in zip(*part, strict=True)}
         on_device = {k: of for part in batches for k, of in zip(*part, strict=False) if k}
@@ -388,7 +388,7 @@ def _engine(options: argparse.Namespace, backbone: str, precision: str, **choice
     weights = random_weights(options.work, backbone)
     given = {"engine": "torch", "device": options.device, "compile": "never", **choice}
     return start_engine(
-        lambda: Frozen(build(backbone, weights), PixelPolicy()), EngineChoice(**given), precision
+        lambda: Frozen(build(backbone, weights), Transform()), EngineChoice(**given), precision
     )
 
 

@@ -45,24 +45,24 @@ json_values = st.one_of(
     st.floats(-2, 2),
     st.sampled_from(["", "1", "null"]),
 )
-policies = st.dictionaries(
+transforms = st.dictionaries(
     st.sampled_from("abc"), st.one_of(json_values, st.lists(json_values, max_size=2)), max_size=3
 )
 
 
-@given(here=policies, there=policies)
+@given(here=transforms, there=transforms)
 def test_recipes_differ_if_and_only_if_a_change_is_named(here, there):
     """Also for 1, 1.0 and true, and for null beside absent, which JSON tells apart."""
     a, b = jobs.recipe_with(preprocessing=here), jobs.recipe_with(preprocessing=there)
     assert (a.fingerprint == b.fingerprint) == (not a.changes_to(b))
 
 
-@given(policy=policies)
-def test_a_recipe_survives_json(policy):
+@given(transform=transforms)
+def test_a_recipe_survives_json(transform):
     """What is read back has the same fingerprint; the order of keys says nothing."""
-    recipe = jobs.recipe_with(preprocessing=policy)
+    recipe = jobs.recipe_with(preprocessing=transform)
     back = Recipe.from_json(json.loads(json.dumps(recipe.to_json())))
-    turned = jobs.recipe_with(preprocessing=dict(reversed(policy.items())))
+    turned = jobs.recipe_with(preprocessing=dict(reversed(transform.items())))
     assert back.fingerprint == recipe.fingerprint == turned.fingerprint
 
 

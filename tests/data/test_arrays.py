@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npy
 
-from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.images import Transform, decode
 from pipeline.data.sources import read_image, scan
 from pipeline.errors import ImageError, StudyError
 from pipeline.init import write_study
@@ -32,8 +32,8 @@ def test_each_row_of_a_stack_is_an_image(tmp_path, one_channel):
         *((f"test_normal.npy#{row}", "normal", row) for row in range(3)),
     ]
     for item, row in zip(listing.items, [*colour, *grey], strict=True):
-        expected = decode(png(row), PixelPolicy())
-        assert (read_image(item).pixels(PixelPolicy()) == expected).all()
+        expected = decode(png(row), Transform())
+        assert (read_image(item).pixels(Transform()) == expected).all()
         assert item.stat.size == Path(item.file).stat().st_size
 
 
@@ -162,8 +162,8 @@ def test_rows_have_the_label_and_the_split_of_their_arrays(tmp_path):
     of_train = [(f"train#{row}", label, "fit") for row, label in enumerate("010")]
     assert found == [*of_train, ("val#0", "1", "validation")]
     for item, row in zip(scan(source).items, [*grey, *colour], strict=True):
-        expected = decode(png(row), PixelPolicy())
-        assert (read_image(item).pixels(PixelPolicy()) == expected).all()
+        expected = decode(png(row), Transform())
+        assert (read_image(item).pixels(Transform()) == expected).all()
 
 
 def test_columns_of_labels_are_findings(tmp_path):

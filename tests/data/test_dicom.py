@@ -10,7 +10,7 @@ import pytest
 from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate
 
-from pipeline.data.images import Content, PixelPolicy, decode
+from pipeline.data.images import Content, Transform, decode
 from pipeline.data.items import EIGHT_BITS, FILE_WINDOW, Reading
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, StudyError
@@ -23,7 +23,7 @@ RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 
 def shown(data: bytes, **reading) -> np.ndarray:
     """Grey levels at the file's own size."""
-    return decode(data, PixelPolicy(size=64), Reading(**reading))[..., 0].astype(int)
+    return decode(data, Transform(size=64), Reading(**reading))[..., 0].astype(int)
 
 
 WINDOWED = np.clip((np.arange(4096) - 1500) / 999 * 255, 0, 255).reshape(64, 64)
@@ -117,7 +117,7 @@ def test_compressed_values_are_decoded_to_the_last_bit(codec, syntax, signed):
 def test_compressed_colours_are_decoded(codec, syntax, kind):
     """To red, green and blue."""
     data = compressed(codec, syntax, picture(), PhotometricInterpretation=kind)
-    found = decode(data, PixelPolicy(size=64)).astype(int)
+    found = decode(data, Transform(size=64)).astype(int)
     assert np.abs(found - picture()).mean() < 3
 
 
@@ -131,7 +131,7 @@ def test_a_compressed_picture_of_another_size_is_refused():
 def test_colour_is_taken_as_it_is():
     """Ultrasound and dermatoscopes: 8 bits each of red, green, blue."""
     data = dicom(picture(), bits=8)
-    assert (decode(data, PixelPolicy(size=64)) == picture()).all()
+    assert (decode(data, Transform(size=64)) == picture()).all()
     assert Content(data).remembered().depth == EIGHT_BITS
 
 

@@ -20,7 +20,7 @@ from torchvision import io as torchvision_io
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.images import Transform, decode
 from pipeline.data.items import NO_RANGE, Reading, scaled, window_of
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import Domain
@@ -40,8 +40,8 @@ from tests.image_files import (
     turned,
 )
 
-AS_IS = PixelPolicy(size=SIZE)  # pictures of this size are not resampled
-CROP = PixelPolicy(resize="crop")
+AS_IS = Transform(size=SIZE)  # pictures of this size are not resampled
+CROP = Transform(resize="crop")
 ANY = Domain(path=Path("x"))
 
 
@@ -50,12 +50,12 @@ def same(left, right, tolerance=0):
     assert np.abs(left.astype(int) - right.astype(int)).max() <= tolerance
 
 
-@pytest.mark.parametrize("policy", [PixelPolicy(), CROP, AS_IS], ids=["stretch", "crop", "as is"])
+@pytest.mark.parametrize("transform", [Transform(), CROP, AS_IS], ids=["stretch", "crop", "as is"])
 @pytest.mark.parametrize("name", good_files())
-def test_a_good_file_becomes_a_square_of_three_channels(name, policy):
+def test_a_good_file_becomes_a_square_of_three_channels(name, transform):
     """Whatever the mode, the size and the format, the network gets what it expects."""
-    pixels = decode(good_files()[name], policy)
-    assert pixels.shape == (policy.size, policy.size, 3)
+    pixels = decode(good_files()[name], transform)
+    assert pixels.shape == (transform.size, transform.size, 3)
     assert pixels.dtype == np.uint8
     assert np.ptp(pixels) > 20
 
@@ -65,13 +65,13 @@ def test_a_bad_file_is_refused_with_its_reason(name):
     """Each row of the table of bad input gets its own reason, and no other exception."""
     data, reason = bad_files()[name]
     with pytest.raises(ImageError, match=reason):
-        decode(data, PixelPolicy())
+        decode(data, Transform())
 
 
 def test_the_reason_never_quotes_the_file():
     """Text found in place of an image may be a patient's record."""
     with pytest.raises(ImageError) as refused:
-        decode(b"SMITH^JOHN 1950-01-01", PixelPolicy())
+        decode(b"SMITH^JOHN 1950-01-01", Transform())
     assert "SMITH" not in str(refused.value)
 
 
@@ -155,10 +155,10 @@ def test_a_bomb_is_refused_before_it_is_decoded(name, monkeypatch):
     """The header is enough."""
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ImageError, match="too large"):
-        decode(bad_files()[name][0], PixelPolicy())
+        decode(bad_files()[name][0], Transform())
     # The limits themselves are inside.
     monkeypatch.undo()
-    assert decode(png(picture(16, 800)), PixelPolicy()).shape == (224, 224, 3)
+    assert decode(png(picture(16, 800)), Transform()).shape == (224, 224, 3)
 
 
 def test_many_threads_share_no_state():
@@ -173,7 +173,7 @@ def test_many_threads_share_no_state():
     assert after == before
 
 
-# --- the declared policy
+# --- the declared transform
 
 
 def test_each_field_changes_the_declaration():
@@ -184,14 +184,14 @@ def test_each_field_changes_the_declaration():
         *({"std": third}, {"mask": "centre"}, {"mask": "corners"}, {"decode": "gpu"}, {"views": 2}),
         {"resize": "crop", "crop_ratio": 0.9},
     ]
-    declared = [PixelPolicy(**fields).to_json() for fields in ({}, *changed)]
+    declared = [Transform(**fields).to_json() for fields in ({}, *changed)]
     assert all(declared.count(one) == 1 for one in declared)
 
 
 def test_the_centre_mask_leaves_the_border_alone():
     """15 % on each side stay as they are, the rest is black."""
     pixels = np.full((100, 200), 90, np.uint8)
-    masked = decode(png(pixels), PixelPolicy(size=100, mask="centre"))[..., 0]
+    masked = decode(png(pixels), Transform(size=100, mask="centre"))[..., 0]
     assert (masked[18:82, 18:82] == 0).all()
     assert (masked[:12] == 90).all()
     assert (masked[:, -12:] == 90).all()
@@ -201,7 +201,7 @@ def test_the_corner_mask_shows_the_four_corners_and_nothing_else():
     """Each corner, 20 % of each side, in its own quarter of the picture."""
     pixels = np.full((100, 100), 255, np.uint8)
     pixels[:20, :20], pixels[:20, 80:], pixels[80:, :20], pixels[80:, 80:] = 10, 20, 30, 40
-    shown = decode(png(pixels), PixelPolicy(size=40, mask="corners"))[..., 0]
+    shown = decode(png(pixels), Transform(size=40, mask="corners"))[..., 0]
     assert np.unique(shown).tolist() == [10, 20, 30, 40]
     assert (shown[5, 5], shown[5, 35], shown[35, 5], shown[35, 35]) == (10, 20, 30, 40)
 
@@ -357,11 +357,11 @@ def jpeg_files():
 @pytest.mark.parametrize("name", jpeg_files())
 def test_a_jpeg_has_pillows_pixels_or_pillows_reason(name, monkeypatch):
     """The fast decoder changes no pixel and no message, so stores keep their recipe."""
-    data, policy = jpeg_files()[name], PixelPolicy(size=150)
+    data, transform = jpeg_files()[name], Transform(size=150)
 
     def outcome():
         try:
-            return decode(data, policy).tolist()
+            return decode(data, transform).tolist()
         except ImageError as reason:
             return str(reason)
 
@@ -372,7 +372,7 @@ def test_a_jpeg_has_pillows_pixels_or_pillows_reason(name, monkeypatch):
 
 def test_fast_decodes_a_large_jpeg_at_a_part_of_its_size():
     """Nearly the pixels of stretch; small files, and what is no JPEG, have exactly those."""
-    exact, fast = PixelPolicy(size=64), PixelPolicy(size=64, resize="fast")
+    exact, fast = Transform(size=64), Transform(size=64, resize="fast")
     large = jpeg(picture(600, 520), quality=90)
     moved = np.abs(decode(large, fast).astype(int) - decode(large, exact))
     assert 0 < moved.mean() < 1
@@ -380,12 +380,12 @@ def test_fast_decodes_a_large_jpeg_at_a_part_of_its_size():
         same(decode(data, fast), decode(data, exact))
 
 
-@pytest.mark.parametrize("policy", [AS_IS, PixelPolicy(size=32), replace(AS_IS, resize="crop")])
-def test_grey_is_replicated_to_three_equal_channels(policy):
+@pytest.mark.parametrize("transform", [AS_IS, Transform(size=32), replace(AS_IS, resize="crop")])
+def test_grey_is_replicated_to_three_equal_channels(transform):
     """And has the pixels that the same image has when it is stored as colour."""
     grey = picture()[..., 0]
-    pixels = decode(png(grey), policy)
-    same(pixels, decode(png(np.dstack([grey] * 3)), policy))
+    pixels = decode(png(grey), transform)
+    same(pixels, decode(png(np.dstack([grey] * 3)), transform))
     assert (pixels == pixels[..., :1]).all()
 
 
@@ -423,14 +423,14 @@ def test_a_transparent_colour_is_black(dtype, colour, key, value):
 def test_sixteen_bit_grey_is_scaled_and_never_clipped():
     """Every one of the 65,536 values is x / 257, rounded; Pillow alone gives a white image."""
     values = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
-    pixels = decode(grey16(values), PixelPolicy(size=256))
+    pixels = decode(grey16(values), Transform(size=256))
     same(pixels[..., 0], np.rint(values / 257))
     # Black is black in any number of bits, so it is not mistaken for 12.
     assert not decode(grey16(np.zeros((SIZE, SIZE), np.uint16)), AS_IS).any()
 
 
 def test_sixteen_bit_colour_keeps_the_high_byte():
-    """As the policy declares it."""
+    """As the transform declares it."""
     values = (picture().astype(np.uint16) << 8) + 77
     same(decode(raw_png(SIZE, SIZE, 16, 2, IDAT=rows_of(values)), AS_IS), picture())
 
@@ -467,8 +467,8 @@ def test_crop_is_what_torchvision_does(shape, interpolation):
     reference = transforms.Compose(
         [transforms.Resize(256, InterpolationMode(interpolation)), transforms.CenterCrop(224)]
     )
-    policy = replace(CROP, interpolation=interpolation)
-    same(decode(png(pixels), policy), np.asarray(reference(Image.fromarray(pixels))))
+    transform = replace(CROP, interpolation=interpolation)
+    same(decode(png(pixels), transform), np.asarray(reference(Image.fromarray(pixels))))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -484,7 +484,7 @@ def test_stretch_is_antialiased_interpolation(shape, interpolation):
         images, (224, 224), mode=interpolation, antialias=True, align_corners=False
     )
     expected = reference[0].permute(1, 2, 0).round().clamp(0, 255).numpy()
-    same(decode(png(pixels), PixelPolicy(interpolation=interpolation)), expected, tolerance=2)
+    same(decode(png(pixels), Transform(interpolation=interpolation)), expected, tolerance=2)
 
 
 # --- values of more than 8 bits
@@ -512,7 +512,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_the_window_decides_what_is_white(name):
     """For every format with more than 8 bits."""
-    pixels = decode(FILES[name], PixelPolicy(size=64), Reading(window=(0, 4095)))
+    pixels = decode(FILES[name], Transform(size=64), Reading(window=(0, 4095)))
     assert np.abs(pixels[..., 0] - RAMP / 4095 * 255).max() <= 1
 
 
@@ -521,7 +521,7 @@ def test_white_is_zero_in_some_tiff_files():
     for values in (picture()[..., 0], picture()[..., 0].astype(np.uint16) * 257):
         data = encoded(values, "TIFF", tiffinfo={262: 0})
         plain = encoded(values, "TIFF")
-        inverted, upright = (decode(d, PixelPolicy(size=64)).astype(int) for d in (data, plain))
+        inverted, upright = (decode(d, Transform(size=64)).astype(int) for d in (data, plain))
         # Pillow inverts what it writes of 8 bits, so that such a file looks the same.
         assert (inverted == (upright if values.dtype == np.uint8 else 255 - upright)).all()
 
@@ -560,6 +560,6 @@ def test_pages_are_refused_or_one_is_chosen():
     pages = [Image.fromarray(picture(seed=k)) for k in range(3)]
     data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     with pytest.raises(ImageError, match="3 frames"):
-        decode(data, PixelPolicy(size=64))
-    chosen = decode(data, PixelPolicy(size=64), Reading(frame="middle"))
+        decode(data, Transform(size=64))
+    chosen = decode(data, Transform(size=64), Reading(frame="middle"))
     assert (chosen == picture(seed=1)).all()

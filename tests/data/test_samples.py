@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.compare import CompareOptions, compare
 from pipeline.data import index as index_module
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.data.leaks import check_leaks
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, load_samples
@@ -137,9 +137,9 @@ def test_the_limit_of_pixels_can_be_set(study_file):
     """Smaller or larger than the usual one; it decides what is decoded, not what is listed."""
     study = edited(study_file, {"[source]": "max_megapixels = 0.001\n[source]"})
     with pytest.raises(ImageError, match=r"too large \(40 x 40, limit 0.001 Mpx; max_meg"):
-        read_image(load_samples(study)[0].items[0]).pixels(PixelPolicy(size=8))
+        read_image(load_samples(study)[0].items[0]).pixels(Transform(size=8))
     content = read_image(load_samples(edited(study_file, {"0.001": "0.002"}))[0].items[0])
-    assert content.pixels(PixelPolicy(size=8)).shape == (8, 8, 3)
+    assert content.pixels(Transform(size=8)).shape == (8, 8, 3)
 
 
 def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch):
@@ -342,7 +342,7 @@ def test_a_detectors_bits_are_guessed_for_dark_and_bright_pictures(deep_study, c
     samples, skipped = load_samples(load_study(deep_study))
     assert len(samples) == 60
     assert not skipped
-    means = [read_image(item).pixels(PixelPolicy(size=32)).mean() for item in samples.items]
+    means = [read_image(item).pixels(Transform(size=32)).mean() for item in samples.items]
     exposure = np.array([int(item.path[3:-4]) % 3 for item in samples.items])
     dark, medium, bright = (np.mean(np.array(means)[exposure == k]) for k in range(3))
     assert dark < 35 < medium < 100 < bright < 170

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import items as items_module
-from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.images import Transform, decode
 from pipeline.data.index import measures_of
 from pipeline.data.items import Item, Reading
 from pipeline.data.patients import patients_of_items
@@ -64,7 +64,7 @@ def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
         content = read_image(item)
         assert len(content.key) == 32
         assert content.remembered().key(item.reading) == content.key
-        assert content.pixels(PixelPolicy()).shape == (224, 224, 3)
+        assert content.pixels(Transform()).shape == (224, 224, 3)
         other = replace(item, reading=Reading(window=(0, 9)))
         assert read_image(other).key == content.key, "8 bits need no window"
         assert measures_of(content)["height"] == 64
@@ -244,7 +244,7 @@ def test_key_and_pixels_come_from_the_same_bytes(root, failing):
     content = read_image(item)
     Path(item.file).write_bytes(png(picture(seed=9)))
     assert content.key == hashlib.sha256(jpeg()).digest()
-    assert (content.pixels(PixelPolicy()) == decode(jpeg(), PixelPolicy())).all()
+    assert (content.pixels(Transform()) == decode(jpeg(), Transform())).all()
     assert opener.call_count == 1
 
 

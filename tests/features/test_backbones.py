@@ -34,7 +34,7 @@ class OneChannel(torchvision.models.DenseNet):
         self.features.conv0 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
 
     def forward(self, images):
-        pixels = images * 0.5 / 1024 + 0.5  # as the policy had them before
+        pixels = images * 0.5 / 1024 + 0.5  # as the transform had them before
         return super().forward((2 * pixels.mean(1, keepdim=True) - 1) * 1024)
 
 
@@ -79,14 +79,14 @@ def networks(tmp_path_factory):
 
 def plain_features(network: nn.Module, pixels: np.ndarray, name: str) -> np.ndarray:
     """What the plain forward pass hands to its classifier, caught by a hook."""
-    policy = spec_of(name).policy
+    transform = spec_of(name).transform
     caught = {}
     head = "classifier" if hasattr(network, "classifier") else "fc"
     handle = getattr(network, head).register_forward_pre_hook(
         lambda _, inputs: caught.update(x=inputs[0])
     )
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (policy.mean, policy.std))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (transform.mean, transform.std))
     with torch.no_grad():
         network((images - mean) / std)
     handle.remove()
@@ -101,7 +101,7 @@ def pixels_of(count: int, size: int = 224) -> np.ndarray:
 
 def run(file: Path, name: str, engine: str, pixels: np.ndarray) -> np.ndarray:
     started = start_engine(
-        lambda: Frozen(build(name, file), spec_of(name).policy),
+        lambda: Frozen(build(name, file), spec_of(name).transform),
         EngineChoice(engine=engine, device="cpu", batch_size=2),
         "fp32",
     )
@@ -137,7 +137,7 @@ def test_the_network_is_frozen(networks, name):
     """Eval mode in every module, no gradients, no buffer moved by extraction."""
     network = build(name, networks[name][1])
     before = state_digest(network)
-    frozen = Frozen(network, spec_of(name).policy)
+    frozen = Frozen(network, spec_of(name).transform)
     assert not any(module.training for module in frozen.modules())
     assert not any(p.requires_grad for p in frozen.parameters())
     engine = start_engine(
@@ -321,7 +321,7 @@ def test_layers_of_one_pass_are_what_a_hook_sees(networks, name):
         )
     pixels = pixels_of(2, 64)
     last = plain_features(network, pixels, name)
-    frozen = Frozen(build(name, file), spec_of(name).policy, [*layers, ""])
+    frozen = Frozen(build(name, file), spec_of(name).transform, [*layers, ""])
     features = frozen(torch.from_numpy(pixels)).numpy()
     expected = [*(output.numpy() for output in seen), last]
     assert [part.shape[1] for part in expected] == [*layers.values(), spec_of(name).dim]

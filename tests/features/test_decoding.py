@@ -8,7 +8,7 @@ import pytest
 import torchvision.io
 from PIL import Image
 
-from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.images import Transform, decode
 from pipeline.data.items import FileStat, Item
 from pipeline.data.sources import read_image, scan
 from pipeline.errors import EngineError
@@ -22,7 +22,7 @@ from pipeline.study_file import load_study
 from tests.image_files import jpeg, picture, png, turned
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torchvision 0.29:DeprecationWarning")
-POLICY = PixelPolicy(size=32)
+SQUARE = Transform(size=32)
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def items(tmp_path):
 def test_each_image_is_decoded_into_its_row(items, processes):
     """In order; a bad one leaves a black row without a key, and its reason."""
     unusable = {}
-    batches = list(decode_batches(items, POLICY, unusable, size=8, processes=processes))
+    batches = list(decode_batches(items, SQUARE, unusable, size=8, processes=processes))
     assert [pixels.shape for _, pixels in batches] == [(8, 32, 32, 3)] * 3
     keys = [key for keys, _ in batches for key in keys]
     rows = np.concatenate([pixels for _, pixels in batches])
     assert [key for key in keys if key] == [key for key in items if key not in unusable]
     for key, row in zip(keys, rows, strict=False):
         if key:
-            expected = decode(Path(items[key].file).read_bytes(), POLICY)
+            expected = decode(Path(items[key].file).read_bytes(), SQUARE)
             np.testing.assert_array_equal(row, expected)
         else:
             assert not row.any()
@@ -58,7 +58,7 @@ def test_each_image_is_decoded_into_its_row(items, processes):
     assert sorted(reason[:20] for reason in unusable.values()) == sorted(
         [CONSTANT[:20], "not a JPEG, PNG, TIF", "changed while the ru"]
     )
-    assert list(dict(decode_images(items, POLICY, {}))) == [key for key in keys if key]
+    assert list(dict(decode_images(items, SQUARE, {}))) == [key for key in keys if key]
 
 
 def test_a_batch_is_decoded_into_the_array_of_the_engine(items, monkeypatch):
@@ -71,7 +71,9 @@ def test_a_batch_is_decoded_into_the_array_of_the_engine(items, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(decoding, "empty_batch", empty)
-    for number, (_, pixels) in enumerate(decode_batches(items, POLICY, {}, size=8, device="cuda")):
+    for number, (_, pixels) in enumerate(
+        decode_batches(items, SQUARE, {}, size=8, device="cuda")
+    ):
         assert pixels is made[number]
 
 
@@ -119,15 +121,15 @@ def kinds(tmp_path):
 def test_each_picture_is_nearly_that_of_the_cpu(kinds, caplog, resize, interpolation):
     """Upright, in the declared geometry, in its own row; what is left out has its reason."""
     caplog.set_level("INFO")
-    policy = PixelPolicy(size=64, resize=resize, interpolation=interpolation, decode="gpu")
+    transform = Transform(size=64, resize=resize, interpolation=interpolation, decode="gpu")
     unusable, found = {}, {}
-    for keys, pixels in device_batches(kinds, policy, unusable, size=5, device="cpu"):
+    for keys, pixels in device_batches(kinds, transform, unusable, size=5, device="cpu"):
         assert pixels.shape == (5, 64, 64, 3)
         found |= {key: row.numpy() for key, row in zip(keys, pixels, strict=False) if key}
     assert list(found) == [key for key in kinds if key not in unusable]
     for key, row in found.items():
         name = kinds[key].path.removeprefix("a/").removesuffix(".jpg")
-        expected = decode((PLAIN | ON_CPU)[name], policy).astype(int)
+        expected = decode((PLAIN | ON_CPU)[name], transform).astype(int)
         difference = np.abs(row - expected)
         assert difference.mean() < 0.5, name
         assert difference.max() <= 2 if name in PLAIN else not difference.any(), name
@@ -146,15 +148,15 @@ def test_a_picture_that_the_device_refuses_costs_no_other(kinds, monkeypatch):
         return real(data, *given, **named)
 
     monkeypatch.setattr(torchvision.io, "decode_jpeg", refuse)
-    policy, unusable = PixelPolicy(size=64, decode="gpu"), {}
-    ((keys, _),) = device_batches(kinds, policy, unusable, size=32, device="cpu")
+    transform, unusable = Transform(size=64, decode="gpu"), {}
+    ((keys, _),) = device_batches(kinds, transform, unusable, size=32, device="cpu")
     assert len(unusable) == len(UNUSABLE)
     assert sum(key is not None for key in keys) == len(PLAIN | ON_CPU)
 
 
 def test_decoding_on_the_gpu_is_a_recipe_and_needs_one(study_file):
     """Its pixels are others; on a CPU it is refused before any work."""
-    assert PixelPolicy(decode="gpu").to_json() == PixelPolicy().to_json() | {"decode": "gpu"}
+    assert Transform(decode="gpu").to_json() == Transform().to_json() | {"decode": "gpu"}
     study = load_study(study_file).with_recipe(decode="gpu")
     with pytest.raises(EngineError, match="needs a CUDA device.*use --decode cpu"):
         extract(study, EngineChoice(device="cpu"))

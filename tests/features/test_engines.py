@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from cache import disk
 from cache.recipe import relative_l2
-from pipeline.data.images import PixelPolicy, views_of
+from pipeline.data.images import Transform, views_of
 from pipeline.errors import EngineError, UnknownNameError
 from pipeline.features import backbones, engines
 from pipeline.features.engines import ENGINES, EngineChoice, compute_features, start_engine
@@ -25,7 +26,7 @@ from pipeline.features.frozen import Frozen, Views
 from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_images
 
-POLICY = PixelPolicy(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+TRANSFORM = Transform(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 OPENVINO = EngineChoice(engine="openvino", device="cpu", batch_size=4)
 
 
@@ -43,7 +44,7 @@ def images(count: int) -> list[tuple[bytes, np.ndarray]]:
 
 def tiny(engine: str, precision: str = "fp32", network: nn.Module | None = None, **choice):
     given = EngineChoice(**{"engine": engine, "device": "cpu", "batch_size": 4, **choice})
-    return start_engine(lambda: Frozen(network or Tiny(), POLICY), given, precision)
+    return start_engine(lambda: Frozen(network or Tiny(), TRANSFORM), given, precision)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -173,8 +174,8 @@ def test_compiling_is_asked_for_and_said(monkeypatch):
 def test_more_views_have_those_of_fewer_among_them():
     """So does the recipe, which holds the numbers; of one view it is as it always was."""
     assert views_of(8)[:3] == views_of(3)
-    assert PixelPolicy(views=3).to_json()["views"] == views_of(3)
-    assert "views" not in PixelPolicy().to_json()
+    assert Transform(views=3).to_json()["views"] == views_of(3)
+    assert "views" not in Transform().to_json()
     assert len({str(view) for view in views_of(32)}) == 32
 
 
@@ -182,7 +183,7 @@ def test_each_view_is_moved_and_lit_as_its_numbers_say():
     """Of a plane every resampling is exact, so each place in the middle is known by a formula."""
     size, at = 64, np.arange(64)
     plane = np.repeat((80 + at[:, None] * 0.5 + at * 1.0)[..., None], 3, axis=2)
-    views = Views(PixelPolicy(size=size, views=8))(torch.tensor(plane)[None]).numpy()[..., 0]
+    views = Views(Transform(size=size, views=8))(torch.tensor(plane)[None]).numpy()[..., 0]
     middle = np.arange(24, 40)
     x, y = np.meshgrid((2 * middle + 1) / size - 1, (2 * middle + 1) / size - 1)
     for view, numbers in zip(views, views_of(8), strict=True):
@@ -206,8 +207,8 @@ def test_views_are_the_same_on_every_engine(tmp_path, monkeypatch):
     images = [(bytes([i]), rng.integers(0, 256, (32, 32, 3), np.uint8)) for i in range(3)]
     found = []
     for engine, views in (("torch", 1), ("torch", 4), ("openvino", 4)):
-        policy = PixelPolicy(size=32, mean=spec.policy.mean, std=spec.policy.std, views=views)
-        network = Frozen(spec.network(torch.load(file)), policy)
+        transform = replace(spec.transform, size=32, views=views)
+        network = Frozen(spec.network(torch.load(file)), transform)
         choice = EngineChoice(engine=engine, device="cpu", batch_size=2)
         started = start_engine(lambda network=network: network, choice, "fp32")
         found.append(np.stack([row for _, row in compute_features(images, started)]))

@@ -23,7 +23,7 @@ from cache import disk
 from cache.errors import CanaryError
 from cache.store import FeatureStore
 from pipeline.audit.stage import audit
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import Transform
 from pipeline.data.samples import load_samples
 from pipeline.errors import EngineError, PartsError, StudyError, WeightsError
 from pipeline.features.extract import extract
@@ -181,14 +181,14 @@ def test_many_pictures_of_one_colour_stop_the_run(study_file, monkeypatch):
 
 def test_a_dead_backbone_stops_the_run():
     """More than one row in a hundred equal to another image's, or none at all."""
-    guard = FeatureGuard(PixelPolicy())
+    guard = FeatureGuard(Transform())
     with pytest.raises(EngineError, match="the backbone does not work"):
         for _ in range(50):
             guard.defect(np.ones(4, np.float32))
     with pytest.raises(EngineError, match="not finite or all zero"):
         for value in [np.nan, np.inf, 0.0] * 20:
             assert "feature" in guard.defect(np.full(4, value, np.float32))
-    guard = FeatureGuard(PixelPolicy())
+    guard = FeatureGuard(Transform())
     for i in range(30):  # ten copies of one picture in a small set are no dead backbone
         row = np.full(4, 1.0 if i < 11 else i + 2.0, np.float32)
         assert guard.defect(row) is None

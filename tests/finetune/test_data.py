@@ -34,9 +34,9 @@ def run_of(study, samples=None, size=None):
 
 
 @pytest.fixture
-def policy(study):
+def transform(study):
     """From bytes to 32 x 32 pixels."""
-    return run_of(study).policy
+    return run_of(study).transform
 
 
 def activations(study, samples, size=None):
@@ -47,13 +47,13 @@ def activations(study, samples, size=None):
 # Pixels
 
 
-def test_pixels_are_the_same_in_memory_and_in_a_file(samples, policy, tmp_path, monkeypatch):
+def test_pixels_are_the_same_in_memory_and_in_a_file(samples, transform, tmp_path, monkeypatch):
     """Their size decides where, never what; the file has no name that could stay behind."""
     rows, batch = np.array([9, 2, 30, 59]), np.array([3, 0])
-    in_memory = load_pixels(samples, policy, folder=tmp_path)
+    in_memory = load_pixels(samples, transform, folder=tmp_path)
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(data_module, "PIXEL_BYTES", 0)
-    in_file = load_pixels(samples, policy, folder=tmp_path)
+    in_file = load_pixels(samples, transform, folder=tmp_path)
     assert sorted(tmp_path.iterdir()) == before
     assert torch.equal(in_memory.values, in_file.values)
     assert torch.equal(in_memory.take(rows).batch(batch), in_file.values[[59, 9]])
@@ -65,7 +65,7 @@ def test_pixels_are_the_same_in_memory_and_in_a_file(samples, policy, tmp_path, 
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(OSError, match="No space"):
-        load_pixels(samples, policy, folder=tmp_path)
+        load_pixels(samples, transform, folder=tmp_path)
 
 
 @pytest.mark.parametrize(("free", "moves"), [(100, ["cuda:1"]), (99, [])])
@@ -80,12 +80,12 @@ def test_half_of_the_devices_free_memory_holds_rows(monkeypatch, free, moves):
     assert moved == moves
 
 
-def test_an_image_that_went_bad_is_named(study, samples, policy, tmp_path):
+def test_an_image_that_went_bad_is_named(study, samples, transform, tmp_path):
     """A method must not train on fewer images than it says, of pixels or of activations."""
     Path(samples.items[5].file).write_bytes(b"no image any more")
     message = "cannot be used .changed while.*; run headrace features STUDY"
     with pytest.raises(ImageError, match=message):
-        load_pixels(samples, policy, folder=tmp_path)
+        load_pixels(samples, transform, folder=tmp_path)
     with pytest.raises(ImageError, match=message):
         activations(study, samples)
 
@@ -93,15 +93,15 @@ def test_an_image_that_went_bad_is_named(study, samples, policy, tmp_path):
 # Stored rows
 
 
-def test_the_prefix_runs_once_over_each_image(study, policy, tmp_path, monkeypatch):
+def test_the_prefix_runs_once_over_each_image(study, transform, tmp_path, monkeypatch):
     """Rows are those of the prefix; a second run builds nothing; copies of an image share one."""
     first = sorted((tmp_path / "here" / "a").iterdir())[0]
     first.with_name("p1000_copy.png").write_bytes(first.read_bytes())
     samples, _ = load_samples(study)
     taken = activations(study, samples)
     rows, everything = np.array([7, 3, 41]), np.arange(61)
-    frozen = Frozen(cut_of("tiny").split(build("tiny", tmp_path / "tiny.pth"))[0], policy)
-    expected = frozen(load_pixels(samples, policy, folder=tmp_path).batch(rows))
+    frozen = Frozen(cut_of("tiny").split(build("tiny", tmp_path / "tiny.pth"))[0], transform)
+    expected = frozen(load_pixels(samples, transform, folder=tmp_path).batch(rows))
     torch.testing.assert_close(taken.take(rows).batch(np.arange(3)), expected)
     np.testing.assert_array_equal(taken.take(rows).label, samples.label[rows])
     monkeypatch.setattr(runs_module, "build", None)

@@ -355,7 +355,8 @@ def test_a_real_network_on_cuda_is_repeatable_in_bf16():
     def weights():
         torch.manual_seed(0)
         pixels = Pictures(16, side=64)
-        model = nn.Sequential(Normalise(spec_of("densenet121").policy), densenet121(num_classes=2))
+        first = Normalise(spec_of("densenet121").transform)
+        model = nn.Sequential(first, densenet121(num_classes=2))
         data = examples_of(pixels.pixels, np.arange(16), pixels.label, "cuda")
         return _trained(model, replace(REPEATABLE, epochs=1, precision="bf16"), data)[0]
 

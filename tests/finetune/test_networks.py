@@ -64,8 +64,8 @@ def images(count, size=SIZE, seed=0):
 
 def assembly(method, backbone, file, seed=0):
     """The network of a method for two classes, and images as small as these."""
-    policy = replace(spec_of(backbone).policy, size=SIZE)
-    return assemble(method, backbone, file, policy=policy, classes=2, seed=seed)
+    transform = replace(spec_of(backbone).transform, size=SIZE)
+    return assemble(method, backbone, file, transform=transform, classes=2, seed=seed)
 
 
 @pytest.mark.parametrize("name", list(CUTS))
@@ -76,7 +76,7 @@ def test_the_parts_are_the_network_and_the_network_is_the_frozen_one(name, weigh
     whole = assembly("full", name, weights_of(name)).whole.eval()
     normalised = whole.entry(images(2))
     with torch.no_grad():
-        frozen = Frozen(network, replace(spec_of(name).policy, size=SIZE))(images(2))
+        frozen = Frozen(network, replace(spec_of(name).transform, size=SIZE))(images(2))
         for features in (whole.backbone(normalised), tail(prefix.eval()(normalised))):
             torch.testing.assert_close(features, frozen, rtol=0, atol=0)
         assert tuple(prefix(torch.zeros(1, 3, 224, 224)).shape[1:]) == SHAPES[name]

@@ -68,7 +68,7 @@ def test_a_part_trained_from_the_store_is_the_part_trained_online(run):
         made.whole.head.double()
         if online:
             entry = nn.Sequential(made.whole.entry, prefix, Doubled())
-            examples = load_pixels(samples, run.policy, folder=Path()).take(fit)
+            examples = load_pixels(samples, run.transform, folder=Path()).take(fit)
         else:
             entry, examples = Doubled(), run.examples("last_block").take(fit)
         train(Classifier(entry, tail, made.whole.head), examples, examples, settings)
