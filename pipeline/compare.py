@@ -270,8 +270,8 @@ def _unfitted(study: Study, features: FeatureTable) -> SavedHead:
         seeds=(),
         parameters={},
         images=int(np.sum(features.samples.split == FIT)),
-        window=features.samples.items[0].reading.window,  # the source comes first
-        frame=features.samples.items[0].reading.frame,
+        window=features.samples.items[0].options.window,  # the source comes first
+        frame=features.samples.items[0].options.frame,
     )
 
 

@@ -169,14 +169,14 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
             f"{stage} STUDY{option}"
         )
     proba = stored.proba[name, seed]
-    reading = samples.items[0].reading  # source comes first
+    options = samples.items[0].options  # source comes first
     card = {
         "model": name,
         "backbone": choice.name,
         "classes": list(samples.classes),
         "decision": "the class with the largest probability",
-        "window": reading.window,
-        "frame": reading.frame,
+        "window": options.window,
+        "frame": options.frame,
         "preprocessing": run.transform.to_json(),
         "weights_licence": _licence(choice),
         "limits": list(_LIMITS),

@@ -30,7 +30,7 @@ from pipeline.data.items import (
     Depth,
     FileStat,
     Item,
-    Reading,
+    ReadOptions,
     images_in,
     system_reason,
 )
@@ -94,7 +94,7 @@ def predict(
     engine = engine or EngineChoice()
     check_engine(engine)
     head = load_head(model)
-    pairs, skipped = _find_images(images, Reading(window=head.window, frame=head.frame))
+    pairs, skipped = _find_images(images, ReadOptions(window=head.window, frame=head.frame))
     unusable: dict[bytes, str] = {}
     features, computed = [], set()
     with TemporaryDirectory(prefix="headrace-") as scratch:
@@ -134,8 +134,8 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
     transform = Transform(**{name: value for name, value in declared.items() if name in names})
     if transform.to_json() != declared:
         raise ModelError(f"{model} takes pixels that this headrace does not make: export it again")
-    reading = Reading(window=card["window"] and tuple(card["window"]), frame=card["frame"])
-    pairs, skipped = _find_images(images, reading)
+    options = ReadOptions(window=card["window"] and tuple(card["window"]), frame=card["frame"])
+    pairs, skipped = _find_images(images, options)
     unusable: dict[bytes, str] = {}
     decoded = dict(decode_images({key: item for item, key in pairs}, transform, unusable))
     good = _usable(pairs, unusable, skipped, strict=strict)
@@ -220,7 +220,7 @@ def _answers(
 
 
 def _find_images(
-    images: Sequence[Path], reading: Reading
+    images: Sequence[Path], options: ReadOptions
 ) -> tuple[list[_Keyed], list[dict[str, str]]]:
     """Images with their content keys, each file once; and the images that cannot be read."""
     pairs, skipped, depths = [], [], list[Depth]()
@@ -236,27 +236,27 @@ def _find_images(
             try:
                 if reason := damaged.get(identity[:2]):
                     raise reason
-                read = replace(item, reading=reading)
+                read = replace(item, options=options)
                 file = read_image(read).remembered()
-                pairs.append((read, file.key(reading)))
+                pairs.append((read, file.key(options)))
                 depths.append(file.depth)
             except ImageError as cause:
                 skipped.append(_as_skipped(item.path, str(cause)))
             except StudyError as cause:  # each row of an array would decompress it again
                 damaged[identity[:2]] = cause
                 skipped.append(_as_skipped(item.path, str(cause)))
-    _warn_of_range(reading, depths)
+    _warn_of_range(options, depths)
     return pairs, skipped
 
 
-def _warn_of_range(reading: Reading, depths: Sequence[Depth]) -> None:
+def _warn_of_range(options: ReadOptions, depths: Sequence[Depth]) -> None:
     """Say it if values of more than 8 bits do not fit the model's window.
 
     A study guesses the bits of each domain; a model reads all images as its source was read.
     A window other than 0 to the largest value of some bits was chosen, and may cut values off.
     """
     top = max((depth for depth in depths if depth is not None), default=0)
-    black, white = reading.window or (0, 0)
+    black, white = options.window or (0, 0)
     if top <= 0 or black or not white or not np.log2(white + 1).is_integer():
         return
     if not white / _OTHER_RANGE <= top <= white * _OTHER_RANGE:

@@ -16,7 +16,7 @@ from cache.errors import CanaryError
 from pipeline import errors
 from pipeline.compare import CompareOptions, compare
 from pipeline.data import arrays
-from pipeline.data.items import Reading
+from pipeline.data.items import ReadOptions
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.extract import extract
 from pipeline.heads.save import head_folder
@@ -181,7 +181,7 @@ def test_images_with_other_bits_than_the_source_are_warned_of(
 
 def test_a_window_that_was_chosen_may_cut_values_off(caplog):
     """The source's brightest values lie above it too."""
-    predict_module._warn_of_range(Reading(window=(300.0, 1200.0)), [4000])
+    predict_module._warn_of_range(ReadOptions(window=(300.0, 1200.0)), [4000])
     assert not caplog.records
 
 

@@ -30,7 +30,7 @@ from pipeline.data.items import (
     FileStat,
     Item,
     Listing,
-    Reading,
+    ReadOptions,
     files_in,
     is_folder,
     read_file,
@@ -76,7 +76,7 @@ def _check_images(name: str, header: _Header) -> None:
     if shape[0] < 1:
         raise StudyError(f"{name} has shape {shape}: it holds no image")
     try:
-        Reading().check_size(shape[2], shape[1])
+        ReadOptions().check_size(shape[2], shape[1])
     except ImageError as cause:
         raise StudyError(f"{name} has shape {shape}: its images are {cause}; {_ALLOWED}") from cause
 

@@ -19,7 +19,7 @@ from pipeline.data.items import (
     EIGHT_BITS,
     FILE_WINDOW,
     NO_RANGE,
-    Reading,
+    ReadOptions,
     scaled,
 )
 from pipeline.errors import ImageError
@@ -47,7 +47,7 @@ _JPEG_2000 = b"\xff\x4f\xff\x51"
 _FRAME_HEADER = re.compile(rb"\xff[\xc0-\xc3\xf7]...(....)", re.DOTALL)
 
 
-def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
+def dicom_picture(data: bytes, options: ReadOptions) -> Image.Image:
     """The image that a viewer would show, in mode L or RGB.
 
     Rescale slope and intercept are applied, then the declared window or the file's; MONOCHROME1
@@ -56,12 +56,12 @@ def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
     """
     header = _read(data, [*_TAGS, _PIXELS])
     kind = _checked(header)
-    reading.check_size(int(header.Columns), int(header.Rows))
-    frame = reading.frame_of(int(header.get("NumberOfFrames") or 1))
+    options.check_size(int(header.Columns), int(header.Rows))
+    frame = options.frame_of(int(header.get("NumberOfFrames") or 1))
     pixels = _decoded(header, frame)
     if kind in _COLOUR:
         return Image.fromarray(pixels.astype(np.uint8))
-    levels = _levels(pixels, header, reading)
+    levels = _levels(pixels, header, options)
     return Image.fromarray(255 - levels if kind == "MONOCHROME1" else levels)
 
 
@@ -165,15 +165,15 @@ def _check_stream(data: bytes, header: Any) -> None:
         raise ImageError("damaged (its pixels have another size than its header says)")
 
 
-def _levels(pixels: NDArray[Any], header: Any, reading: Reading) -> NDArray[np.uint8]:
+def _levels(pixels: NDArray[Any], header: Any, options: ReadOptions) -> NDArray[np.uint8]:
     from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
     if header.PixelRepresentation and pixels.dtype.kind == "u":  # codecs do not know signs
         unused = 8 * pixels.itemsize - int(header.BitsStored)
         pixels = (pixels << unused).view(f"i{pixels.itemsize}") >> unused
     values = apply_modality_lut(pixels, header)
-    if reading.window is not None:
-        return scaled(values, reading.window)
+    if options.window is not None:
+        return scaled(values, options.window)
     if header.get("VOILUTSequence"):
         bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
         return scaled(apply_voi(values, header), (0, 2**bits - 1))

@@ -37,7 +37,7 @@ from pipeline.data.items import (
     PNG,
     TIFF,
     Depth,
-    Reading,
+    ReadOptions,
     is_dicom,
     scaled,
 )
@@ -46,7 +46,7 @@ from pipeline.randomness import stream
 
 _JPEG_END = b"\xff\xd9"
 _WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262
-_DEFAULT = Reading()
+_DEFAULT = ReadOptions()
 _TWELVE_BITS = 1 << 12
 _SIXTEEN_BITS = (1 << 16) - 1
 _DEEP_MODES = ("I", "F")
@@ -137,9 +137,9 @@ class RememberedFile(NamedTuple):
     depth: Depth = None
     patient: str = ""
 
-    def key(self, reading: Reading) -> bytes:
-        """Content key, 32 bytes, under the domain's rule for reading."""
-        return self.digest if self.depth is None else reading.key(self.digest)
+    def key(self, options: ReadOptions) -> bytes:
+        """Content key, 32 bytes, under the options of its domain."""
+        return self.digest if self.depth is None else options.key(self.digest)
 
 
 @dataclass(frozen=True)
@@ -152,17 +152,17 @@ class Content:
 
     Attributes:
         data: The bytes of a file; or a row of a stack, ``(H, W)`` or ``(H, W, 3)``, any numbers.
-        reading: How files of its domain are read.
+        options: How files of its domain are read.
     """
 
     data: bytes | NDArray[Any]
-    reading: Reading = _DEFAULT
+    options: ReadOptions = _DEFAULT
 
     @property
     def key(self) -> bytes:
         """SHA-256 of the content; with more than 8 bits, also of the declared window."""
         digest = self._digest()
-        return self.reading.key(digest) if self._may_be_deep() else digest
+        return self.options.key(digest) if self._may_be_deep() else digest
 
     def remembered(self, salt: bytes | None = None) -> RememberedFile:
         """The entry for the index; the patient of its header only if there is a salt."""
@@ -177,16 +177,16 @@ class Content:
         A JPEG file may be decoded smaller, with sides of ``at_least`` this many pixels.
         """
         if not isinstance(self.data, bytes):
-            return Image.fromarray(_levels_of_row(self.data, self.reading))
+            return Image.fromarray(_levels_of_row(self.data, self.options))
         with _reasons(self.data):
             if is_dicom(self.data):
-                return dicom_picture(self.data, self.reading)
-            image, orientation = open_image(self.data, self.reading)
+                return dicom_picture(self.data, self.options)
+            image, orientation = open_image(self.data, self.options)
             if isinstance(image, JpegImageFile):
                 image = _decoded_jpeg(image, at_least)
             if orientation in _TURNS:
                 image = image.transpose(_TURNS[orientation])
-            image = _in_eight_bits(image, self.reading.window)
+            image = _in_eight_bits(image, self.options.window)
             image.load()
         return image
 
@@ -217,12 +217,12 @@ class Content:
         with _reasons(self.data):
             if is_dicom(self.data):
                 return dicom_depth(self.data)
-            return _depth_of(open_image(self.data, self.reading)[0])
+            return _depth_of(open_image(self.data, self.options)[0])
 
 
-def decode(data: bytes, transform: Transform, reading: Reading = _DEFAULT) -> Pixels:
+def decode(data: bytes, transform: Transform, options: ReadOptions = _DEFAULT) -> Pixels:
     """The pixels of an image file; see :class:`Content`."""
-    return Content(data, reading).pixels(transform)
+    return Content(data, options).pixels(transform)
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def _reasons(data: bytes) -> Iterator[None]:
 # From bytes to an image: what is opened, and the reason to give where a file is not.
 
 
-def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, int]:
+def open_image(data: bytes, options: ReadOptions = _DEFAULT) -> tuple[Image.Image, int]:
     """Open a JPEG, PNG or TIFF file; its pixels are decoded when they are first used.
 
     If a JPEG file holds several pictures, as phones write them, the first is taken. A PNG file is
@@ -263,15 +263,15 @@ def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, i
         image = PngImageFile(io.BytesIO(content))
     elif data.startswith(TIFF):
         image, orientation = TiffImageFile(io.BytesIO(data)), 1  # Pillow turns it itself
-        if (frame := reading.frame_of(image.n_frames)) > 0:
+        if (frame := options.frame_of(image.n_frames)) > 0:
             image.seek(frame)
     else:
         raise ImageError(_what_instead(data))
-    reading.check_size(*image.size)
+    options.check_size(*image.size)
     return image, orientation
 
 
-def plain_jpeg(data: bytes, reading: Reading = _DEFAULT) -> tuple[bytes, int, int] | None:
+def plain_jpeg(data: bytes, options: ReadOptions = _DEFAULT) -> tuple[bytes, int, int] | None:
     """An ordinary, whole JPEG file, fit for another decoder; None for any other file.
 
     Returns:
@@ -280,7 +280,7 @@ def plain_jpeg(data: bytes, reading: Reading = _DEFAULT) -> tuple[bytes, int, in
     if not data.startswith(JPEG) or not data.rstrip(b"\0").endswith(_JPEG_END):
         return None
     try:
-        image, orientation = open_image(data, reading)
+        image, orientation = open_image(data, options)
     except Exception:  # noqa: BLE001 - `decode` has the reason
         return None
     ordinary = image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
@@ -508,10 +508,10 @@ def _depth_of(image: Image.Image) -> int:
     return int(values.max())
 
 
-def _levels_of_row(row: NDArray[Any], reading: Reading) -> Pixels:
+def _levels_of_row(row: NDArray[Any], options: ReadOptions) -> Pixels:
     if row.dtype == np.uint8:
         return row
-    window = reading.window or ((0.0, 65535.0) if row.dtype == np.uint16 else None)
+    window = options.window or ((0.0, 65535.0) if row.dtype == np.uint16 else None)
     if window is None:
         raise ImageError(f"values of {row.dtype} have no range; write window = [BLACK, WHITE]")
     return scaled(row, window)

@@ -333,7 +333,7 @@ def _jpeg_quality(content: Content) -> float:
     """
     if not isinstance(content.data, bytes) or not content.data.startswith(b"\xff\xd8"):
         return float("nan")
-    image, _ = open_image(content.data, content.reading)
+    image, _ = open_image(content.data, content.options)
     tables: Mapping[int, Any] = getattr(image, "quantization", {})
     table = np.array(tables.get(0, ()))
     if table.size != _ANNEX_K.size:

@@ -74,7 +74,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ReadOptions:
     """How the files of a domain are read.
 
     Attributes:
@@ -182,7 +182,7 @@ class Item:
         stat: The file's stat when it was listed.
         patient: Patient id from a table or the file's header; empty if neither has one.
         split: The data's own name for the part that it belongs to; empty if there is none.
-        reading: How the files of its domain are read.
+        options: How the files of its domain are read.
     """
 
     path: str
@@ -192,7 +192,7 @@ class Item:
     stat: FileStat
     patient: str = ""
     split: str = ""
-    reading: Reading = Reading()
+    options: ReadOptions = ReadOptions()
 
     @property
     def name(self) -> str:

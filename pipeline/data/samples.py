@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.images import RememberedFile
 from pipeline.data.index import KeyIndex
-from pipeline.data.items import MAX_PIXELS, Item, Reading, read_lines, window_of
+from pipeline.data.items import MAX_PIXELS, Item, ReadOptions, read_lines, window_of
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patients_or_paths, split_source
 from pipeline.data.sources import check_layout, layout_hint, scan
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError, record_failure
@@ -194,8 +194,8 @@ def _key_images(
     if listing.unread:
         _LOG.warning("%s: %s", domain.name, listing.unread_text)
     most = int(study.max_megapixels * 1e6) if study.max_megapixels is not None else MAX_PIXELS
-    reading = Reading(window=domain.window, frame=domain.frame, max_pixels=most)
-    items = [_with_content(item, RememberedFile(b""), reading) for item in listing.items]
+    rule = ReadOptions(window=domain.window, frame=domain.frame, max_pixels=most)
+    items = [_with_content(item, RememberedFile(b""), rule) for item in listing.items]
     index = KeyIndex(
         study.store_root, domain.path, patients=domain.group == HEADER, rehash=options.rehash
     )
@@ -211,20 +211,20 @@ def _key_images(
             f"{skipped[0].path}: {skipped[0].reason}"
         )
     # One rule for all images, also for those whose finding is not known.
-    reading = replace(reading, window=window_of(domain, [file.depth for _, file in readable]))
+    rule = replace(rule, window=window_of(domain, [file.depth for _, file in readable]))
     images, unlabelled = dict[Item, bytes](), list[str]()
     for item, file in readable:
         if item.label or not domain.labelled:
-            images[_with_content(item, file, reading)] = file.key(reading)
+            images[_with_content(item, file, rule)] = file.key(rule)
         else:
             unlabelled.append(item.path)
     return images, skipped, unlabelled
 
 
-def _with_content(item: Item, file: RememberedFile, reading: Reading) -> Item:
-    if item.reading == reading and not file.patient:
+def _with_content(item: Item, file: RememberedFile, options: ReadOptions) -> Item:
+    if item.options == options and not file.patient:
         return item
-    return replace(item, reading=reading, patient=item.patient or file.patient)
+    return replace(item, options=options, patient=item.patient or file.patient)
 
 
 # Classes and split.

@@ -449,11 +449,11 @@ def read_image(item: Item, key: bytes | None = None) -> Content:
     Raises:
         ImageError: It cannot be read, or has another content key than the one given.
     """
-    limit = _MAX_BYTES_PER_PIXEL * item.reading.max_pixels
+    limit = _MAX_BYTES_PER_PIXEL * item.options.max_pixels
     if item.row is None and item.stat.size > limit:
         raise ImageError(f"too large ({item.stat.size} bytes, limit {limit})")
     data = read_file(item.file, FileIO.readall) if item.row is None else arrays.read_row(item)
-    content = Content(data, item.reading)
+    content = Content(data, item.options)
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
     return content

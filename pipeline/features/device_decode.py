@@ -89,7 +89,7 @@ def _read(key: bytes, item: Item, transform: Transform) -> _Picture | Pixels | s
     try:
         content = read_image(item, key)
         # Rows of stacks are pixels already.
-        if isinstance(content.data, bytes) and (plain := plain_jpeg(content.data, item.reading)):
+        if isinstance(content.data, bytes) and (plain := plain_jpeg(content.data, item.options)):
             jpeg, *rest = plain
             # numpy copies without Python's lock; with it a large file would block all threads.
             return _Picture(content, torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy()), *rest)

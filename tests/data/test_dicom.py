@@ -11,7 +11,7 @@ from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate
 
 from pipeline.data.images import Content, Transform, decode
-from pipeline.data.items import EIGHT_BITS, FILE_WINDOW, Reading
+from pipeline.data.items import EIGHT_BITS, FILE_WINDOW, ReadOptions
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, StudyError
 from pipeline.study_file import load_study
@@ -21,9 +21,9 @@ from tests.tiny import edited, install_tiny_backbone
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 
 
-def shown(data: bytes, **reading) -> np.ndarray:
+def shown(data: bytes, **options) -> np.ndarray:
     """Grey levels at the file's own size."""
-    return decode(data, Transform(size=64), Reading(**reading))[..., 0].astype(int)
+    return decode(data, Transform(size=64), ReadOptions(**options))[..., 0].astype(int)
 
 
 WINDOWED = np.clip((np.arange(4096) - 1500) / 999 * 255, 0, 255).reshape(64, 64)
@@ -214,4 +214,4 @@ def test_one_rule_holds_for_all_files_of_a_domain(study_file):
         load_samples(load_study(study_file))
     study = edited(study_file, {"[source]": "[source]\nwindow = [0, 4095]"})
     samples, _ = load_samples(study)
-    assert samples.items[0].reading.window == (0, 4095)
+    assert samples.items[0].options.window == (0, 4095)

@@ -21,7 +21,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from pipeline.data.images import Transform, decode
-from pipeline.data.items import NO_RANGE, Reading, scaled, window_of
+from pipeline.data.items import NO_RANGE, ReadOptions, scaled, window_of
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import Domain
 from tests.image_files import (
@@ -512,7 +512,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_the_window_decides_what_is_white(name):
     """For every format with more than 8 bits."""
-    pixels = decode(FILES[name], Transform(size=64), Reading(window=(0, 4095)))
+    pixels = decode(FILES[name], Transform(size=64), ReadOptions(window=(0, 4095)))
     assert np.abs(pixels[..., 0] - RAMP / 4095 * 255).max() <= 1
 
 
@@ -561,5 +561,5 @@ def test_pages_are_refused_or_one_is_chosen():
     data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     with pytest.raises(ImageError, match="3 frames"):
         decode(data, Transform(size=64))
-    chosen = decode(data, Transform(size=64), Reading(frame="middle"))
+    chosen = decode(data, Transform(size=64), ReadOptions(frame="middle"))
     assert (chosen == picture(seed=1)).all()

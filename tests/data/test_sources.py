@@ -17,7 +17,7 @@ import pytest
 from pipeline.data import items as items_module
 from pipeline.data.images import Transform, decode
 from pipeline.data.index import measures_of
-from pipeline.data.items import Item, Reading
+from pipeline.data.items import Item, ReadOptions
 from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import load_samples
 from pipeline.data.sources import KINDS, read_image, scan, wrong_layout
@@ -63,9 +63,9 @@ def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
     for item in listing.items:
         content = read_image(item)
         assert len(content.key) == 32
-        assert content.remembered().key(item.reading) == content.key
+        assert content.remembered().key(item.options) == content.key
         assert content.pixels(Transform()).shape == (224, 224, 3)
-        other = replace(item, reading=Reading(window=(0, 9)))
+        other = replace(item, options=ReadOptions(window=(0, 9)))
         assert read_image(other).key == content.key, "8 bits need no window"
         assert measures_of(content)["height"] == 64
         assert measures_of(content)["file_bytes"] > 0

@@ -71,9 +71,7 @@ def test_a_batch_is_decoded_into_the_array_of_the_engine(items, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(decoding, "empty_batch", empty)
-    for number, (_, pixels) in enumerate(
-        decode_batches(items, SQUARE, {}, size=8, device="cuda")
-    ):
+    for number, (_, pixels) in enumerate(decode_batches(items, SQUARE, {}, size=8, device="cuda")):
         assert pixels is made[number]
 
 
