@@ -381,7 +381,7 @@ def _draw(
 
     if file is None:
         file = figures.stored_arrays(read_set(study.results / f"{stage}.json", stage))
-    sheet = {"of the surest errors": partial(error_sheet, study, record, file)}
+    sheet = {"of the most confident errors": partial(error_sheet, study, record, file)}
     return figures.draw(stage, record, file, sheet if stage == "heads" else {})
 
 

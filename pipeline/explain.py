@@ -68,7 +68,7 @@ def explain(
     device: str = "cpu",
     options: SampleOptions | None = None,
 ) -> dict[str, Any]:
-    """Measure where the maps of a model lie; draw maps of its surest errors and random images.
+    """Measure where the maps of a model lie; draw its most confident errors and random images.
 
     Args:
         study: Study on which the model was trained.
@@ -362,7 +362,7 @@ def _interval(
 def _sheet_entries(
     samples: Samples, pixels: Tensor, proba: Proba, maps: _Maps
 ) -> Iterator[SheetEntry]:
-    """Each image beside the same image with its map in red, surest first, with the prediction."""
+    """Each image and its map in red, with the prediction, most confident first."""
     for row in np.argsort(-proba.max(1), kind="stable"):
         picture = Image.fromarray(pixels[row].numpy()).resize((SHEET_SIDE, SHEET_SIDE))
         heat = np.maximum(maps[row], 0) / max(float(maps[row].max()), _NOTHING)

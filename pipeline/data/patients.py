@@ -260,20 +260,20 @@ def _by_rarest_class(
         chosen.update(patients)
         held.update(k for patient in patients for k in classes[patient])
 
-    waiting = rare
-    while waiting:
-        left = Counter(k for patient in waiting for k in classes[patient])
+    unsplit = rare
+    while unsplit:
+        left = Counter(k for patient in unsplit for k in classes[patient])
         k = min(left, key=lambda k: (left[k], k))
-        of_class = [patient for patient in waiting if k in classes[patient]]
+        of_class = [patient for patient in unsplit if k in classes[patient]]
         stays = left[k] + held[k] == total[k]  # one at least has to stay in fit
         wanted = min(max(1, round(share * total[k])) - held[k], len(of_class) - stays)
         hold_out(of_class[: max(0, wanted)])
-        waiting = [patient for patient in waiting if k not in classes[patient]]
+        unsplit = [patient for patient in unsplit if k not in classes[patient]]
     for k in sorted(total):
         if not held[k]:  # rarer classes have used all its patients
             fit = total - held
-            spare = [p for p in rare if k in classes[p] and all(fit[c] > 1 for c in classes[p])]
-            hold_out(spare[:1])
+            movable = [p for p in rare if k in classes[p] and all(fit[c] > 1 for c in classes[p])]
+            hold_out(movable[:1])
     return chosen
 
 
@@ -337,13 +337,13 @@ def patient_folds(
         # scikit-learn takes longer to import than ten new images take to extract.
         from sklearn.model_selection import GroupKFold
 
-        dealt = GroupKFold(count, shuffle=True, random_state=seed).split(rows, groups=group)
+        splits = GroupKFold(count, shuffle=True, random_state=seed).split(rows, groups=group)
     else:
-        dealt = _stratified_folds(np.unique(label, return_inverse=True)[1], group, count, seed)
-    divided = list(dealt)
-    if label is not None and any(np.unique(label[in_]).size < len(classes) for in_, _ in divided):
+        splits = _stratified_folds(np.unique(label, return_inverse=True)[1], group, count, seed)
+    folded = list(splits)
+    if label is not None and any(np.unique(label[in_]).size < len(classes) for in_, _ in folded):
         raise StudyError("a class has too few patients of its own: a fold has them all")
-    return divided
+    return folded
 
 
 def _stratified_folds(
@@ -458,10 +458,10 @@ def leave_out_patients(group: Sequence[object] | NDArray[Any], *, most: int = 50
             (delete-a-group jackknife); the groups are random but always the same.
     """
     patients, member = np.unique(np.asarray(group), return_inverse=True)
-    dealt = np.arange(patients.size)
+    block = np.arange(patients.size)
     if patients.size > most:
-        dealt = np.random.default_rng(0).permutation(dealt) % most
-    counts = dealt != np.arange(dealt.max() + 1)[:, None]
+        block = np.random.default_rng(0).permutation(block) % most
+    counts = block != np.arange(block.max() + 1)[:, None]
     return PatientDraws(patients=patients, counts=counts.astype(np.uint8), member=member)
 
 

@@ -253,7 +253,7 @@ def _blocks(parts: Iterable[Part]) -> Iterator[_Block]:
 
 def _pictures(study: Study, heads: ResultSet, head: PageHead) -> dict[str, Any]:
     """Strips of images by domain, then maps of errors, which take the place of their strips."""
-    from pipeline.report.pictures import SUREST_ERRORS, as_jpeg, strips
+    from pipeline.report.pictures import CONFIDENT_ERRORS, as_jpeg, strips
 
     try:
         notes, maps = _maps(study.results / "explain", head)
@@ -262,7 +262,7 @@ def _pictures(study: Study, heads: ResultSet, head: PageHead) -> dict[str, Any]:
     blocks: list[_Block] = [_STRIPS.format(head=head.name)]
     stored = predictions_in(stored_arrays(heads))[head.backbone]
     for domain, title, pictures in strips(study, head, stored):
-        if title.startswith(SUREST_ERRORS) and domain in maps and not notes:
+        if title.startswith(CONFIDENT_ERRORS) and domain in maps and not notes:
             continue
         images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in pictures]
         blocks.append({"kind": "strip", "text": f"{domain}: {title}", "images": images})
@@ -270,7 +270,7 @@ def _pictures(study: Study, heads: ResultSet, head: PageHead) -> dict[str, Any]:
 
 
 def _maps(folder: Path, head: PageHead) -> tuple[list[str], dict[str, _Block]]:
-    """The head's surest errors by domain, as ``headrace explain`` has drawn them.
+    """The head's most confident errors by domain, as ``headrace explain`` has drawn them.
 
     If the head has no layers, a note says so and the maps are of the best head that has.
     """

@@ -1,4 +1,4 @@
-"""Strips of images for the page: typical and uncertain images, and the head's surest errors.
+"""Strips of images for the page: typical, uncertain, and the head's most confident errors.
 
 They show patients: files that hold them are readable by their owner alone. A picture is the
 whole image, resized to a square; no file and no patient is named.
@@ -28,14 +28,14 @@ from pipeline.words import as_file_name, printable
 
 #: Pictures in a strip.
 _COUNT = 6
-SUREST_ERRORS = "surest errors"
+CONFIDENT_ERRORS = "most confident errors"
 _Rows = NDArray[np.intp]
 
 
 def strips(
     study: Study, head: PageHead, stored: Predictions, *, only_errors: bool = False
 ) -> Iterator[tuple[str, str, list[tuple[str, Pixels]]]]:
-    """The surest errors of each domain, and the typical and uncertain images of each class.
+    """The most confident errors of each domain, and the typical and uncertain images of each class.
 
     An image is typical if the probability of its class is near the median of the class. A strip
     has six images, of different patients if there are enough. The source shows its validation.
@@ -64,7 +64,7 @@ def _strip_rows(
     """Title of each strip of one domain, and its rows, the best ones first."""
     p = proba[rows]
     wrong = p.argmax(axis=1) != stored.label[rows]
-    yield SUREST_ERRORS, _ordered_rows(stored, rows[wrong], -p[wrong].max(axis=1))
+    yield CONFIDENT_ERRORS, _ordered_rows(stored, rows[wrong], -p[wrong].max(axis=1))
     for k, name in enumerate(() if only_errors else stored.classes):
         of_class = rows[stored.label[rows] == k]
         if len(of_class):
@@ -117,7 +117,7 @@ def readable_by_owner_alone() -> Iterator[None]:
 
 
 def error_sheet(study: Study, heads: Mapping[str, Any], file: bytes) -> dict[str, bytes]:
-    """A PNG file of the best head's surest errors in each domain, by its name.
+    """A PNG file of the best head's most confident errors in each domain, by its name.
 
     Args:
         study: The study whose images are read.

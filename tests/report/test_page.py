@@ -356,7 +356,7 @@ def test_errors_have_maps_where_they_were_drawn(study):
         maps = [image for image in page.all("img") if "the highest probability" in image["alt"]]
         alts = [image["alt"].split(" gives")[0] for image in maps]
         assert alts == [f"far: the errors to which {name}" for name in shown]
-        strips = [text for text in page.texts if text.startswith("far: surest errors")]
+        strips = [text for text in page.texts if text.startswith("far: most confident errors")]
         assert len(strips) == (name != head.name)
         assert ("run headrace explain STUDY first" in page.text) == (not shown)
         assert ("has no maps: it has no layers. ridge on tiny" in page.text) == (name == "ridge")
@@ -367,7 +367,7 @@ def test_errors_have_maps_where_they_were_drawn(study):
 
 
 def test_strips_and_the_sheet_of_errors_show_what_they_say(study):
-    """Typical: the median of the class; uncertain: no class is sure; errors: surest first."""
+    """Typical: the median of the class; uncertain: no class is sure; errors: by confidence."""
     heads, (a, b) = record(study, "heads"), map(printable, HOSTILE)
     head = page_head(heads)
     with predictions(study, "heads", "probabilities.h5") as kept:
@@ -377,10 +377,10 @@ def test_strips_and_the_sheet_of_errors_show_what_they_say(study):
         kept.label[rows], kept.patient[rows] = 0, rows  # no picture is passed over
     of_far = (strip for strip in strips(study, head, kept) if strip[0] == "far")
     shown = {title: [text for text, _ in pictures] for _, title, pictures in of_far}
-    assert list(shown) == ["surest errors", f"typical of {a}", f"{a}, uncertain"]
+    assert list(shown) == ["most confident errors", f"typical of {a}", f"{a}, uncertain"]
     assert [texts[0].split()[-2] for texts in shown.values()] == ["70", "60", "50"]
     errors = [f"{a}, called {b} {percent} %" for percent in (70, 69)]
-    assert shown["surest errors"][:2] == errors
+    assert shown["most confident errors"][:2] == errors
     file = study.results / "probabilities.h5"
     assert list(error_sheet(study, heads, file.read_bytes())) == ["figures/heads-errors-tiny.png"]
     with predictions(study, "heads", "probabilities.h5") as kept:
