@@ -4,7 +4,7 @@ The parts on disk are the truth; what this object remembers of them can be throw
 time. No file is ever changed, so there are no locks: any number of processes may read and write
 the same store. A lookup gives the right row or says that it is missing. A damaged part is moved
 to ``quarantine/`` and its rows count as missing. :class:`Writer` buffers rows and commits them
-in time. ``cache.upkeep`` keeps the folder small.
+in time. ``cache.maintenance`` keeps the folder small.
 """
 
 import logging

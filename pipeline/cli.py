@@ -886,8 +886,8 @@ def compact_stores(store: Path) -> dict[str, Any]:
     Example: headrace cache compact
     """
     from cache.errors import CacheError
+    from cache.maintenance import compact, gc
     from cache.store import stores_in
-    from cache.upkeep import compact, gc
     from pipeline.report.stages import compacted
 
     done: dict[str, dict[str, Any]] = {}

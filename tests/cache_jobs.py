@@ -24,10 +24,10 @@ import numpy as np
 
 from cache import disk
 from cache.errors import CacheError
+from cache.maintenance import compact, gc
 from cache.part import Part
 from cache.recipe import Recipe
 from cache.store import FeatureStore, Writer
-from cache.upkeep import compact, gc
 
 RECIPE = Recipe(
     backbone="tiny",
@@ -184,7 +184,7 @@ class NotedStore(FeatureStore):
 
 
 def run(root: Path, log: Path, fault: Fault | None = None, without: str | None = None) -> None:
-    """Three commits, then upkeep; what happens, an error too, is noted in ``log``."""
+    """Three commits, then maintenance; what happens, an error too, is noted in ``log``."""
     with seam(log, fault, without) as notes:
         try:
             _fill(root, notes)

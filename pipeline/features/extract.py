@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cache import disk
+from cache.maintenance import compact, gc
 from cache.recipe import canonical, check_canaries
 from cache.store import FeatureStore, Writer
-from cache.upkeep import compact, gc
 from pipeline.data.images import Transform
 from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, Samples, SkippedImage, load_samples

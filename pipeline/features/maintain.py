@@ -14,9 +14,9 @@ import h5py
 import numpy as np
 
 from cache.errors import StoreFormatError
+from cache.maintenance import quarantined
 from cache.recipe import CANARY_TOLERANCE, Recipe, canonical, check_canaries, relative_l2
 from cache.store import stores_in
-from cache.upkeep import quarantined
 from pipeline.data.samples import ALL_IMAGES, SampleOptions, load_samples
 from pipeline.errors import (
     CheckFailedError,

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cache.errors import CacheError
+from cache.maintenance import compact, gc
 from cache.recipe import Recipe
 from cache.store import ROWS_PER_COMMIT, FeatureStore
-from cache.upkeep import compact, gc
 from pipeline.data.items import Item
 from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.errors import EngineError, PipelineError

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cache import disk
+from cache.maintenance import quarantined
 from cache.part import MAX_BYTES, name_of, to_bytes
 from cache.store import FeatureStore
-from cache.upkeep import quarantined
 from tests import cache_jobs as jobs
 from tests.cache.conftest import KEYS, StoreWarnings, assert_never_served
 

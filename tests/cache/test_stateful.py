@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cache import disk
 from cache.errors import MissingRowsError
+from cache.maintenance import compact, gc
 from cache.store import FeatureStore, Writer
-from cache.upkeep import compact, gc
 from tests import cache_jobs as jobs
 
 KEYS = [jobs.key_of(number) for number in range(10)]
@@ -127,11 +127,11 @@ class StoreMachine(RuleBasedStateMachine):
         finally:
             setattr(disk, call, real)
 
-    @rule(which=st.integers(0, 1), upkeep=st.sampled_from([compact, gc, None]))
-    def look_after(self, which, upkeep):
+    @rule(which=st.integers(0, 1), maintenance=st.sampled_from([compact, gc, None]))
+    def look_after(self, which, maintenance):
         """Compaction, collection of garbage, or a store that is opened anew."""
-        if upkeep:
-            upkeep(self.stores[which])
+        if maintenance:
+            maintenance(self.stores[which])
         else:
             self.stores[which] = FeatureStore(self.root, jobs.RECIPE)
 

@@ -17,9 +17,9 @@ import cache
 from cache import disk
 from cache import store as store_module
 from cache.errors import BadFeaturesError, MissingRowsError, StoreFormatError, WriteFailedError
+from cache.maintenance import compact
 from cache.part import Part, from_bytes, name_of, to_bytes
 from cache.store import FeatureStore, Writer, stores_in
-from cache.upkeep import compact
 from tests import cache_jobs as jobs
 from tests.cache.conftest import KEYS, StoreWarnings, assert_holds, reopened, sizes
 

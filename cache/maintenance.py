@@ -1,4 +1,4 @@
-"""Upkeep of a store's folder: merge small parts, remove what dead writers left."""
+"""Maintenance of a store's folder: merge small parts, remove what dead writers left."""
 
 import logging
 from collections.abc import Iterator

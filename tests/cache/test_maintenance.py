@@ -1,4 +1,4 @@
-"""Upkeep of a store: compaction, and what dead writers left behind."""
+"""Maintenance of a store: compaction, and what dead writers left behind."""
 
 import errno
 import logging
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import disk, upkeep
+from cache import disk, maintenance
 from cache import store as store_module
 from cache.errors import WriteFailedError
+from cache.maintenance import compact, gc, quarantined
 from cache.store import FeatureStore
-from cache.upkeep import compact, gc, quarantined
 from tests import cache_jobs as jobs
 from tests.cache.conftest import KEYS, assert_holds, sizes
 
@@ -53,7 +53,7 @@ def test_merged_parts_stay_below_the_limit(store, monkeypatch):
     """However many rows there are, one part's worth of memory is enough."""
     commit_in_threes(store)
     size = max(part.size for part in store.parts.values())
-    monkeypatch.setattr(upkeep, "_MAX_PART_BYTES", 2 * size)
+    monkeypatch.setattr(maintenance, "_MAX_PART_BYTES", 2 * size)
     compact(store)
     assert len(store.parts) == 2
     assert_holds(store)
