@@ -50,7 +50,7 @@ from pipeline.heads.save import (
     read_fit,
     save_fit,
 )
-from pipeline.heads.search import Fit, Fitting, head_folds
+from pipeline.heads.search import Fit, HeadSearch, head_folds
 from pipeline.results import ResultSet, read_set, write_set
 from pipeline.study import SOURCE, Study
 from pipeline.words import as_file_name, printable, to_jsonable
@@ -188,7 +188,7 @@ def compare(
         unfitted = _unfitted(study, features)
         heads = _reuse(run, features, unfitted)
         scored.append(heads)
-        fitting = None if heads.entry else _fit(run, heads, features)
+        search = None if heads.entry else _fit(run, heads, features)
         if heads.entry:
             drawn = any(name.startswith("figures/") for name in heads.files)
             file = b"" if drawn else predictions_file({backbone: heads.predictions()})
@@ -197,8 +197,8 @@ def compare(
             reasons = "; ".join(f"{head}: {why}" for head, why in heads.failures.items())
             why = MissingFeaturesError(f"no head could be fitted: {reasons}")
             failures[f"backbone.{backbone}"] = why
-        if fitting:
-            _finish(run, heads, fitting)
+        if search:
+            _finish(run, heads, search)
             _save(run, heads, unfitted)
     record = _record(run, samples, leaks, scored)
     if not record["backbones"]:
@@ -322,21 +322,21 @@ def _figures(earlier: ResultSet, backbone: str) -> dict[str, str]:
         return {}
 
 
-def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
+def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> HeadSearch:
     """Fit the heads that no earlier run has fitted, and score all."""
     fit_rows, split = features.domain(SOURCE, FIT), features.samples.split
     validation = features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None
-    fitting = Fitting(
+    search = HeadSearch(
         fit_rows,
         {head: spec for head, spec in run.specs.items() if head not in heads.fits},
         seeds=run.seeds,
         preprocessing=partial(make_preprocessing, run.options.preprocessing, features.widths),
         views=None if features.views is None else features.views[fit_rows.row],
     )
-    new = fitting.fit(features.X, np.flatnonzero(split != FIT), validation)
+    new = search.fit(features.X, np.flatnonzero(split != FIT), validation)
     fits = heads.fits | new
     heads.fits = {head: fits[head] for head in run.specs if head in fits}
-    heads.failures = fitting.failures
+    heads.failures = search.failures
     if fits:
         seconds = {name: round(fit.seconds, 3) for name, fit in heads.fits.items()}
         heads.entry = {
@@ -357,15 +357,15 @@ def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
             ],
             **run.scoring.shown(eval_sets(heads.samples), heads.proba, seconds),
         }
-    return fitting
+    return search
 
 
-def _finish(run: _Run, heads: _Heads, fitting: Fitting) -> None:
+def _finish(run: _Run, heads: _Heads, search: HeadSearch) -> None:
     """Fit the new heads out of fold, and add all scores that the printed table does not show."""
     if not heads.entry:
         return
-    repeats, fits, fit_rows = run.options.repeats, heads.fits, fitting.data
-    fits |= fitting.out_of_fold({name: fit for name, fit in fits.items() if fit.models}, repeats)
+    repeats, fits, fit_rows = run.options.repeats, heads.fits, search.data
+    fits |= search.out_of_fold({name: fit for name, fit in fits.items() if fit.models}, repeats)
     held_out = {h: fit.out_of_fold for h, fit in fits.items() if fit.out_of_fold is not None}
     out_of_fold, sets = held_out if repeats else {}, eval_sets(heads.samples)
     run.scoring.add(heads.entry, sets, heads.proba, fit_rows, out_of_fold)

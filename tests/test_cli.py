@@ -54,12 +54,12 @@ from pipeline.features import extract, load, maintain
 from pipeline.heads import HEADS
 from pipeline.heads.base import Standardiser
 from pipeline.heads.save import _from_bytes, _to_bytes
-from pipeline.heads.search import Fitting
+from pipeline.heads.search import HeadSearch
 from tests.made_up import made_up_rows
 rows = made_up_rows(n=40)
-fitting = Fitting(rows, HEADS, seeds=(0,), preprocessing=Standardiser)
-fits = fitting.fit(rows.features, rows.label)
-assert len(fits) == len(HEADS), fitting.failures
+search = HeadSearch(rows, HEADS, seeds=(0,), preprocessing=Standardiser)
+fits = search.fit(rows.features, rows.label)
+assert len(fits) == len(HEADS), search.failures
 for fit in fits.values():
     _from_bytes(_to_bytes(fit.models))
 """

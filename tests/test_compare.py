@@ -22,7 +22,7 @@ from pipeline.features.extract import extract
 from pipeline.heads import HEADS
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.save import head_folder, load_head
-from pipeline.heads.search import Fitting
+from pipeline.heads.search import HeadSearch
 from pipeline.results import add_files
 from pipeline.study_file import load_study
 from tests.result_files import record_of
@@ -94,7 +94,7 @@ def test_the_file_says_what_is_returned(study):
     assert by_head["linear"]["curves"] == {}
     corrected = backbone["selection_corrected"]
     assert set(corrected) == {"accuracy", "auroc"}
-    assert {one["among"] for one in corrected.values()} == {3}
+    assert {one["candidates"] for one in corrected.values()} == {3}
     assert (backbone["reused"], backbone["fitted"]) == (0, 3)
     prior = rows_of(record, "target")["prior"]["differences"]["accuracy"]
     assert prior["verdict"] == "worse"
@@ -258,14 +258,14 @@ def fitted(study, monkeypatch, change=lambda features: features):
     """Every fit, and whatever the record says that rests on the fit split alone."""
     fits = {}
 
-    class Watched(Fitting):
+    class Watched(HeadSearch):
         def out_of_fold(self, *arguments):
             fits.update(super().out_of_fold(*arguments))
             return dict(fits)
 
     with monkeypatch.context() as patched:
         change_features(patched, change)
-        patched.setattr(compare_module, "Fitting", Watched)
+        patched.setattr(compare_module, "HeadSearch", Watched)
         record = compare(study, replace(SMALL, thorough=True, repeats=2))
     (backbone,) = record["backbones"]
     heads = [{k: one[k] for k in ("head", "chosen")} for one in backbone["heads"]]

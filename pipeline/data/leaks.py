@@ -1,7 +1,7 @@
 """Leaks: patients, pictures or near duplicates that are in two roles at once.
 
 A role is a split of the source or a target. For each two roles all evidence is joined: equal
-patient ids, equal pictures, near duplicates, equal file names.
+patient ids, identical images, near duplicates, equal file names.
 """
 
 from collections import defaultdict
@@ -160,7 +160,7 @@ def patients_of(samples: Samples) -> NDArray[np.str_]:
 
 
 def picture_ids(samples: Samples, measures: NDArray[Any] | None) -> NDArray[np.str_]:
-    """An id that is equal for equal pictures, shape ``(n,)``: the digest of the pixels.
+    """An id that is equal for identical images, shape ``(n,)``: the digest of the pixels.
 
     Without measures it is the content key, which is equal only for files with equal bytes.
     """
@@ -212,7 +212,7 @@ def _overlap(
         sure = copies or is_joined or len(near) > _BY_CHANCE or (same_people and patients.size)
         severity = LEAK if sure else WARNING
     person = "patient" if same_people else "patient id"
-    nouns = ("equal picture", ""), ("near duplicate", ""), (person, "")
+    nouns = ("identical image", ""), ("near duplicate", ""), (person, "")
     listed = [counted(n, *noun) for n, noun in zip(counts, nouns, strict=True) if n]
     result = CheckResult(
         check=_OVERLAP,

@@ -100,7 +100,7 @@ class Samples:
         return _name(str(self.domain[row]), self.items[row].path)
 
     def conflicts(self, picture: Sequence[Hashable]) -> list[list[int]]:
-        """Rows of each picture that has several labels; ``picture`` is equal for equal pictures."""
+        """Rows of each image with several labels; ``picture`` is equal for identical images."""
         rows_of: dict[Hashable, list[int]] = defaultdict(list)
         for row in np.flatnonzero(self.labelled).tolist():
             rows_of[picture[row]].append(row)

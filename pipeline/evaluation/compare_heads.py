@@ -30,7 +30,7 @@ from pipeline.evaluation.intervals import (
     rate_of,
     rates_of,
 )
-from pipeline.evaluation.metrics import METRICS, Labels, Proba, is_right, score, weighted_ratio
+from pipeline.evaluation.metrics import METRICS, Labels, Proba, is_correct, score, weighted_ratio
 from pipeline.evaluation.paired_tests import (
     Difference,
     holm,
@@ -232,7 +232,7 @@ def _p_values(
         scores = [head[:, 1] for head in heads]
         p = [paired_delong(label, score, baseline[:, 1], group=data.group) for score in scores]
         return by_patient("paired DeLong", data.group), p
-    right, *others = (is_right(label, head) for head in (baseline, *heads))
+    right, *others = (is_correct(label, head) for head in (baseline, *heads))
     if several:
         step = np.array(others, np.float64) - right
         p = sign_flip(step, data.group, _rng("flips", data, seed)).tolist()

@@ -167,7 +167,7 @@ class Scoring:
         )
         return {
             "head": list(proba)[chosen],
-            "among": len(proba),
+            "candidates": len(proba),
             "apparent": apparent,
             **interval.record(),
         }

@@ -33,7 +33,7 @@ def on_all_rows(statistic: WeightedStatistic, n: int) -> float:
     return float(statistic(np.ones((1, n)))[0])
 
 
-def is_right(label: Labels, proba: Proba) -> NDArray[np.bool_]:
+def is_correct(label: Labels, proba: Proba) -> NDArray[np.bool_]:
     """Whether each image's most probable class is its label, shape ``(n,)``."""
     _refuse_unlabelled(label)
     return np.asarray(proba.argmax(axis=1) == label)
@@ -104,7 +104,7 @@ def _weighted_average_precision(
 
 def _balanced_accuracy(label: Labels, proba: Proba) -> WeightedStatistic:
     """Mean recall of the classes; undefined in a draw that lost a class."""
-    right = is_right(label, proba)
+    right = is_correct(label, proba)
     return _mean_statistic(
         [weighted_ratio(right & (label == k), label == k) for k in np.unique(label)]
     )
@@ -133,7 +133,7 @@ def _recall_of(k: int) -> Metric:
 
     def build(label: Labels, proba: Proba) -> WeightedStatistic:
         of = (label == k) & (proba.shape[1] == 2)
-        return weighted_ratio(is_right(label, proba) & of, of)
+        return weighted_ratio(is_correct(label, proba) & of, of)
 
     return build
 
@@ -167,7 +167,7 @@ def _log_loss(label: Labels, proba: Proba) -> WeightedStatistic:
 #: To add a metric: a function above and one line here; the tests run over the table.
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "accuracy": lambda y, p: weighted_mean(is_right(y, p)),
+        "accuracy": lambda y, p: weighted_mean(is_correct(y, p)),
         "balanced_accuracy": _balanced_accuracy,
         "auroc": _one_against_rest(weighted_auroc),
         "average_precision": _one_against_rest(_weighted_average_precision),

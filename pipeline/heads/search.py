@@ -90,7 +90,7 @@ def head_folds(data: DomainData, seed: int) -> list[FoldRows]:
     return folds[:1] if large else folds
 
 
-class Fitting:
+class HeadSearch:
     """Several kinds of heads on one fit split.
 
     Args:

@@ -184,10 +184,10 @@ def _selection_corrected(by_metric: Mapping[str, Record]) -> Iterator[str]:
         for metric, best in by_metric.items()
     ]
     if values:
-        among = next(iter(by_metric.values()))["among"]
+        candidates = next(iter(by_metric.values()))["candidates"]
         which, how = "The head", ""
-        if among > 1:
-            which, how = f"The best of {among} heads", ", corrected for the selection"
+        if candidates > 1:
+            which, how = f"The best of {candidates} heads", ", corrected for the selection"
         yield f"{which} on new patients of the source{how}: {', '.join(values)}."
 
 

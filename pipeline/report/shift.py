@@ -98,9 +98,9 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
     "covariates": (
         "Acquisition differences, in standard deviations within classes",
         (
-            Column("property", field="name"),
+            Column("measure", field="name"),
             Column("difference", "change", interval=True),
-            Column("shown", field="named"),
+            Column("shown"),
         ),
     ),
     "calibration": (

@@ -29,7 +29,7 @@ _FEWEST = 10
 class Covariate:
     """Mean over the classes of (target - source) of a measure, in pooled standard deviations.
 
-    Its bounds are simultaneous over all measures (Bonferroni). It is ``named`` where it is worth
+    Its bounds are simultaneous over all measures (Bonferroni). It is ``shown`` where it is worth
     a sentence; both domains need 10 patients for that.
     """
 
@@ -37,7 +37,7 @@ class Covariate:
     estimate: float
     low: float
     high: float
-    named: bool
+    shown: bool
 
 
 def acquisition_differences(
@@ -47,7 +47,7 @@ def acquisition_differences(
     rng: np.random.Generator,
     draws: int = DRAWS,
 ) -> list[Covariate]:
-    """Compare labelled domains; the named differences come first, then by size.
+    """Compare labelled domains; the shown differences come first, then by size.
 
     Args:
         source: Its images, with their numbers among all images.
@@ -64,18 +64,18 @@ def acquisition_differences(
     for name, of_images in measures.items():
         values = _within_classes(both, of_images, drawn)
         low, high = percentile_interval(values[1:], level=level)
-        named = not few and (low > _MEDIUM or high < -_MEDIUM)
+        shown = not few and (low > _MEDIUM or high < -_MEDIUM)
         covariates.append(
-            Covariate(name=name, estimate=float(values[0]), low=low, high=high, named=named)
+            Covariate(name=name, estimate=float(values[0]), low=low, high=high, shown=shown)
         )
-    return sorted(covariates, key=lambda row: (not row.named, -np.nan_to_num(abs(row.estimate))))
+    return sorted(covariates, key=lambda row: (not row.shown, -np.nan_to_num(abs(row.estimate))))
 
 
 def summary(covariates: Sequence[Covariate] | None) -> str:
     """One sentence on what differs; None stands for images that were never measured."""
     if covariates is None:
         return "The images have not been measured: run `headrace audit STUDY`, then shift again."
-    named = [_phrase(covariate) for covariate in covariates if covariate.named]
+    named = [_phrase(covariate) for covariate in covariates if covariate.shown]
     if named:
         return f"The images differ most in {'; then in '.join(named)}."
     names = ", ".join(sorted(covariate.name.replace("_", " ") for covariate in covariates))

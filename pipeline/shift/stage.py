@@ -356,7 +356,7 @@ def _labelled_details(
         **scores,
         images_differ=images_differ(tests),
         best=best,
-        measured=differences if any(c.named for c in covariates or ()) else None,
+        measured=differences if any(c.shown for c in covariates or ()) else None,
     )
     threshold = choose_threshold("youden", source) if target.get_proba().shape[1] == 2 else None
     return {

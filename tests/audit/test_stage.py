@@ -56,14 +56,14 @@ def test_a_pixel_copy_in_fit_and_validation_ends_with_exit_code_3(study_file):
     copy_pixels(fit, validation)
     run("features", study_file, *ENGINE)
     result = run("audit", study_file, "--no-shortcuts", code=3)
-    assert "source fit and source validation: 1 equal picture is in both" in result.stderr
+    assert "source fit and source validation: 1 identical image is in both" in result.stderr
     assert f"{fit.name} = source/a/{validation.name}" in result.stderr
     written = record_of(Path("results/tiny/audit.json"))
     assert written["results"][0]["severity"] == LEAK
     shown = run("audit", study_file, "--no-shortcuts", "--json", code=3).stdout
     assert json.loads(shown)["counts"][LEAK] == 1
     refused = run("shift", study_file, "--quick", code=3)
-    assert "source fit and source validation: 1 equal picture is in both" in refused.stderr
+    assert "source fit and source validation: 1 identical image is in both" in refused.stderr
     assert not Path("results/tiny/shift.json").exists()
 
 
@@ -97,13 +97,13 @@ def test_identical_files_of_source_and_target_are_listed_and_not_only_the_first_
     report = audit(study, shortcuts=False)
     leaks = [f for f in report["results"] if f["severity"] == LEAK]
     assert [(f["check"], f["where"].split(" and ")[1]) for f in leaks] == [("overlap", "there")]
-    with pytest.raises(CheckFailedError, match="1 equal picture is in both"):
+    with pytest.raises(CheckFailedError, match="1 identical image is in both"):
         refuse_leaks(CheckResult(**result) for result in report["results"])
     heads = ("heads", study_file, "--only", "prior", "--quick")
     assert "1 image of a target is also in the source" in run(*heads, code=3).stderr
     shown = run(*heads, "--allow-leaks").stdout
     assert shown.startswith("Do not trust these numbers. source ")
-    assert "there: 1 equal picture is in both" in shown
+    assert "there: 1 identical image is in both" in shown
 
 
 def test_warnings_are_said_once(study_file):

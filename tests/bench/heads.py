@@ -43,7 +43,7 @@ from pipeline.heads import HEADS
 from pipeline.heads.base import make_preprocessing
 from pipeline.heads.logistic import logistic_path, make_logistic
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.search import Fitting, import_heads
+from pipeline.heads.search import HeadSearch, import_heads
 from pipeline.parallel import run_each
 
 PENALTIES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
@@ -242,14 +242,14 @@ def _fit_here(heads: Sequence[str], n: int, width: int) -> None:
         name="source", role="fit", group=np.arange(n) // 4, label=y.astype(np.int64), features=X
     )
     start, before = time.perf_counter(), _cpu()
-    fitting = Fitting(
+    search = HeadSearch(
         data, {name: HEADS[name] for name in heads}, seeds=(0, 1, 2),
         preprocessing=partial(make_preprocessing, "standardise", (width,)),
     )  # fmt: skip
     with _peak_of_memory() as peak:
-        fitting.out_of_fold(fitting.fit(X, np.arange(0, n, 5)), repeats=1)
-    if fitting.failures:
-        raise SystemExit(str(fitting.failures))
+        search.out_of_fold(search.fit(X, np.arange(0, n, 5)), repeats=1)
+    if search.failures:
+        raise SystemExit(str(search.failures))
     memory = (max(peak) - base) / (X.nbytes / 1e9)
     print(time.perf_counter() - start, _cpu() - before, memory)
 

@@ -118,7 +118,7 @@ def test_a_pixel_copy_is_a_leak_and_can_be_refused(study_file):
     shutil.copy(next(Path("here/a").iterdir()), "there/a/p9000_0.png")
     samples, _ = load_samples(study, ALL_IMAGES)
     (leak,) = find_leaks(study, samples)
-    assert (leak.severity, leak.text) == (LEAK, "1 equal picture is in both")
+    assert (leak.severity, leak.text) == (LEAK, "1 identical image is in both")
     with pytest.raises(CheckFailedError, match=r"= there/a/p9000_0.png\. .*--write-exclude FILE"):
         refuse_leaks([leak])
 

@@ -60,7 +60,8 @@ def test_the_selection_corrected_value_is_that_of_the_first_repeat():
         statistics = [METRICS[metric](data.label[:50], p[0, :50]) for p in proba.values()]
         _, *expected = bbc_cv(statistics, data.group[:50], stream("selection", 7))
         assert [best["apparent"], best["estimate"]] == [expected[0], expected[1].estimate]
-        assert (best["head"], best["among"], best["images"], best["patients"]) == ("c", 3, 50, 50)
+        counts = [best[key] for key in ("candidates", "images", "patients")]
+        assert (best["head"], counts) == ("c", [3, 50, 50])
     of_one_class = replace(data, label=np.zeros(100, np.int64))
     assert SCORING.selection_corrected("auroc", of_one_class, proba) is None
 

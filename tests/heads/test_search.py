@@ -15,7 +15,7 @@ from pipeline import parallel
 from pipeline.data.patients import patient_folds
 from pipeline.heads import HEADS, HeadSpec, search
 from pipeline.heads.base import PREPROCESSING, make_preprocessing
-from pipeline.heads.search import Fitting, head_folds
+from pipeline.heads.search import HeadSearch, head_folds
 from tests.made_up import made_up_rows
 
 PLAIN = HeadSpec(make=lambda _: LogisticRegression(C=0.1), about="")
@@ -23,9 +23,9 @@ PLAIN = HeadSpec(make=lambda _: LogisticRegression(C=0.1), about="")
 
 def fit(data, specs, repeats=0, **more):
     """Fits and failures."""
-    fitting = Fitting(data, specs, **{"seeds": (3,), "preprocessing": StandardScaler} | more)
-    fits = fitting.fit(data.features, np.arange(len(data)))
-    return fitting.out_of_fold(fits, repeats), fitting.failures
+    search = HeadSearch(data, specs, **{"seeds": (3,), "preprocessing": StandardScaler} | more)
+    fits = search.fit(data.features, np.arange(len(data)))
+    return search.out_of_fold(fits, repeats), search.failures
 
 
 @pytest.mark.parametrize("count", [1, 3], ids=["one view", "three views"])

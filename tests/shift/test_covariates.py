@@ -36,7 +36,7 @@ def differences(source, target):
 
 
 def named(source, target):
-    return [row.name for row in differences(source, target) if row.named]
+    return [row.name for row in differences(source, target) if row.shown]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def targets(tmp_path_factory):
 def test_what_was_made_to_differ_is_named_first_and_nothing_between_equal_hospitals(targets):
     """Exposure, noise and markers; more ill patients are no other way of taking images."""
     for name, (_, cause) in HOSPITALS.items():
-        named = [row["name"] for row in targets[name]["covariates"] if row["named"]]
+        named = [row["name"] for row in targets[name]["covariates"] if row["shown"]]
         assert (named[0] if named else None) == cause, name
     same = targets["same"]
     assert min(row["p_adjusted"] for row in same["detection"]) > 0.05
