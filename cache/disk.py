@@ -1,9 +1,9 @@
 """The only module that touches the disk on behalf of a store.
 
 Everything a store does to files is one of the primitives below, so a test can make any of them
-fail, or kill the process there, and look at what is left. ``publish`` is the only way to create a
-file: it is written beside its place, synced and renamed, and then the folder is synced. A file
-with its final name is whole.
+fail, or kill the process there, and look at what is left. ``write_atomic`` is the only way to
+create a file: it is written beside its place, synced and renamed, and then the folder is synced.
+A file with its final name is whole.
 
 Files are readable by their owner alone (0600 in folders 0700), because they hold data of
 patients. With ``HEADRACE_SHARED=1`` the umask decides instead.
@@ -157,12 +157,12 @@ def free_bytes(folder: Path) -> int | None:
         return None
 
 
-def publish(path: Path, data: bytes, *, scratch: Path | None = None) -> None:
-    """Put a whole file in place, or leave nothing of it; see :func:`publish_all`."""
-    publish_all({path: data}, scratch=scratch)
+def write_atomic(path: Path, data: bytes, *, scratch: Path | None = None) -> None:
+    """Put a whole file in place, or leave nothing of it; see :func:`write_all_atomic`."""
+    write_all_atomic({path: data}, scratch=scratch)
 
 
-def publish_all(contents: Mapping[Path, bytes], *, scratch: Path | None = None) -> None:
+def write_all_atomic(contents: Mapping[Path, bytes], *, scratch: Path | None = None) -> None:
     """Put whole files in place, one after the other, once all of them are on the disk.
 
     Args:

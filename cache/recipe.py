@@ -204,7 +204,7 @@ def _write(
             "features": features.astype(float).ravel().tolist(),
         },
     }
-    disk.publish(path / META, json.dumps(meta, indent=1, allow_nan=False).encode())
+    disk.write_atomic(path / META, json.dumps(meta, indent=1, allow_nan=False).encode())
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

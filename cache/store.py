@@ -161,7 +161,7 @@ class FeatureStore:
         part = Part(key=key, features=features, fingerprint=fingerprint, provenance=provenance)
         data = to_bytes(part)
         name = name_of(data)
-        disk.publish(self.path / "parts" / name, data, scratch=self.path)
+        disk.write_atomic(self.path / "parts" / name, data, scratch=self.path)
         self._remember(name, part, len(data))
         return name
 

@@ -336,7 +336,7 @@ def _show(
         click.echo(f"\n{text}" if before else text)
 
 
-def _publish(
+def _show_and_save(
     stage: str,
     record: dict[str, Any],
     study: Any,
@@ -550,10 +550,10 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
         def drawn() -> dict[str, bytes]:
             return {name: image for job in drawing for name, image in job.result().items()}
 
-        def publish(record: dict[str, Any]) -> None:
-            _publish("heads", record, study, draw=drawn, before=shown[-1])
+        def finish(record: dict[str, Any]) -> None:
+            _show_and_save("heads", record, study, draw=drawn, before=shown[-1])
 
-        return _run_and_show(partial(compare, study, options, show_scores), publish)
+        return _run_and_show(partial(compare, study, options, show_scores), finish)
 
 
 @main.command()
@@ -593,7 +593,7 @@ def audit(
     record = run(study, shortcuts=shortcuts, engine=_engine(flags))
     if write_exclude is not None:
         disk.make_dir(write_exclude.absolute().parent)
-        disk.publish(write_exclude, exclusions_text(record["leave_out"]).encode())
+        disk.write_atomic(write_exclude, exclusions_text(record["leave_out"]).encode())
     _show("audit", record)
     try:
         refuse_leaks(CheckResult(**result) for result in record["results"])
@@ -655,14 +655,14 @@ def finetune(study: Any, **flags: Any) -> dict[str, Any]:
     given = {name: flags.pop(name) for name in ("methods", "image_size", "limit", "device")}
     stage = partial(run, study, **given, options=_samples(flags), settings=flags)
 
-    def publish(record: dict[str, Any]) -> None:
+    def finish(record: dict[str, Any]) -> None:
         if not record["trial"]:
             draw = partial(_draw, "finetune", record, study) if figures else dict
-            _publish("finetune", record, study, draw=draw)
+            _show_and_save("finetune", record, study, draw=draw)
         elif _first_process():  # tables and figures on disk are of the whole run
             _show("finetune", record)
 
-    return _run_and_show(stage, publish)
+    return _run_and_show(stage, finish)
 
 
 @main.command()
@@ -685,11 +685,11 @@ def shift(study: Any, **flags: Any) -> dict[str, Any]:
     effort = _quick_or_thorough(flags, QUICK, THOROUGH) or ShiftOptions()
     options = replace(effort, samples=_samples(flags), head=flags["head"])
 
-    def publish(record: dict[str, Any]) -> None:
+    def finish(record: dict[str, Any]) -> None:
         draw = partial(_draw, "shift", record, study) if _wants_figures(flags) else dict
-        _publish("shift", record, study, draw=draw)
+        _show_and_save("shift", record, study, draw=draw)
 
-    return _run_and_show(partial(analyse, study, options), publish)
+    return _run_and_show(partial(analyse, study, options), finish)
 
 
 @main.command()

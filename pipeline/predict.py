@@ -337,7 +337,7 @@ def _writable(store: FeatureStore, scratch: Path) -> FeatureStore:
         return store
     aside = FeatureStore(scratch, store.recipe)
     with suppress(FileNotFoundError):
-        disk.publish(aside.path / META, disk.read_all(store.path / META))
+        disk.write_atomic(aside.path / META, disk.read_all(store.path / META))
     return aside
 
 

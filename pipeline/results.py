@@ -112,7 +112,7 @@ def write_set(
     digests = {**unchanged, **{name: _sha256(data) for name, data in files.items()}}
     sealed = _with_checksum(json.dumps({**record, "files": digests}, indent=1, allow_nan=False))
     contents = {file.parent / name: data for name, data in files.items()} | {file: sealed}
-    disk.publish_all(contents)
+    disk.write_all_atomic(contents)
     _clear(file.parent, owned, {file.parent / name for name in digests})
     return {**digests, file.name: _sha256(sealed)}
 
@@ -136,7 +136,7 @@ def write_file(path: Path, data: bytes) -> None:
     with suppress(OSError):  # cleaning is a courtesy: it stops no stage
         disk.remove_abandoned(path.parent)
     line = f"{_sha256(data)}  {path.name}\n"
-    disk.publish_all({path: data, path.with_name(f"{path.name}.sha256"): line.encode()})
+    disk.write_all_atomic({path: data, path.with_name(f"{path.name}.sha256"): line.encode()})
 
 
 def _with_checksum(text: str) -> bytes:

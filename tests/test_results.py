@@ -89,7 +89,7 @@ def _heads(folder: Path, run: bytes) -> None:
 def _finetune(folder: Path, run: bytes) -> None:
     disk.prepare(folder)
     model, checkpoint = folder / "finetune" / "lp-net-0", b"checkpoint"
-    disk.publish_all({model / "checkpoints" / "state": checkpoint})
+    disk.write_all_atomic({model / "checkpoints" / "state": checkpoint})
     files = {"model.safetensors": run * 9, "probabilities.safetensors": run}
     write_set(model / "model.json", {"run": run.decode()}, files, owned=("checkpoints/*",))
     write_set(folder / "finetune.json", {"run": run.decode()}, {"finetune.h5": run * 5})

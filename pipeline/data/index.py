@@ -131,7 +131,7 @@ def _salt_of(store_root: Path) -> bytes:
     """
     file = store_root / "patients.salt"
     if not file.exists():
-        disk.publish(file, secrets.token_hex(_DIGEST_BYTES).encode())
+        disk.write_atomic(file, secrets.token_hex(_DIGEST_BYTES).encode())
     try:
         return bytes.fromhex(disk.read_all(file).decode())
     except (OSError, ValueError) as cause:
@@ -155,7 +155,7 @@ def _short_hash(path: str) -> str:
 
 def write_checked(file: Path, body: bytes) -> None:
     """Write a file with its digest at the end."""
-    disk.publish(file, body + hashlib.sha256(body).digest())
+    disk.write_atomic(file, body + hashlib.sha256(body).digest())
 
 
 def read_checked(file: Path) -> bytes:

@@ -370,7 +370,7 @@ def _converted(build: Build, batch_size: int, converted_file: Path | None) -> _C
         head = json.dumps(key | {"graph": len(network[0])}).encode()
         content = b"\n".join((head, b"".join(network)))
         with suppress(OSError):  # it costs only time at the next run
-            disk.publish(converted_file, hashlib.sha256(content).digest() + content)
+            disk.write_atomic(converted_file, hashlib.sha256(content).digest() + content)
     return network
 
 

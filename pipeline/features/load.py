@@ -202,7 +202,7 @@ def _weights_digest(store_root: Path, name: str, weights: str) -> str:
 
         digests[entry] = state_digest(build(name, file))
         with suppress(OSError):
-            disk.publish(memory, json.dumps(digests, indent=1).encode())
+            disk.write_atomic(memory, json.dumps(digests, indent=1).encode())
     return str(digests[entry])
 
 

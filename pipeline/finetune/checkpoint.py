@@ -154,7 +154,7 @@ class Checkpoints:
         matches = [_NAME.fullmatch(name) for name in disk.listdir(self.folder)]
         number = 1 + max((int(match[1]) for match in matches if match), default=0)
         name = f"checkpoint-{number:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
-        disk.publish(self.folder / name, data)
+        disk.write_atomic(self.folder / name, data)
         self._remove_all_but(name, self.newest)
         self.newest, self._last = name, time.monotonic()
 

@@ -183,7 +183,7 @@ def test_files_are_for_their_owner_unless_a_team_says_otherwise(
     before = os.umask(umask)
     try:
         disk.make_dir(tmp_path / "a" / "b")
-        disk.publish(tmp_path / "file", b"", scratch=tmp_path)
+        disk.write_atomic(tmp_path / "file", b"", scratch=tmp_path)
     finally:
         os.umask(before)
     made = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "file"]
@@ -205,7 +205,7 @@ def test_the_advice_fits_the_error(tmp_path, monkeypatch, number):
     refuse = Mock(side_effect=OSError(number, os.strerror(number)))
     monkeypatch.setattr(disk, "open_new", refuse)
     with pytest.raises(WriteFailedError, match=ADVICE[number]) as error:
-        disk.publish(tmp_path / "file", b"")
+        disk.write_atomic(tmp_path / "file", b"")
     assert str(error.value).count("make room") == (number == errno.ENOSPC)
 
 

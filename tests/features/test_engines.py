@@ -283,14 +283,14 @@ def test_other_weights_have_a_network_of_their_own(study_file, conversions):
 def test_a_network_that_cannot_be_kept_costs_only_time(study_file, conversions, monkeypatch):
     """A full disk ends no run for it."""
     converted_file().unlink()
-    publish = disk.publish
+    write_atomic = disk.write_atomic
 
     def full(path, *given, **named):
         if path.suffix == ".openvino":
             raise OSError(28, "No space left on device")
-        return publish(path, *given, **named)
+        return write_atomic(path, *given, **named)
 
-    monkeypatch.setattr(disk, "publish", full)
+    monkeypatch.setattr(disk, "write_atomic", full)
     add_images(study_file, seed=7)
     add_images(study_file, seed=8)
     assert conversions == [4, 4]
