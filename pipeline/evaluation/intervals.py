@@ -73,7 +73,7 @@ class Interval:
         """One flat row."""
         return asdict(self)
 
-    def ends(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, float]:
         """The numbers without the method, for a record that names it once for all."""
         return {"estimate": self.estimate, "low": self.low, "high": self.high}
 

@@ -156,8 +156,8 @@ def measure_threshold(data: DomainData, threshold: float, prevalence: float) -> 
     specificity = rate_interval(~called[~positive], data.group[~positive])
     true, false = sensitivity.estimate, 1 - specificity.estimate
     return {
-        "sensitivity": sensitivity.ends(),
-        "specificity": specificity.ends(),
+        "sensitivity": sensitivity.numbers(),
+        "specificity": specificity.numbers(),
         "ppv": _predictive_value(true, false, prevalence),
         "npv": _predictive_value(1 - false, 1 - true, 1 - prevalence),
     }

@@ -421,7 +421,7 @@ def error_table(
             {"target_hardness": hardness, "transfer_gap": level_t - level_u - hardness},
             {"target_hardness": (start, middle), "transfer_gap": (middle, on_target.rate)},
         )
-    rows = [{"name": name, **errors[name].ends()} for name in _ERRORS if name in errors]
+    rows = [{"name": name, **errors[name].numbers()} for name in _ERRORS if name in errors]
     table = {"errors": rows, "steps": steps, "not_identifiable": reasons}
     return table, transfer
 

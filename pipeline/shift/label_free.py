@@ -91,11 +91,11 @@ def estimate_accuracy(
         "low": min(interval.low for interval in accuracy),
         "high": max(interval.high for interval in accuracy),
         "estimates": [
-            {"method": name, **interval.ends()}
+            {"method": name, **interval.numbers()}
             for name, interval in zip(FORMULAS, accuracy, strict=True)
         ],
         "prevalence": [
-            {"name": name, "method": "mlls", **share.ends()}
+            {"name": name, "method": "mlls", **share.numbers()}
             for name, share in zip(classes, intervals[len(FORMULAS) :], strict=True)
         ],
         "warning": _ASSUMPTION,
