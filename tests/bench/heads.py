@@ -158,10 +158,10 @@ def _along_folds(
 ) -> None:
     """The path on every fold; notes the lowest mean log loss on held-out rows."""
 
-    def of_fold(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    def of_fold(train: np.ndarray, test: np.ndarray) -> np.ndarray:
         heads = [make_logistic(C) for C in PENALTIES]
-        proba = path(heads, X[inside], y[inside], X[outside])
-        return np.log(np.maximum(proba[:, np.arange(len(outside)), y[outside]], 1e-15)).sum(axis=1)
+        proba = path(heads, X[train], y[train], X[test])
+        return np.log(np.maximum(proba[:, np.arange(len(test)), y[test]], 1e-15)).sum(axis=1)
 
     os.sched_setaffinity(0, CORES[:cores])
     with threadpool_limits(1) if cores == 1 else nullcontext():

@@ -40,8 +40,8 @@ def proba_of(X, label, other, penalties=PENALTIES):
 def by_penalty(X, label, folds):
     """Held-out probabilities of each penalty."""
     proba = np.zeros((len(PENALTIES), len(label), 2))
-    for inside, outside in folds:
-        proba[:, outside] = proba_of(X[inside], label[inside], X[outside])
+    for train, test in folds:
+        proba[:, test] = proba_of(X[train], label[train], X[test])
     return proba
 
 
@@ -58,14 +58,14 @@ def optimism(patients: int, distance: float, seed: int):
     folds = patient_folds(label, group, seed=0)
     proba = by_penalty(X, label, folds)
     nested, reached = np.zeros_like(proba[0]), []
-    for inside, outside in folds:
-        again = patient_folds(label[inside], group[inside], seed=1)
-        best = best_of(by_penalty(X[inside], label[inside], again), label[inside])
-        both = np.concatenate([X[outside], further])
-        values = proba_of(X[inside], label[inside], both, PENALTIES[best : best + 1])[0]
-        nested[outside] = values[: len(outside)]
-        reached.append([score(m, label_of_further, values[len(outside) :]) for m in METRICS])
-    elsewhere = cross_fitted_choice(proba, label, [outside for _, outside in folds])
+    for train, test in folds:
+        again = patient_folds(label[train], group[train], seed=1)
+        best = best_of(by_penalty(X[train], label[train], again), label[train])
+        both = np.concatenate([X[test], further])
+        values = proba_of(X[train], label[train], both, PENALTIES[best : best + 1])[0]
+        nested[test] = values[: len(test)]
+        reached.append([score(m, label_of_further, values[len(test) :]) for m in METRICS])
+    elsewhere = cross_fitted_choice(proba, label, [test for _, test in folds])
     all_rows, others, chosen_anew = (
         np.array([score(m, label, values) for m in METRICS])
         for values in (proba[best_of(proba, label)], elsewhere, nested)
