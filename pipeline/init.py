@@ -19,7 +19,7 @@ from pipeline.data.items import (
     images_in,
 )
 from pipeline.data.patients import FIT, VALIDATION, split_of
-from pipeline.data.sources import folders_in_classes, read_image, scan, wrong_layout
+from pipeline.data.sources import NO_FOLDERS, folders_in_classes, read_image, scan, wrong_layout
 from pipeline.data.tables import (
     SUFFIXES,
     Row,
@@ -258,7 +258,7 @@ def _domain_lines(
     if table == "source" and len({item.label for item in listing.items} - {NO_CLASS}) == 1:
         raise StudyError(
             f"{domain.path} has one class only ({listing.items[0].label}); a head needs two. Give "
-            "the folder that has the class folders in it, or the table that names the classes"
+            f"the folder that has the class folders in it. {NO_FOLDERS}"
         )
     lines = [f"[{table}]", f"path = {relative(domain.path)}"]
     if domain.table and not is_archive(domain.path):
@@ -302,7 +302,7 @@ def _corrected(
                 domain = replace(domain, ignore=wrong.ignore)
             return domain, parts, None
         if not (layout.path or layout.ignore):
-            raise StudyError(f"in {domain.path} {layout.text}. Give headrace init a table instead")
+            raise StudyError(f"in {domain.path} {layout.text}. {NO_FOLDERS}")
         notes.append(f"[{table}] {layout.text}; written: {layout.setting(domain.path)}")
         ignore = (*(domain.ignore or ()), *layout.ignore)
         domain = replace(domain, path=domain.path / layout.path, ignore=ignore)

@@ -60,6 +60,8 @@ class Domain:
         split: The part of the data that is taken, by the data's own name, or a ``.txt`` file
             with the names of its images; ``given``: the source keeps the split of its data.
             Empty: all images.
+        label: Regular expression for the class, searched as ``group`` is; None: the folder below
+            ``path``, or the table's column.
         group: Regular expression for the patient id in a file's name, or, if it has a ``/``, in
             the path below ``path``; its one group, or else the whole match, is the id.
             ``HEADER``: the hashed patient id of DICOM files. None: the table's column, or each
@@ -76,6 +78,7 @@ class Domain:
     path: Path
     table: ImageTable | None = None
     split: str = ""
+    label: str | None = None
     group: str | None = None
     attributes: Path | None = None
     name: str = SOURCE

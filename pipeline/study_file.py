@@ -51,8 +51,8 @@ _KEYS = {
     "source", "target", "test", "backbone", "head", "store", "subgroups",
 }  # fmt: skip
 _DOMAIN_KEYS = {
-    "path", "table", "images", "columns", "values", "domain", "split", "group", "attributes",
-    "ignore", "bits", "window", "frame",
+    "path", "table", "images", "columns", "values", "domain", "split", "label", "group",
+    "attributes", "ignore", "bits", "window", "frame",
 }  # fmt: skip
 _KINDS = {str: "text", int: "int", list: "a list", dict: "a table"}
 _LONGEST = 120  # characters of a name in a message
@@ -275,6 +275,9 @@ def _domain(table: _Table, name: str = "") -> dict[str, Any]:
         if images is None or "table" not in table.values:
             table.fail(f"group = {group}: a column needs table = FILE")
         images = replace(images, columns={**images.columns, "patient": (group["column"],)})
+    label = _pattern(table, "label", "class")
+    if label is not None and images is not None:
+        table.fail("label: this goes with folders of images")
     split = table.get("split") or ""
     if split.endswith(LIST):
         split = str(table.path("split", "allowed is a text file with a name of an image a line"))
@@ -282,6 +285,7 @@ def _domain(table: _Table, name: str = "") -> dict[str, Any]:
         "path": _path(table, images, later=bool(name)),
         "table": images,
         "split": split,
+        "label": label,
         "group": None if isinstance(group, dict) else group,
         "attributes": table.path("attributes", hint) or table.path("table", hint, later=True),
         "ignore": table.texts("ignore", 'patterns of paths below it, such as ["*/masks/*"]'),
@@ -369,7 +373,11 @@ def _group(table: _Table) -> str | dict[str, str] | None:
                 f'{{header = "{HEADER}"}} of DICOM files',
             )
         return {"column": composed(name)}
-    pattern: str | None = table.get("group")
+    return _pattern(table, "group", "patient")
+
+
+def _pattern(table: _Table, key: str, what: str) -> str | None:
+    pattern: str | None = table.get(key)
     if pattern is None:
         return None
     import regex  # only for patterns
@@ -377,11 +385,11 @@ def _group(table: _Table) -> str | dict[str, str] | None:
     try:
         captured = regex.compile(pattern).groups
     except regex.error as cause:
-        table.fail(f"group = {pattern!r} is not a regular expression: {cause}")
+        table.fail(f"{key} = {pattern!r} is not a regular expression: {cause}")
     if captured > 1:
         table.fail(
-            f"group = {pattern!r} captures {captured} parts; one is allowed, the "
-            "patient: put it in one pair of brackets and write the others as (?:...)"
+            f"{key} = {pattern!r} captures {captured} parts; one is allowed, the "
+            f"{what}: put it in one pair of brackets and write the others as (?:...)"
         )
     return pattern
 

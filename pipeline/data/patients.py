@@ -46,7 +46,7 @@ def split_of(name: str) -> str:
 
 
 def patient_of(path: str, pattern: str | None) -> str | None:
-    """Patient id of an image: the pattern's first group, else the whole match; None if no match.
+    """Patient or class of an image: the pattern's group, else the whole match; None if no match.
 
     The pattern is searched in the file's name; if it has a ``/``, in the path below the domain's
     folder. A StudyError if that takes too long: with some patterns the time doubles with each
@@ -59,7 +59,7 @@ def patient_of(path: str, pattern: str | None) -> str | None:
         match = _compiled(pattern).search(name, timeout=_SECONDS_FOR_A_NAME)
     except TimeoutError as cause:
         raise StudyError(
-            f"group = {pattern!r} takes more than {_SECONDS_FOR_A_NAME:g} s for {printable(path)}: "
+            f"{pattern!r} takes more than {_SECONDS_FOR_A_NAME:g} s for {printable(path)}: "
             "write it without choices that overlap, such as (a|aa)+"
         ) from cause
     if not match:

@@ -21,7 +21,7 @@ from pipeline.data.images import RememberedFile
 from pipeline.data.index import KeyIndex
 from pipeline.data.items import MAX_PIXELS, Item, ReadOptions, read_lines, window_of
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patients_or_paths, split_source
-from pipeline.data.sources import check_layout, layout_hint, scan
+from pipeline.data.sources import NO_FOLDERS, check_layout, layout_hint, scan
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError, record_failure
 from pipeline.parallel import Mapper, in_threads
 from pipeline.progress import Progress
@@ -247,7 +247,7 @@ def _class_names(study: Study, items: Sequence[Item]) -> tuple[str, ...]:
     if len(classes) < 2:
         raise StudyError(
             f"[source] {study.source.path} has one class only ({classes[0]!r}); a head needs two. "
-            "Expected are class folders, one per class, in that folder"
+            f"Expected are class folders, one per class, in that folder. {NO_FOLDERS}"
             f"{layout_hint(study.source, items)}"
         )
     return classes

@@ -31,7 +31,7 @@ from pipeline.data.items import (
     read_file,
     read_lines,
 )
-from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION, split_of
+from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION, patient_of, split_of
 from pipeline.data.tables import scan_table
 from pipeline.errors import ImageError, StudyError
 from pipeline.parallel import Mapper, in_turn
@@ -41,6 +41,11 @@ from pipeline.words import are, counted, printable
 _LOG = logging.getLogger(__name__)
 #: Why an image with changed content is refused; the next run may take it.
 CHANGED = "changed while the run was under way; run again"
+#: What to do where folders do not name the classes.
+NO_FOLDERS = (
+    "If folders are not the classes, write table = FILE, or label = 'PATTERN' for the class in the "
+    r"path, such as label = '_([01])\.png$'"
+)
 #: An uncompressed image has at most 8 bytes per pixel.
 _MAX_BYTES_PER_PIXEL = 10
 #: A folder with more folders than this holds patients, not classes.
@@ -78,17 +83,20 @@ def _by_folder(domain: Domain, listing: Listing) -> Listing:
     for item in listing.items:
         *folders, _ = item.name.split("/")
         split = folders.pop(0) if _is_folder_split(domain) and folders else ""
-        if folders or not domain.labelled:
-            label = folders[0] if domain.labelled else NO_CLASS
+        label = patient_of(item.name, domain.label) if domain.label else next(iter(folders), None)
+        if label or not domain.labelled:
+            label = (domain.labelled and label) or NO_CLASS
             items.append(replace(item, label=label, split=split))
-    for folder, left_out in listing.empty.items():
+    for folder, left_out in listing.empty.items() if not domain.label else ():
         raise StudyError(
             f"{domain.path}/{folder}: the class folder holds no image ({left_out}). Put its "
-            "images there, or remove the folder"
+            f"images there, or remove the folder. {NO_FOLDERS}"
         )
-    ignored = Counter(listing.ignored) + Counter(
-        {"not in a class folder": len(listing.items) - len(items)}
-    )
+    if domain.label and listing.items and not items:
+        first = printable(listing.items[0].path)
+        raise StudyError(f"{domain.name}: label = {domain.label!r} finds no class; first: {first}")
+    why = "without a class" if domain.label else "not in a class folder"
+    ignored = Counter(listing.ignored) + Counter({why: len(listing.items) - len(items)})
     return replace(listing, items=tuple(items), ignored=ignored)
 
 
@@ -149,12 +157,12 @@ def check_layout(domain: Domain, items: Sequence[Item]) -> None:
     in_splits = _is_folder_split(domain)
     layout = wrong_layout(items, in_splits=in_splits)
     # One level too high is one class only, which is refused where classes are named.
-    if layout and (layout.splits or not layout.path):
+    if layout and (layout.splits or layout.ignore or not (layout.path or domain.label)):
         raise StudyError(
             f"{domain.name}: in {domain.path} {layout.text}. Write {layout.setting(domain.path)}, "
             "or ignore = [] if it is meant as it is"
         )
-    if not in_splits and (text := folders_in_classes(items)):
+    if not (in_splits or domain.label) and (text := folders_in_classes(items)):
         _LOG.warning("%s: %s", domain.name, text)
 
 
@@ -339,7 +347,7 @@ def scan(domain: Domain, mapper: Mapper = in_turn) -> Listing:
     folders, hint = "images at any depth", ""
     if domain.labelled:
         folders = "a folder for each class with images at any depth"
-        hint = '. A target without labels needs no class folders: write labels = "absent"'
+        hint = f'. {NO_FOLDERS}. Without labels (of a target) write labels = "absent"'
     raise StudyError(
         f"{domain.path} holds {' and '.join(kinds) or 'no input'}; allowed is one of: "
         f"{folders}, .npy stacks (n, H, W) or (n, H, W, 3), one class a file, a .npz file, or a "
@@ -369,8 +377,8 @@ def _kinds_of(domain: Domain) -> list[str]:
     folders = any(map(is_folder, entries))
     images = any(e.name.lower().endswith(SUFFIXES) or "." not in e.name for e in entries)
     kinds = {
-        "class folders": folders or (images and not domain.labelled),
-        ".npy stacks": any(map(arrays.is_stack, entries)),
+        "class folders": folders or (images and (domain.label or not domain.labelled)),
+        ".npy stacks": not domain.label and any(map(arrays.is_stack, entries)),
     }
     return [kind for kind, applies in kinds.items() if applies]
 

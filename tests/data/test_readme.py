@@ -51,6 +51,22 @@ def table(file: str, *lines: str) -> None:
     Path(file).write_text("\n".join(lines))
 
 
+def tuberculosis() -> None:
+    for hospital, name, count in (("ChinaSet_AllFiles", "CHN", 20), ("MontgomerySet", "MCU", 8)):
+        for i in range(count):
+            image(f"{hospital}/CXR_png/{name}CXR_{i:04}_{i % 2}.png", i % 2)
+            image(f"{hospital}/ManualMask/leftMask/{name}CXR_{i:04}_{i % 2}.png", i % 2)
+        (Path(hospital) / "CXR_png/Thumbs.db").write_text("no image")
+
+
+def mura() -> None:
+    for split, count in (("train", 20), ("valid", 8)):
+        for i in range(count):
+            patient = f"{split}/XR_WRIST/patient{i // 2 + 100 * count:05}"
+            study = f"study{i % 2}_{('negative', 'positive')[i % 2]}"
+            image(f"MURA-v1.1/{patient}/{study}/image1.png", i % 2)
+
+
 def kaggle() -> None:
     for split, count in (("train", 20), ("val", 4), ("test", 8)):
         for i in range(count):
@@ -173,6 +189,8 @@ def course() -> None:
 #: What writes the files; images of each domain and split; classes; patients of the source.
 LAYOUTS: dict[str, tuple[Callable[[], None], dict[str, int], str, int]] = {
     "Class folders": (class_folders, {"source": 20, "hospital_b": 8}, "x y", 10),
+    "Montgomery and Shenzhen": (tuberculosis, {"source": 20, "montgomery": 8}, "0 1", 20),
+    "MURA": (mura, {"fit": 20, "validation": 8}, "negative positive", 14),
     "Kaggle chest X-ray pneumonia": (kaggle, {"source": 20, "kaggle": 8}, "NORMAL PNEUMONIA", 20),
     "CheXpert": (chexpert, {"fit": 22, "validation": 6}, "not Pneumonia Pneumonia", 14),
     "NIH ChestX-ray14": (nih, {"source": 16, "nih": 8}, "not Pneumonia Pneumonia", 8),

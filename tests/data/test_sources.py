@@ -20,11 +20,11 @@ from pipeline.data.index import measures_of
 from pipeline.data.items import Item, ReadOptions
 from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import load_samples
-from pipeline.data.sources import KINDS, read_image, scan, wrong_layout
+from pipeline.data.sources import KINDS, check_layout, read_image, scan, wrong_layout
 from pipeline.errors import ImageError, StudyError
 from pipeline.features.extract import extract
 from pipeline.init import write_study
-from pipeline.study import ImageTable, TargetDomain
+from pipeline.study import ImageTable, SourceDomain, TargetDomain
 from pipeline.study_file import load_study
 from tests.image_files import dicom, jpeg, listed, picture, pictures, png, with_files, with_stack
 from tests.tiny import TORCH, edited, write_images
@@ -360,6 +360,33 @@ def test_what_matches_a_pattern_is_left_out_and_counted(tmp_path):
     listing = listed(tmp_path, ignore=("*/masks/*", "*_mask.png", "again/*"))
     assert paths(listing) == ["a/1.png", "b/2.png"]
     assert listing.ignored == {"left out by `ignore`": 3}
+
+
+def test_a_pattern_finds_the_class_in_the_path(tmp_path, caplog):
+    """Patients with a folder for each class; splits and masks are still refused."""
+    root = tmp_path / "set"
+    with_files(root, *(f"p{k:03}/{c}/{k}_{c}.png" for k in range(4) for c in "01"), "p003/n.png")
+    domain = SourceDomain(path=root, label=r"^p\d+/([01])/")
+    listing = scan(domain)
+    assert [item.label for item in listing.items] == ["0", "1"] * 4
+    assert listing.ignored == {"without a class": 1}
+    check_layout(domain, listing.items)
+    assert [item.label for item in scan(replace(domain, label="(x)|_[01]")).items][:2] == [
+        "_0",
+        "_1",
+    ]
+    with pytest.raises(StudyError, match=r"label = '\(z\)' finds no class; first: p000/0/0_0.png"):
+        scan(replace(domain, label="(z)"))
+    flat = with_files(tmp_path / "flat", "1_0.png", "2_1.png")
+    assert [item.label for item in scan(replace(domain, path=flat, label="_(.)")).items] == [
+        "0",
+        "1",
+    ]
+    with_files(root, "p001/masks/1_1.png")
+    with pytest.raises(StudyError, match=r"images in folders called masks"):
+        check_layout(domain, scan(replace(domain, label="[01]")).items)
+    with_stack(root, "a.npy", pictures(2))
+    assert len(scan(domain).items) == 8
 
 
 def test_a_study_of_masks_stops_and_names_the_line(study_file):
