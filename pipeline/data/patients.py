@@ -34,6 +34,9 @@ SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in name
 #: Warn where validation has less than this share of what was asked for, or more than its inverse.
 _SHARE_TOLERANCE = 2 / 3
 _SECONDS_FOR_A_NAME = 0.5
+#: A given validation part is small if it has fewer patients, and less of the images, than these.
+_FEW_PATIENTS, _SMALL_SHARE = 100, 0.1
+_ANEW = 'write validation = 0.2 and, as split, the part to learn from, such as "train"'
 #: A pattern that finds no patient in more than this share of the images is wrong.
 _MOST_UNKNOWN = 0.5
 
@@ -179,15 +182,21 @@ def split_source(
         if missing := sorted(set(range(len(names))) - set(label[split == part].tolist())):
             raise StudyError(
                 f"source: the {part} part of the given split has no image of class "
-                f"{printable(names[missing[0]])!r}. Give a share instead, such as "
-                "validation = 0.2, without split"
+                f"{printable(names[missing[0]])!r}. Instead {_ANEW}"
             )
     crossing = np.intersect1d(patients[split == FIT], patients[split == VALIDATION])
     if crossing.size:
         _LOG.warning(
             "source: %s %s images in both fit and validation of the given split, so the numbers "
-            "of validation are too good; validation = 0.2 alone splits by patient",
-            *(counted(crossing.size, "patient"), have(crossing.size)),
+            "of validation are too good. To split by patient %s",
+            *(counted(crossing.size, "patient"), have(crossing.size), _ANEW),
+        )
+    held_out = split == VALIDATION
+    few = len({*patients[held_out]})
+    if few < _FEW_PATIENTS and held_out.mean() < _SMALL_SHARE:
+        _LOG.warning(
+            "source: the validation part of the given split has only %s of %s. For a larger one %s",
+            *(counted(int(held_out.sum()), "image"), counted(few, "patient"), _ANEW),
         )
     return split
 

@@ -191,7 +191,7 @@ def folders_in_classes(items: Sequence[Item]) -> str:
 
 def layout_hint(domain: Domain, items: Sequence[Item]) -> str:
     """A hint at the layout of a domain's folder, for an error in its classes; or nothing."""
-    layout = wrong_layout(items)
+    layout = wrong_layout(items, in_splits=_is_folder_split(domain))
     if layout is None:
         return ""
     return f". In {domain.path} {layout.text}: perhaps {layout.setting(domain.path)} is meant"

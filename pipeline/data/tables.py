@@ -226,6 +226,8 @@ def several_findings(header: Row, rows: Sequence[Row]) -> list[str]:
                 len({*zip(c, cells, strict=True)}) > _MOST_SLIPS * len({*c}) for c in images
             )
             return sorted(texts - {""}) if again or max(map(len, several)) > 1 else []
+    others = {name for use, names in _USUAL.items() if use != "label" for name in names}
+    columns = {name: cells for name, cells in columns.items() if _normalised(name) not in others}
     marks = {name: [_whole(cell).lower() for cell in cells] for name, cells in columns.items()}
     marks = {n: m for n, m in marks.items() if set(m) <= {*_MARKS} and set(m) & {*_YES}}
     is_class = all(

@@ -225,6 +225,17 @@ def test_a_given_split_is_kept_and_who_crosses_it_is_said(study_file, setting, c
     assert len({samples.name_of(row) for row in range(len(samples))}) == len(samples)
     said = "source: 1 patient has images in both fit and validation of the given split"
     assert (said in caplog.text) == crossing
+    assert "has only" not in caplog.text
+
+
+def test_a_given_validation_part_of_a_few_images_is_said(study_file, caplog):
+    """Kaggle's chest X-rays and OCT2017 have 16 and 32 images there."""
+    divided(study_file, crossing=False)
+    for image in sorted(Path("here/valid").rglob("*.png"))[1:-1]:
+        image.unlink()
+    load_samples(edited(study_file, {'path = "here"': GIVEN}))
+    said = "has only 2 images of 2 patients. For a larger one write validation = 0.2 and, as spl"
+    assert said in caplog.text
 
 
 def test_a_class_that_a_given_part_lacks_is_refused(study_file):
@@ -232,8 +243,22 @@ def test_a_class_that_a_given_part_lacks_is_refused(study_file):
     divided(study_file, crossing=False)
     shutil.rmtree("here/valid/b")
     study = edited(study_file, {'path = "here"': GIVEN})
-    with pytest.raises(StudyError, match=r"the validation part of the given split has no .*'b'"):
+    with pytest.raises(
+        StudyError, match=r"part of the given split has no .*'b'.*such as \"train\""
+    ):
         load_samples(study)
+
+
+def test_another_class_in_a_part_hints_at_no_other_path(study_file, caplog):
+    """The folder of the part is the split of the study."""
+    divided(study_file, crossing=False)
+    Path("here/valid/b").rename("here/valid/B2")
+    target = '[test.own]\npath = "here"\nsplit = "valid"\n[store]'
+    load_samples(
+        edited(study_file, {'path = "here"': 'path = "here"\nsplit = "train"', "[store]": target})
+    )
+    assert "has class 'B2'" in caplog.text
+    assert "perhaps" not in caplog.text
 
 
 # --- images that the study excludes

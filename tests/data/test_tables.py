@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.data.patients import patients_or_paths
 from pipeline.data.sources import scan
-from pipeline.data.tables import Row, read_table
+from pipeline.data.tables import Row, read_table, several_findings
 from pipeline.errors import StudyError
 from pipeline.init import write_study
 from pipeline.study import GIVEN, ImageTable, SourceDomain, TargetDomain
@@ -264,6 +264,12 @@ def test_what_is_no_table_is_refused_by_its_ending(tmp_path, name):
     with_files(tmp_path, name)
     with pytest.raises(StudyError, match=r"is not read: a table is a CSV, TSV or Parquet file"):
         write_study([tmp_path / name], tmp_path / "own.toml", ["densenet121"])
+
+
+def test_a_column_of_splits_is_no_finding():
+    """CAMELYON17-WILDS has 0 and 1 in it, as in the column of tumours."""
+    rows = [Row(k, [f"{k}.png", str(k // 2), str(k % 2)]) for k in range(4)]
+    assert several_findings(Row(1, ["path", "tumor", "split"]), rows) == ["tumor"]
 
 
 def test_a_target_without_labels_needs_no_column_of_them(root):
