@@ -231,7 +231,7 @@ def coverage(world: Callable, patients: int, truth, repeats: int, seed: int = 0)
 
 def samples(runs: int, patients: int) -> int:
     """Two fifths of them where a sample takes long."""
-    return runs if patients < 400 else 2 * runs // 5
+    return runs if patients < 400 else max(1, 2 * runs // 5)
 
 
 def cell(name: str, patients: int, truth, runs: int) -> str:
