@@ -31,7 +31,7 @@ from pipeline.data.tables import (
 from pipeline.errors import ImageError, StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
 from pipeline.study import GIVEN, HEADER, Domain, ImageTable
-from pipeline.words import counted, printable
+from pipeline.words import class_order, counted, printable
 
 #: Patterns for common public chest X-ray sets and the demo; a guess must fit most names.
 _PATIENT_PATTERNS = (
@@ -319,9 +319,11 @@ def _parts(names: Iterable[str]) -> dict[str, str]:
 
 def _tree(table: str, listing: Listing) -> Iterator[str]:
     """The classes with their numbers of images and first file names."""
-    names: dict[str, list[str]] = {}
-    for item in sorted(listing.items, key=lambda item: item.label):
-        names.setdefault(printable(item.label), []).append(PurePosixPath(item.path).name)
+    names: dict[str, list[str]] = {
+        printable(name): [] for name in class_order(item.label for item in listing.items)
+    }
+    for item in listing.items:
+        names[printable(item.label)].append(PurePosixPath(item.path).name)
     classes = f", classes: {', '.join(names)}" if any(names) else ""
     yield f"[{table}] {counted(len(listing.items), 'image')}{classes}"
     width = max(len(name) for name in names)

@@ -225,7 +225,7 @@ class Study:
         backbones: The networks, in the file's order; stage 1 runs these.
         concatenations: Names of backbones joined by ``+``, whose features are concatenated.
         heads: Heads that the study adds to the table of heads.
-        classes: Class names in label order; None takes the sorted names of the classes.
+        classes: Class names in label order; None: see :func:`pipeline.words.class_order`.
         findings: Findings, of which an image may have several. Each is run as its own study, see
             :meth:`of_finding`; this one has all images and no label.
         seed: Seed of all random choices.

@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -27,6 +27,13 @@ def printable(name: str) -> str:
 def as_file_name(text: str) -> str:
     """A name, such as a backbone's, in a form that fits into a file name."""
     return "".join(c if c.isalnum() or c in "._+-" else "_" for c in text)
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Different names of classes, sorted: as numbers if all are whole numbers, else as text."""
+    ordered = sorted(set(names))
+    numbers = all(name.removeprefix("-").isdecimal() for name in ordered)
+    return sorted(ordered, key=int) if numbers else ordered
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:

@@ -26,7 +26,7 @@ from pipeline.errors import CheckFailedError, NoImagesError, StudyError, record_
 from pipeline.parallel import Mapper, in_threads
 from pipeline.progress import Progress
 from pipeline.study import HEADER, SOURCE, Domain, SourceDomain, Study
-from pipeline.words import are, composed, counted, have, printable
+from pipeline.words import are, class_order, composed, counted, have, printable
 
 _LOG = logging.getLogger(__name__)
 #: Label of an image of a target without labels. It is not a class: metrics refuse it, and stages
@@ -234,7 +234,7 @@ def _class_names(study: Study, items: Sequence[Item]) -> tuple[str, ...]:
     """Names of the source's classes in label order."""
     if not study.source.labelled:
         return ()
-    in_source = sorted({item.label for item in items})
+    in_source = class_order(item.label for item in items)
     classes = study.classes or tuple(in_source)
     for name, other in pairwise(sorted(in_source, key=str.casefold)):
         if not study.classes and name.casefold() == other.casefold():

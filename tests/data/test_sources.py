@@ -448,6 +448,23 @@ def test_classes_that_differ_in_capitals_alone_are_refused(tmp_path):
     assert load_samples(study)[0].classes == ("A", "a", "b")
 
 
+@pytest.mark.parametrize(
+    ("names", "ordered"),
+    [("10 2", "2 10"), ("-1 -10", "-10 -1"), ("10 2x", "10 2x"), ("2.5 10", "10 2.5")],
+)
+def test_classes_that_are_whole_numbers_have_the_order_of_numbers(study_file, names, ordered):
+    """Grades and ids; other names have that of text, and ``classes`` rules. init shows the same."""
+    for old, new in zip("ab", names.split(), strict=True):
+        for domain in ("here", "there"):
+            Path(domain, old).rename(Path(domain, new))
+    assert load_samples(load_study(study_file))[0].classes == (*ordered.split(),)
+    first, *_ = write_study([Path("here")], Path("own.toml"), ["tiny"])
+    assert first.endswith(f"classes: {ordered.replace(' ', ', ')}")
+    classes = (*reversed(ordered.split()),)
+    study = edited(study_file, {"[source]": f"classes = {[*classes]}\n[source]"})
+    assert load_samples(study)[0].classes == classes
+
+
 def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     """Splits one level below an unneeded folder, masks beside images: the study runs.
 
