@@ -44,6 +44,10 @@ _OTHER_IMAGES = (
     ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi", ".npy", ".mha",
     ".nrrd",
 )  # fmt: skip
+#: Endings of tables and study files, which nobody takes for images: they need no message beside
+#: images, but are the reason why a folder has none.
+_OF_STUDY = (".csv", ".tsv", ".parquet", ".toml")
+OF_STUDY = "a table or a study file"
 #: Folders that network drives and archives of macOS add, and the index of a DICOM disk.
 _OF_PROGRAMS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "dicomdir"}
 #: Formats are known by their first bytes.
@@ -353,8 +357,15 @@ def files_in(
         elif name.endswith(_OTHER_IMAGES):
             unread.append(path)
         else:
-            ignored[f"not a {'/'.join(suffixes[:3])} file"] += 1  # the usual endings
+            ignored[_no_image(name, suffixes)] += 1
     return Listing(items=tuple(files), ignored=ignored, unread=tuple(unread)), sorted(folders)
+
+
+def _no_image(name: str, suffixes: tuple[str, ...]) -> str:
+    """Why a file with another ending is not taken."""
+    if name.endswith(_OF_STUDY):
+        return OF_STUDY
+    return "not an image (.jpg, .png, .tif, .dcm)" if suffixes is SUFFIXES else "not a .npy file"
 
 
 def _identity(root: str, folder: str) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from pipeline.data import arrays, tables
 from pipeline.data.images import Content
 from pipeline.data.items import (
     NO_CLASS,
+    OF_STUDY,
     SUFFIXES,
     Item,
     Listing,
@@ -416,7 +417,9 @@ def _of_split(domain: Domain, listing: Listing) -> Listing:
                 *(domain.name, ", ".join(map(printable, parts)), parts[0]),
             )
     other = Counter({"of another split": len(listing.items) - len(items)})
-    return replace(listing, items=tuple(items), ignored=Counter(listing.ignored) + other)
+    ignored = Counter(listing.ignored) + other
+    del ignored[OF_STUDY]
+    return replace(listing, items=tuple(items), ignored=ignored)
 
 
 def _splits_of_parts(domain: Domain, parts: Sequence[str]) -> dict[str, str]:

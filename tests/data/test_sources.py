@@ -127,7 +127,7 @@ def test_every_image_below_a_class_folder_is_found(root):
         "pneumonia/0/d.Png pneumonia/b.png x.png/c.jpg"
     )
     assert all(item.path.startswith(f"{item.label}/") for item in listing.items)
-    assert listing.ignored == {"not a .jpg/.jpeg/.png file": 2}
+    assert listing.ignored == {"not an image (.jpg, .png, .tif, .dcm)": 2}
 
 
 @posix_only
@@ -163,7 +163,7 @@ def test_what_is_not_taken_is_counted_and_never_opened(root, tmp_path, monkeypat
     assert listing.ignored == {
         "not in a class folder": 1,
         "hidden": 5,
-        "not a .jpg/.jpeg/.png file": 1,
+        "not an image (.jpg, .png, .tif, .dcm)": 1,
         "not a regular file": 3,
         "link out of the folder": 3,
     }
@@ -210,6 +210,11 @@ def test_a_class_without_an_image_is_named_with_what_it_holds(root, tmp_path):
     """An empty class is a mistake; films of another format, and links out, are its reason."""
     (root / "tuberculosis").mkdir()
     with pytest.raises(StudyError, match=r"tuberculosis: the class folder holds no image \(it is"):
+        listed(root)
+    (root / "tuberculosis/labels.csv").touch()
+    with pytest.raises(
+        StudyError, match=r"holds no image \(ignored: 1 x a table or a study file\)"
+    ):
         listed(root)
     (root / "tuberculosis/scan.bmp").write_text("x")
     with pytest.raises(StudyError, match=r"1 image such as tub.*\.bmp is not read: convert"):
@@ -614,6 +619,8 @@ def test_results_and_stores_beside_the_classes_are_no_data(study_file):
     extract(study, TORCH)
     write_images(Path("results"), 4)
     assert load_samples(study)[0].classes == ("a", "b")
-    # The study file and the weights of the tiny network.
-    assert scan(study.source).ignored == {"not a .jpg/.jpeg/.png file": 2}
+    # The weights of the tiny network. Nobody takes tables and the study file for images.
+    for name in ("labels.csv", "labels.Parquet"):
+        Path(name).touch()
+    assert scan(study.source).ignored == {"not an image (.jpg, .png, .tif, .dcm)": 1}
     assert len(listed(write_images(Path("other/results"), 4).parent).items) == 4
