@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.errors import StudyError
+from pipeline.study_file import load_study
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -67,6 +69,19 @@ def test_the_python_example_runs(folder, monkeypatch):
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README", "exec"), {})  # noqa: S102 - our own text
     assert 0.5 < float(printed.getvalue()) <= 1
+
+
+def test_every_key_of_a_study_file_stands_in_a_table_of_its_documentation(study_file):
+    """The error for a key that is not known lists the same ones."""
+    whole = study_file.read_text()
+    text = (Path(__file__).parents[1] / "pipeline/data/README.md").read_text()
+    for table in ("", "[source]", "[target.there]", "[backbone.tiny]", "[store]"):
+        study_file.write_text(whole.replace(table, f"{table}\nunknown = 1\n", 1))
+        with pytest.raises(StudyError, match="an unknown key 'unknown'; allowed: ") as error:
+            load_study(study_file)
+        keys = str(error.value).partition("allowed: ")[2].split(", ")
+        rows = re.findall(r"^\| (.*`.*`.*) \| .* \|$", text, re.MULTILINE)
+        assert {*keys} <= {*re.findall(r"\w+", " ".join(rows))}, table
 
 
 def test_files_and_tests_that_the_readme_names_are_there():
