@@ -1,5 +1,6 @@
 """The study, and its file: what it may say, and how it is refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,8 @@ def test_attributes_and_what_to_look_at_are_read(folder):
     assert study.subgroups == (Attribute(name="sex"), Attribute(name="age", edges=(18, 65.5)))
 
 
-def test_an_attribute_that_is_in_no_file_is_refused_with_those_that_are(folder):
-    """Before any stage. If a file cannot be read, the stage that needs it says why."""
+def test_an_attribute_that_is_in_no_file_is_refused_with_those_that_are(folder, caplog):
+    """Before any stage, by the header alone. If that cannot be read, a warning says why."""
     (folder / "a.csv").write_text("patient,sex\n")
     text = f"{GOOD}[subgroups]\nsax = true".replace("[target", 'attributes = "a.csv"\n[target')
     wrong = r"\[subgroups\] sax: no file of attributes has such a column; the columns are "
@@ -95,8 +96,16 @@ def test_an_attribute_that_is_in_no_file_is_refused_with_those_that_are(folder):
     text = text.replace("[backbone", 'attributes = "b.csv"\n[backbone')
     with pytest.raises(StudyError, match=f"{wrong}age, path, patient, sex$"):
         load_study(write(folder, text))
+    # A fault below the header is a matter of the stage that needs the rows.
+    (folder / "b.csv").write_bytes(b"\xef\xbb\xbfpath,age\n\xff")
+    with pytest.raises(StudyError, match=f"{wrong}age, path, patient, sex$"):
+        load_study(write(folder, text))
+    (folder / "b.csv").write_bytes(b'\n"two\nlines",sax')
+    assert load_study(write(folder, text)).subgroups == (Attribute(name="sax"),)
+    assert not caplog.records
     (folder / "b.csv").write_bytes(b"\xff")
     assert load_study(write(folder, text)).subgroups == (Attribute(name="sax"),)
+    assert re.search(r"\[subgroups\] are not checked: .*b\.csv line 1 is not UTF-8", caplog.text)
 
 
 def test_the_store_is_the_files_then_the_environments_then_features(folder, monkeypatch):

@@ -10,6 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -75,7 +76,7 @@ def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
             '"CSV UTF-8"; unpack an archive; save arrays as .npz with train_images and '
             "train_labels; of an image give the folder above its class folder"
         )
-    rows = _parquet(file) if file.suffix.lower() in _PARQUET else _text_rows(file)
+    rows = _parquet(file) if file.suffix.lower() in _PARQUET else _text_rows(file, read_text(file))
     header = next(rows, Row(1, []))
     names = header.cells
     if twice := [name for name in names if name and names.count(name) > 1]:
@@ -89,13 +90,21 @@ def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
     return header, map(check, rows)
 
 
+def read_header(file: Path) -> list[str]:
+    """The names of the columns; of a text file its first line is read, if that is the header."""
+    if file.is_file() and file.suffix.lower() not in (*_NO_TABLES, *_PARQUET):
+        with suppress(OSError, ValueError), file.open("rb") as stream:
+            for row in _text_rows(file, stream.readline().decode("utf-8-sig")):
+                return row.cells
+    return read_table(file)[0].cells  # or the error that says what is wrong
+
+
 def fail(file: Path, line: int, message: str) -> NoReturn:
     """Raise a StudyError about one line of a table."""
     raise StudyError(f"{file} line {line}: {message}")
 
 
-def _text_rows(file: Path) -> Iterator[Row]:
-    text = read_text(file)
+def _text_rows(file: Path, text: str) -> Iterator[Row]:
     header = text.partition("\n")[0]
     usual = ";" if ";" in header and "," not in header else ","
     separator = _SEPARATORS.get(file.suffix.lower(), usual)
