@@ -68,6 +68,7 @@ def test_every_head_is_scored_on_validation_and_target_by_every_metric(study):
     places = [(d["domain"], d["role"], d["images"], d["patients"]) for d in backbone["domains"]]
     assert [p[:2] for p in places] == [("source", "validation"), ("there", "target")]
     assert places[1][2:] == (40, 10)
+    assert backbone["domains"][1]["class_patients"] == [10, 10]
     for one in backbone["domains"]:
         assert {row["head"] for row in one["rows"]} == set(HEADS)
         assert all(set(row["scores"]) == set(METRICS) for row in one["rows"])
@@ -83,7 +84,7 @@ def test_the_file_says_what_is_returned(study):
     """results/<name>/heads.json for whoever reads it next."""
     record = compare(study, only("prior", "linear", "mlp"))
     assert record_of(study.results / "heads.json") == record
-    assert (record["schema"], record["study"], record["positive"]) == (9, "tiny", "b")
+    assert (record["schema"], record["study"], record["positive"]) == (10, "tiny", "b")
     (backbone,) = record["backbones"]
     by_head = {one["head"]: one for one in backbone["heads"]}
     assert by_head["linear"]["chosen"]["C"] in [choice["C"] for choice in HEADS["linear"].choices]

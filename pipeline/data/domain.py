@@ -65,10 +65,16 @@ class DomainData:
         """Number of patients."""
         return len(np.unique(self.group))
 
-    def record(self) -> dict[str, Any]:
+    def class_patients(self, classes: int) -> list[int]:
+        """Number of patients of each class, from 0 to ``classes`` - 1."""
+        label = self.get_label()
+        return [len(np.unique(self.group[label == k])) for k in range(classes)]
+
+    def record(self, classes: int) -> dict[str, Any]:
         """Name, role and counts of these rows, for the record of a stage."""
         counts = {"images": len(self), "patients": self.patients}
-        return {"domain": self.name, "role": self.role, **counts}
+        by_class = {"class_patients": self.class_patients(classes)}
+        return {"domain": self.name, "role": self.role, **counts, **by_class}
 
     def take(self, rows: NDArray[Any]) -> "DomainData":
         """The chosen rows, by number or by a mask."""

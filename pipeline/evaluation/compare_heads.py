@@ -255,8 +255,7 @@ def _jackknife_p(head: Rate, baseline: Rate) -> float:
 
 def _compared_metrics(data: DomainData, proba: Proba) -> list[str]:
     """Metrics to compare by; without AUROC if the rarest class has too few patients."""
-    label = data.get_label()
-    rarest = min(len(np.unique(data.group[label == k])) for k in range(proba.shape[1]))
+    rarest = min(data.class_patients(proba.shape[1]))
     return [metric for metric in COMPARED_BY if metric != "auroc" or rarest >= AUROC_PATIENTS]
 
 

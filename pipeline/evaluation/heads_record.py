@@ -36,7 +36,7 @@ from pipeline.results import ResultSet, read_set
 
 HEADS_REPORT = "heads.json"
 #: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
-HEADS_SCHEMA = 9
+HEADS_SCHEMA = 10
 #: Metrics of the printed table; all other scores are computed later.
 _SHOWN = ("accuracy", "auroc")
 Record = dict[str, Any]
@@ -75,11 +75,12 @@ class Scoring:
             tables = run_parallel(jobs, done=progress.advance)
         ranking = [data for data in sets if data.role == VALIDATION] or sets
         order = rank_heads(ranking[0], _of(ranking[0], proba)) if ranking else list(proba)
+        classes = next(iter(proba.values())).shape[1]
         return {
             "best": order[0] if ranking and ranking[0].role == VALIDATION else None,
             "domains": [
                 {
-                    **data.record(),
+                    **data.record(classes),
                     "rows": [{"head": h, "fit_seconds": seconds[h], **by_head[h]} for h in order],
                 }
                 for data, by_head in zip(sets, tables, strict=True)

@@ -56,7 +56,7 @@ from pipeline.study import Study
 from pipeline.words import to_jsonable
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 8
+SCHEMA = 9
 #: Head of stage 2 with the same form as the heads here; the table counts how many fit in a time.
 _HEAD = "mlp"
 #: Last epochs that :func:`trend` uses; relative change per epoch that still counts as flat.
@@ -314,7 +314,8 @@ def _domain(
         }
         for method, number in proba
     ]
-    return {**data.record(), "rows": rows}
+    classes = models[0][1].shape[1]
+    return {**data.record(classes), "rows": rows}
 
 
 def _best_head(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from pipeline.evaluation.compare_heads import AUROC_PATIENTS
 from pipeline.evaluation.intervals import TOO_FEW
 from pipeline.report.table import (
     Column,
@@ -78,7 +79,8 @@ def _of_backbone(record: Record, results: Record) -> Iterator[Part]:
             f"points. p is adjusted for the number of heads (Holm). {legend}"
         )
     for number, domain in enumerate(results["domains"]):
-        scores = _scores(results["best"], domain, () if number else (legend,))
+        notes = *_rare_class(record["classes"], domain), *(() if number else (legend,))
+        scores = _scores(results["best"], domain, notes)
         of_domain = scores, *_clinical(domain)
         yield from about(of_domain, domain=domain["domain"], role=domain["role"])
     yield from _selection_corrected(results["selection_corrected"])
@@ -102,7 +104,7 @@ def _domain_title(domain: Record) -> str:
     return f"{name_of_domain(domain)}: {images} of {patients}"
 
 
-def _scores(best: str | None, domain: Record, legend: Sequence[str]) -> Table:
+def _scores(best: str | None, domain: Record, more: Sequence[str]) -> Table:
     rows = [
         {**_row_of_scores(row, row["differences"].get("accuracy", {})), "best": row["head"] == best}
         for row in domain["rows"]
@@ -115,7 +117,7 @@ def _scores(best: str | None, domain: Record, legend: Sequence[str]) -> Table:
         Column("fit s", "seconds", field="fit_seconds"),
         *(Column(m, "number", interval=True, field=m, csv_only=True) for m in others),
     )
-    notes = *_too_few(domain["rows"]), *_patients_needed(domain["rows"]), *legend
+    notes = *_too_few(domain["rows"]), *_patients_needed(domain["rows"]), *more
     return Table(_domain_title(domain), columns, rows, key="heads", notes=notes)
 
 
@@ -131,6 +133,16 @@ def _too_few(rows: Sequence[Record]) -> Iterator[str]:
             f"There are too few patients for an interval of {' and '.join(without)}. An interval "
             "needs at least 2 patients, for AUROC 2 of each class. It takes about 100 for an "
             "interval of 10 points to either side."
+        )
+
+
+def _rare_class(classes: Sequence[str], domain: Record) -> Iterator[str]:
+    """The class with the fewest patients, if these are too few for a test of an AUROC."""
+    patients, name = min(zip(domain["class_patients"], classes, strict=True))
+    if patients < AUROC_PATIENTS:
+        yield (
+            f"Class {name} has only {counted(patients, 'patient')}: below {AUROC_PATIENTS}, AUROC "
+            "and accuracy say little."
         )
 
 
@@ -240,12 +252,12 @@ def finetune(record: Record) -> Iterator[Part]:
     for results in record["backbones"]:
         backbone, classes = results["backbone"], ", ".join(record["classes"])
         yield Heading(f"{record['study']} on {backbone}, fine-tuned, classes {classes}")
-        yield from about(_methods(results), backbone=backbone)
+        yield from about(_methods(record["classes"], results), backbone=backbone)
     yield from _not_scored(record)
     yield from (f"{part} failed: {reason}" for part, reason in record["failures"].items())
 
 
-def _methods(results: Record) -> Iterator[Part]:
+def _methods(classes: Sequence[str], results: Record) -> Iterator[Part]:
     seconds = {(model["method"], model["seed"]): model["seconds"] for model in results["models"]}
     several = len({seed for _, seed in seconds}) > 1
     columns = (
@@ -272,7 +284,10 @@ def _methods(results: Record) -> Iterator[Part]:
             rows,
             key="finetune",
             about={"domain": domain["domain"], "role": domain["role"]},
-            notes=(legend,) if domain is results["domains"][0] else (),
+            notes=(
+                *_rare_class(classes, domain),
+                *((legend,) if domain is results["domains"][0] else ()),
+            ),
         )
     yield from _compared_with_heads(results["domains"])
     yield _costs(results["models"])

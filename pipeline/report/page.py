@@ -39,8 +39,8 @@ from pipeline.words import as_file_name, percent, printable
 #: By command, in the order of the page: the layout of its record that is read here, and the
 #: title of its section. The features stand with the records, at the end.
 STAGES: Mapping[str, tuple[int, str]] = {
-    "heads": (9, "Heads on frozen features"),
-    "finetune": (8, "Frozen and fine-tuned networks"),
+    "heads": (10, "Heads on frozen features"),
+    "finetune": (9, "Frozen and fine-tuned networks"),
     "shift": (12, "Shift from the source to the targets"),
     "audit": (5, "Leaks and shortcuts"),
     "features": (1, "Stored features"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from pipeline.evaluation.compare_heads import AUROC_PATIENTS
 from pipeline.report.heads import name_of_domain
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
 from pipeline.words import counted, percent
@@ -247,10 +248,16 @@ def findings(record: Record) -> Iterator[Table]:
     rows = [
         {**row, "domain": name_of_domain(row)} if "role" in row else row for row in record["rows"]
     ]
+    untested = record["stage"] != "audit" and any(row["p"] is None for row in rows)
+    few = (
+        f"Without p: a class has fewer than {AUROC_PATIENTS} patients, so AUROC and accuracy say "
+        "little."
+    )
     if rows:
         yield Table(
             f"{title} and is adjusted for all rows (Holm)",
             (Column("finding"), *columns, Column("p", "p", field="p_adjusted")),
             rows,
             key=f"findings_{record['stage']}",
+            notes=(few,) if untested else (),
         )

@@ -7,6 +7,7 @@ All of it is about the head that is best on validation among all backbones. Only
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.evaluation.compare_heads import AUROC_PATIENTS
 from pipeline.evaluation.heads_record import heads_by_validation
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.report.heads import name_of_domain
@@ -215,10 +216,13 @@ def _shift(shift: Record | None, head: PageHead | None) -> tuple[str, str]:
 
 
 def _patients(heads: Record | None) -> tuple[str, str]:
-    counts = [d["patients"] for b in (heads["backbones"] if heads else ()) for d in b["domains"]]
-    if not counts:
+    domains = [d for b in (heads["backbones"] if heads else ()) for d in b["domains"]]
+    if not domains:
         return "unknown", "not counted"
-    fewest = min(counts)
+    rarest = min(min(domain["class_patients"]) for domain in domains)
+    if rarest < AUROC_PATIENTS:
+        return "warn", f"only {rarest} of a class in one domain"
+    fewest = min(domain["patients"] for domain in domains)
     return ("good", "yes") if fewest >= ROUGH_BELOW else ("warn", f"only {fewest} in one domain")
 
 

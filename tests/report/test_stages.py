@@ -63,6 +63,28 @@ def test_what_a_table_of_heads_leaves_open_says_how_many_patients_would_settle_i
     assert "or that it is below one point: mlp 1,240." in text
 
 
+@pytest.mark.parametrize("stage", ["heads", "finetune"])
+@pytest.mark.parametrize(("patients", "is_rare"), [([40, 10], False), ([40, 9], True)])
+def test_a_class_of_few_patients_is_named_below_its_table(records, stage, patients, is_rare):
+    """Where an AUROC of 1.00 and equal accuracies say little: from as few as leave out its test."""
+    record = records[stage] | {"classes": ["well", "ill"]}
+    validation, target = record["backbones"][0]["domains"]
+    validation["class_patients"], target["class_patients"] = [40, 40], patients
+    text = " ".join(show(stage, record).split())
+    sentence = "Class ill has only 9 patients: below 10, AUROC and accuracy say little."
+    assert text.count(sentence) == text.count("say little") == is_rare
+    assert "say little" not in text.partition("far: ")[0]
+
+
+@pytest.mark.parametrize("p", [None, 0.2])
+def test_a_table_over_findings_says_why_there_is_no_p(p):
+    """Below it, once."""
+    row = {"finding": "Mass", "backbone": "tiny", "domain": "far", "role": "target", "p": p}
+    text = " ".join(show("findings", {"stage": "heads", "rows": [row] * 2}).split())
+    words = "Without p: a class has fewer than 10 patients, so AUROC and accuracy say little"
+    assert text.count(words) == (p is None)
+
+
 def test_audit_shows_the_worst_first_and_each_advice_once(records):
     """Images are named in the file alone, all but those of the nearest pairs."""
     audit = records["audit"]

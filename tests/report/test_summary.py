@@ -13,7 +13,7 @@ from pipeline.report.summary import (
 )
 
 
-def heads_of(*backbones, patients=200, column="head"):
+def heads_of(*backbones, patients=200, ill=19, column="head"):
     """A record of heads: by backbone, accuracy by domain of each head; the first is the best."""
     return {
         "backbones": [
@@ -26,6 +26,7 @@ def heads_of(*backbones, patients=200, column="head"):
                         "domain": domain,
                         "role": ROLES.get(domain, "target"),
                         "patients": patients,
+                        "class_patients": [patients - ill, ill],
                         "rows": [
                             {column: head, "scores": {"accuracy": value(of_head[domain])}}
                             for head, of_head in accuracy.items()
@@ -116,6 +117,7 @@ def test_the_head_of_the_page_is_the_best_on_validation_of_all_backbones():
 MLP = heads_of({"mlp": {"source": 0.9, "b": 0.8}})
 
 
+RARE = heads_of({"mlp": {"source": 0.9}}, ill=3)
 FEW = heads_of({"mlp": {"source": 0.9}}, patients=38)
 CLEAN, UNCLEAR = audit_of(border="ok", file_properties="ok"), audit_of(border="note")
 BIASED = audit_of(leak=2, border="warning", corners="ok")
@@ -131,6 +133,12 @@ def of_linear(loss, p):
     [
         (None, None, None, "not checked, not tested, not analysed, not counted"),
         (CLEAN, shift_of(0.01, 0.0), None, "none, no sign, none shown, not counted"),
+        (
+            None,
+            None,
+            RARE,
+            "not checked, not tested, not analysed, only 3 of a class in one domain",
+        ),
         (BIASED, None, FEW, "found, possible, not analysed, only 38 in one domain"),
         (
             UNCLEAR,
@@ -154,7 +162,12 @@ def test_each_light_has_a_word(audit, shift, heads, words):
 
 WORDS = {
     "good": ("none", "no sign", "none shown", "yes"),
-    "warn": ("possible", "images differ", "only 38 in one domain"),
+    "warn": (
+        "possible",
+        "images differ",
+        "only 38 in one domain",
+        "only 3 of a class in one domain",
+    ),
     "bad": ("found", "accuracy falls"),
     "unknown": ("inconclusive", "another head analysed"),
 }
