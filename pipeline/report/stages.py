@@ -249,10 +249,7 @@ def findings(record: Record) -> Iterator[Table]:
         {**row, "domain": name_of_domain(row)} if "role" in row else row for row in record["rows"]
     ]
     untested = record["stage"] != "audit" and any(row["p"] is None for row in rows)
-    few = (
-        f"Without p: a class has fewer than {AUROC_PATIENTS} patients, so AUROC and accuracy say "
-        "little."
-    )
+    few = f"Without p, a class has fewer than {AUROC_PATIENTS} patients: its AUROC says little."
     if rows:
         yield Table(
             f"{title} and is adjusted for all rows (Holm)",

@@ -81,7 +81,7 @@ def test_a_table_over_findings_says_why_there_is_no_p(p):
     """Below it, once."""
     row = {"finding": "Mass", "backbone": "tiny", "domain": "far", "role": "target", "p": p}
     text = " ".join(show("findings", {"stage": "heads", "rows": [row] * 2}).split())
-    words = "Without p: a class has fewer than 10 patients, so AUROC and accuracy say little"
+    words = "Without p, a class has fewer than 10 patients: its AUROC says little."
     assert text.count(words) == (p is None)
 
 
