@@ -69,7 +69,7 @@ FILE_WINDOW = -1  # DICOM with a window
 NO_RANGE = -2  # signed, real, or without a limit: a window must be declared
 #: DICOM without a window: this minus its number of bits.
 BITS_STORED = -100
-#: Bits that detectors have; of 16, the whole range is used without a word.
+#: Bits that detectors have; of 16, the whole range is used.
 _USUAL_BITS = (10, 12, 14)
 _ALL_BITS = 16
 _LEAST_TOP = 0.75  # share of the range that the largest value must reach for a guess
@@ -140,14 +140,14 @@ def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | 
             f"{domain.name}: {unclear} is white. Write for this domain bits = 12 (or 14, 16), or "
             "window = [BLACK, WHITE] with the two values, such as [0, 1]"
         )
-    if top < 0 or bits == _ALL_BITS:
+    if top < 0 or top >= _LEAST_TOP * 2**_ALL_BITS:
         return None
     _LOG.warning(
         "%s: %s of 16 bits: the largest value is %d, so %d bits are taken for all. Write bits = %d "
-        "to keep it when images are added",
+        "to keep it when images are added. If that is too wide, write window = [BLACK, WHITE]",
         *(domain.name, images, top, bits, bits),
     )
-    return 0.0, 2.0**bits - 1
+    return None if bits == _ALL_BITS else (0.0, 2.0**bits - 1)
 
 
 def scaled(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:

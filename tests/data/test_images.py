@@ -545,6 +545,13 @@ def test_the_bits_are_guessed_from_all_images(depths, window):
     assert window_of(ANY, depths) == window
 
 
+@pytest.mark.parametrize(("top", "is_said"), [(33500, True), (49200, False), (16000, True)])
+def test_a_range_that_no_image_fills_is_said(top, is_said, caplog):
+    """DeepLesion adds 32768 to its values, so that its images are of one grey in 16 bits."""
+    window_of(ANY, [top, 900])
+    assert ("If that is too wide, write window = [BLACK, WHITE]" in caplog.text) == is_said
+
+
 @pytest.mark.parametrize(
     "depths", [[5000], [200], [2200], [20000], [NO_RANGE], [-1, -112], [-1, 4000]]
 )
