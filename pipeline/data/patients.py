@@ -48,15 +48,13 @@ def split_of(name: str) -> str:
     return splits.pop() if len(splits) == 1 else ""
 
 
-def patient_of(path: str, pattern: str | None) -> str | None:
-    """Patient or class of an image: the pattern's group, else the whole match; None if no match.
+def text_in_path(path: str, pattern: str) -> str | None:
+    """What a pattern finds in an image's path, a patient or a class; None if it finds nothing.
 
-    The pattern is searched in the file's name; if it has a ``/``, in the path below the domain's
-    folder. A StudyError if that takes too long: with some patterns the time doubles with each
-    letter of the name.
+    It is the pattern's group, else the whole match. The pattern is searched in the file's name; if
+    it has a ``/``, in the path below the domain's folder. A StudyError if that takes too long: with
+    some patterns the time doubles with each letter of the name.
     """
-    if pattern is None:
-        return None
     name = path if "/" in pattern else path.rpartition("/")[2]
     try:
         match = _compiled(pattern).search(name, timeout=_SECONDS_FOR_A_NAME)
@@ -81,7 +79,7 @@ def patients_of_items(domain: Domain, items: Sequence["Item"]) -> list[str | Non
     """Patient id of each image from its header, the pattern, or a table's column; or None."""
     if domain.group is None or domain.group == HEADER:
         return [item.patient or None for item in items]
-    return [patient_of(item.name, domain.group) for item in items]
+    return [text_in_path(item.name, domain.group) for item in items]
 
 
 def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
@@ -319,13 +317,13 @@ Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 def patient_folds(
     label: NDArray[np.integer] | None, group: NDArray[Any], *, folds: int = FOLDS, seed: int
 ) -> list[Fold]:
-    """Row numbers (in, out) of each fold; no patient is in two folds, every row is out once.
+    """Row numbers (train, test) of each fold; no patient is in both, every row is tested once.
 
-    Two folds are halves: the rows out of the first, and the rows out of the second. There are
-    fewer folds if a class has fewer patients.
+    Two folds are halves: the test rows of the first, and those of the second. There are fewer
+    folds if a class has fewer patients.
 
     Args:
-        label: Shape ``(n,)``: folds are stratified by it, and each class is in every ``in``.
+        label: Shape ``(n,)``: folds are stratified by it, and each is trained on every class.
             None: patients are divided without regard to classes.
         group: Patients, shape ``(n,)``.
         folds: Number of folds at most, two or more.
@@ -350,7 +348,7 @@ def patient_folds(
     else:
         splits = _stratified_folds(np.unique(label, return_inverse=True)[1], group, count, seed)
     folded = list(splits)
-    if label is not None and any(np.unique(label[in_]).size < len(classes) for in_, _ in folded):
+    if label is not None and any(np.unique(label[rows]).size < len(classes) for rows, _ in folded):
         raise StudyError("a class has too few patients of its own: a fold has them all")
     return folded
 
@@ -385,8 +383,8 @@ def _stratified_folds(
         filled[best] += counts[i]
         fold_of[i] = best
     for k in range(count):
-        outside = fold_of[patient] == k
-        yield np.flatnonzero(~outside), np.flatnonzero(outside)
+        test = fold_of[patient] == k
+        yield np.flatnonzero(~test), np.flatnonzero(test)
 
 
 # Draws of patients with replacement: the bootstrap, and every fit that is repeated on it.

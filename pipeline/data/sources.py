@@ -32,7 +32,7 @@ from pipeline.data.items import (
     read_file,
     read_lines,
 )
-from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION, patient_of, split_of
+from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION, split_of, text_in_path
 from pipeline.data.tables import scan_table
 from pipeline.errors import ImageError, StudyError
 from pipeline.parallel import Mapper, in_turn
@@ -84,7 +84,7 @@ def _by_folder(domain: Domain, listing: Listing) -> Listing:
     for item in listing.items:
         *folders, _ = item.name.split("/")
         split = folders.pop(0) if _is_folder_split(domain) and folders else ""
-        label = patient_of(item.name, domain.label) if domain.label else next(iter(folders), None)
+        label = text_in_path(item.name, domain.label) if domain.label else next(iter(folders), None)
         if label or not domain.labelled:
             label = (domain.labelled and label) or NO_CLASS
             items.append(replace(item, label=label, split=split))

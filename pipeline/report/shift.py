@@ -100,7 +100,7 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
         (
             Column("measure", field="name"),
             Column("difference", "change", interval=True),
-            Column("shown"),
+            Column("shown to differ", field="shown"),
         ),
     ),
     "calibration": (

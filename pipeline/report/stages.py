@@ -79,7 +79,7 @@ def audit(record: Record) -> Iterator[Part]:
     for result in results:
         checks_of.setdefault(result["advice"], {})[result["check"]] = None
     yield from (f"{', '.join(checks)}: {text}." for text, checks in checks_of.items() if text)
-    if fine := [f"{f['check']} ({f['where']})" for f in results if f["severity"] == _OK]:
+    if fine := [f"{r['check']} ({r['where']})" for r in results if r["severity"] == _OK]:
         yield f"These checks found nothing: {'; '.join(fine)}."
     yield from _near_duplicates(record)
     leaks = "" if "leak" in counts else "No leak was found. "

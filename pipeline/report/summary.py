@@ -191,7 +191,7 @@ def _leaks(count: int | None) -> tuple[str, str]:
 
 
 def _shortcuts(audit: Record | None) -> tuple[str, str]:
-    results = [f for f in audit["results"] if f["check"] in _SHORTCUTS] if audit else []
+    results = [r for r in audit["results"] if r["check"] in _SHORTCUTS] if audit else []
     severities = {result["severity"] for result in results}
     if severities & {"leak", "warning"}:
         return "warn", "possible"

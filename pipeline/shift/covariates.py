@@ -29,8 +29,8 @@ _FEWEST = 10
 class Covariate:
     """Mean over the classes of (target - source) of a measure, in pooled standard deviations.
 
-    Its bounds are simultaneous over all measures (Bonferroni). It is ``shown`` where it is worth
-    a sentence; both domains need 10 patients for that.
+    Its bounds are simultaneous over all measures (Bonferroni). A difference is ``shown`` if both
+    lie beyond 0.5 on one side, and both domains have 10 patients.
     """
 
     name: str

@@ -273,4 +273,4 @@ def caveats(source: DomainData, target: DomainData, results: Iterable[CheckResul
         if data.patients < ROUGH_BELOW
     ]
     # Which images, the audit says.
-    return few + [f"{f.where}: {f.text}." for f in results if f.severity != OK]
+    return few + [f"{r.where}: {r.text}." for r in results if r.severity != OK]

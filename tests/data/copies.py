@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from pipeline.data.images import Content
 from pipeline.data.index import MeasureIndex, measures_of
 from pipeline.data.near_duplicates import find_duplicates
-from pipeline.data.patients import patient_of
+from pipeline.data.patients import text_in_path
 from pipeline.data.samples import Samples
 from pipeline.demo import CLASSES, Hospital, Patient, chest, expose
 from pipeline.progress import Progress
@@ -98,7 +98,7 @@ def generated(count: int) -> list[Image.Image]:
 def of_folder(folder: Path, pattern: str | None) -> list[Image.Image]:
     """The first image of each patient, by file name."""
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    one_each = {patient_of(file.name, pattern) or str(file): file for file in files}
+    one_each = {text_in_path(file.name, pattern) or str(file): file for file in files}
     return [Image.open(file).convert("L") for file in one_each.values()]
 
 

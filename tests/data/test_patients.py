@@ -11,8 +11,8 @@ from pipeline.data.patients import (
     draw_patients,
     join_duplicates,
     patient_folds,
-    patient_of,
     split_by_patient,
+    text_in_path,
 )
 from pipeline.errors import StudyError
 
@@ -33,16 +33,15 @@ def arrays(rows):
         ("pneumonia/sub/person12_virus_3.jpeg", r"^(person\d+)", "person12"),
         ("x/00000061_012.png", r"^\d{8}", "00000061"),
         ("x/other.png", r"^\d{8}", None),
-        ("x/other.png", None, None),
     ],
 )
 def test_the_patient_is_read_from_the_files_name(path, pattern, patient):
     """First group, else the whole match; the folder plays no part."""
-    assert patient_of(path, pattern) == patient
+    assert text_in_path(path, pattern) == patient
 
 
 def apart(folds, group) -> bool:
-    """No patient in and out of a fold, every row out once."""
+    """No patient in both parts of a fold, every row tested once."""
     return all(not set(group[in_]) & set(group[out]) for in_, out in folds) and sorted(
         np.concatenate([out for _, out in folds]).tolist()
     ) == list(range(len(group)))

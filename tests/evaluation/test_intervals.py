@@ -66,7 +66,7 @@ def test_the_trials_are_the_patients_where_their_images_agree(hits, n, size):
 
 
 def test_images_that_do_not_resemble_each_other_count_nearly_one_by_one():
-    """Errors dealt to images at random: 800 images of 200 patients are worth about 800."""
+    """Errors of images at random: 800 images of 200 patients are worth about 800."""
     rng = np.random.default_rng(0)
     trials = [
         rate_of(weighted_mean(rng.random(800) < 0.8), np.arange(800) // 4).trials for _ in range(50)

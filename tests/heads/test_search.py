@@ -199,7 +199,7 @@ def test_a_class_of_one_patient_is_a_reason_for_every_head_that_needs_folds():
 
 
 def test_a_head_that_fails_out_of_fold_keeps_its_scores():
-    """It is no candidate for the best; so is none where the folds cannot be dealt."""
+    """It is no candidate for the best; so is none where the folds cannot be made."""
     bad = HeadSpec(make=lambda _: Bad("folds"), about="")
     fits, failures = fit(made_up_rows(), {"bad": bad, "lr": PLAIN}, repeats=1)
     assert failures == {"bad": "out of fold: singular"}

@@ -188,8 +188,8 @@ def test_names_cannot_become_markup(study):
         assert not {"srcset", "action", "style"} & set(attributes)
     assert all(a["src"].startswith("data:image/png") for a in page.all("img"))
     assert not re.search(r"https?:|@import|url\(", text)
-    (transform,) = [a["content"] for a in page.all("meta") if "http-equiv" in a]
-    assert transform.startswith("default-src 'none'; img-src data:")
+    (policy,) = [a["content"] for a in page.all("meta") if "http-equiv" in a]
+    assert policy.startswith("default-src 'none'; img-src data:")
     assert 'classes <script>alert(1), b" onmouseover="x\\u202e{{7*7}}' in page.text
     assert "\u202e" not in text
 
