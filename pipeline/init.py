@@ -11,23 +11,18 @@ from functools import cache
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, scan_stacks
-from pipeline.data.items import (
-    NO_CLASS,
-    Item,
-    Listing,
-    images_in,
-)
+from pipeline.data.arrays import findings_of_archive, is_archive
+from pipeline.data.items import NO_CLASS, Item, Listing, images_in
 from pipeline.data.patients import FIT, VALIDATION, split_of
-from pipeline.data.sources import NO_FOLDERS, folders_in_classes, read_image, scan, wrong_layout
-from pipeline.data.tables import (
-    SUFFIXES,
-    Row,
-    find_columns,
-    read_table,
-    scan_table,
-    several_findings,
+from pipeline.data.sources import (
+    NO_FOLDERS,
+    folders_in_classes,
+    list_images,
+    read_image,
+    scan,
+    wrong_layout,
 )
+from pipeline.data.tables import SUFFIXES, Row, find_columns, read_table, several_findings
 from pipeline.errors import ImageError, StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
 from pipeline.study import GIVEN, HEADER, Domain, ImageTable
@@ -77,8 +72,8 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
         lines.append(f"findings = {json.dumps(findings, ensure_ascii=False)}")
     lines.append("")
     for table, domain, listing in _domains(data, "" if findings else None, read, notes):
-        listed, unclear = listing or scan(domain), not (domain.labelled or findings)
-        lines += _domain_lines(table, domain, listed, output, notes, unclear=unclear)
+        unclear = not (domain.labelled or findings)
+        lines += _domain_lines(table, domain, listing, output, notes, unclear=unclear)
     lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return notes
@@ -166,10 +161,10 @@ def _findings(path: Path, read: _Read) -> list[str]:
 
 def _domains(
     data: Sequence[Path], finding: str | None, read: _Read, notes: list[str]
-) -> Iterator[tuple[str, Domain, Listing | None]]:
+) -> Iterator[tuple[str, Domain, Listing]]:
     """The tables of the study file: ``source``, perhaps ``test.test``, and ``target.NAME``.
 
-    Equal names get a number. Each comes with its listing, if there is one.
+    Equal names get a number.
     """
     names: list[str] = []
     each = (_domains_of(path, finding, read, notes) for path in data)
@@ -183,10 +178,12 @@ def _domains(
         split = "" if names[1:] else parts.get(FIT, "")
         if split and VALIDATION in parts:
             split = GIVEN
-        yield table, replace(domain, split=split), None if split else listing
+        domain = replace(domain, split=split)
+        yield table, domain, scan(domain) if split else listing
         if split and "test" in parts:
             names.append("test")
-            yield "test.test", replace(domain, split=parts["test"]), None
+            test = replace(domain, split=parts["test"])
+            yield "test.test", test, scan(test)
 
 
 def _domains_of(
@@ -282,31 +279,25 @@ def _domain_lines(
 
 def _corrected(
     table: str, domain: Domain, notes: list[str]
-) -> tuple[Domain, dict[str, str], Listing | None]:
-    """The domain with the path and patterns that its layout needs, and the names of its parts.
-
-    Only folders of splits and arrays have parts; only class folders without parts are listed.
-    """
-    if is_archive(domain.path) or (domain.path.is_dir() and any(domain.path.glob("*.npy"))):
-        list_arrays = scan_archive if is_archive(domain.path) else scan_stacks
-        return domain, _parts({item.split for item in list_arrays(domain).items}), None
-    if domain.table:
-        return domain, _parts({item.split for item in scan_table(domain).items}), None
-    listing = scan(domain)
-    while layout := wrong_layout(listing.items):
+) -> tuple[Domain, dict[str, str], Listing]:
+    """The domain with the path and patterns that its layout needs; its parts; all its images."""
+    listing = list_images(domain)
+    if domain.table or any(item.split for item in listing.items):
+        return domain, _parts({item.split for item in listing.items}), listing
+    while layout := wrong_layout(domain, listing.items):
         if table == "source" and layout.path and (parts := _parts(layout.splits)):
             notes.append(f"[source] the data are divided into {', '.join(layout.splits)}")
             inner = replace(domain, split=next(iter(parts.values())))
-            if wrong := wrong_layout(scan(inner).items, in_splits=True):
+            if wrong := wrong_layout(inner, scan(inner).items):
                 notes.append(f"[source] {wrong.text}; written: {wrong.setting(domain.path)}")
                 domain = replace(domain, ignore=wrong.ignore)
-            return domain, parts, None
+            return domain, parts, listing
         if not (layout.path or layout.ignore):
             raise StudyError(f"in {domain.path} {layout.text}. {NO_FOLDERS}")
         notes.append(f"[{table}] {layout.text}; written: {layout.setting(domain.path)}")
         ignore = (*(domain.ignore or ()), *layout.ignore)
         domain = replace(domain, path=domain.path / layout.path, ignore=ignore)
-        listing = scan(domain)
+        listing = list_images(domain)
     if text := folders_in_classes(listing.items):
         notes.append(f"[{table}] {text}")
     return domain, {}, listing

@@ -11,7 +11,7 @@ kills the process instead of raising an error.
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -35,8 +35,9 @@ from pipeline.data.items import (
     is_folder,
     read_file,
 )
+from pipeline.data.tables import Row, Table
 from pipeline.errors import ImageError, StudyError
-from pipeline.study import ARCHIVE, Domain, classes_of
+from pipeline.study import ARCHIVE, Domain, ImageTable
 from pipeline.words import printable
 
 _SUFFIXES = (".npy",)
@@ -225,7 +226,10 @@ def _parts(path: Path) -> list[str]:
 
 
 def _labels(domain: Domain, part: str) -> list[str | None]:
-    """The class of each image; None if ``values`` does not name it."""
+    """The class of each image; None if ``values`` does not name it.
+
+    The labels are a table with a column for the class, or numbered columns for findings.
+    """
     name = f"{domain.path}: {part}{_LABELS}"
     stat = FileStat.of(domain.path.stat())
     labels = _array(os.path.realpath(domain.path), stat, part + _LABELS)
@@ -235,42 +239,24 @@ def _labels(domain: Domain, part: str) -> list[str | None]:
             "a row of them for each image"
         )
     columns = labels.reshape(len(labels), -1)
-    values = domain.table.values if domain.table else {}
-    if domain.table and domain.table.finding:
-        return _marks(name, columns, domain.table.finding, values)
-    if columns.shape[1] != 1:
+    numbers = [str(k) for k in range(columns.shape[1])]
+    settings = domain.table or ImageTable(file=domain.path)
+    finding = settings.finding
+    if finding and not {*settings.values.get(finding, (finding,))} & {*numbers}:
+        raise StudyError(
+            f"{name} has columns 0 to {numbers[-1]}, and none is named {finding!r}. "
+            f'Write values = {{{finding!r} = "0"}} with the number of its column'
+        )
+    if not finding and len(numbers) > 1:
         raise StudyError(
             f"{name} has shape {labels.shape}, several findings an image. Write above the first "
             'table findings = ["0", "1"], the numbers of columns, which go from 0 to '
-            f"{columns.shape[1] - 1}"
+            f"{numbers[-1]}"
         )
-    numbers = [_text_of(number) for number in columns[:, 0].tolist()]
-    classes = {text: label for label, texts in values.items() for text in texts}
-    return [classes.get(text) if classes else text for text in numbers]
-
-
-def _text_of(number: float) -> str:
-    """A label as text; a whole number keeps all its digits, even if it is stored as a float."""
-    return str(int(number)) if float(number).is_integer() else f"{number:g}"
-
-
-def _marks(
-    name: str, columns: NDArray[Any], finding: str, values: Mapping[str, Sequence[str]]
-) -> list[str | None]:
-    """Whether each image has a finding, by its column; no class if that is not known."""
-    (column,) = values.get(finding, (finding,))[:1]
-    if not column.isdecimal() or int(column) >= columns.shape[1]:
-        raise StudyError(
-            f"{name} has columns 0 to {columns.shape[1] - 1}, and none is named {finding!r}. "
-            f'Write values = {{{finding!r} = "0"}} with the number of its column'
-        )
-    marks = columns[:, int(column)]
-    if unknown := set(marks[~np.isnan(marks)].tolist()) - {-1, 0, 1}:
-        raise StudyError(
-            f"{name}, column {column}, holds {min(unknown):g}; allowed are 1, 0 and -1"
-        )
-    names = dict(zip((0, 1), classes_of(finding), strict=True))
-    return [names.get(mark, NO_CLASS) for mark in marks.tolist()]
+    header = Row(0, ["path", *(numbers if finding else ["label"])])
+    table = Table(domain, Path(name), header)
+    rows = (Row(k, ["", *map(str, row)]) for k, row in enumerate(columns.tolist()))
+    return [table.label(row) or (NO_CLASS if finding else None) for row in rows]
 
 
 def _check_bytes(name: str, size: int) -> None:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.data.index import stored_measures
 from pipeline.data.near_duplicates import DuplicatePair, stored_duplicates
-from pipeline.data.patients import TARGET
+from pipeline.data.patients import TARGET, unknown_patients
 from pipeline.data.samples import Samples
 from pipeline.errors import CheckFailedError
-from pipeline.study import SOURCE, Domain, Study
+from pipeline.study import SOURCE, Study
 from pipeline.words import are, counted
 
 #: The worst first. A leak makes numbers wrong; a warning may explain good numbers; a note is
@@ -139,7 +139,7 @@ def check_leaks(
     none = _passed(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
     results = [overlap.result for overlap in overlaps] or [none]
     for domain in study.domains:
-        results += _check_patient_ids(domain, samples)
+        results += _check_patient_ids(domain.name, samples)
     results += _check_copies(samples, rows_of, ids)
     results.append(_check_conflicts(samples, ids))
     return results, overlaps
@@ -244,22 +244,16 @@ _ADVICE = {
 }
 
 
-def _check_patient_ids(domain: Domain, samples: Samples) -> Iterator[CheckResult]:
-    rows = np.flatnonzero(samples.domain == domain.name)
+def _check_patient_ids(domain: str, samples: Samples) -> Iterator[CheckResult]:
+    rows = np.flatnonzero(samples.domain == domain)
     count = sum(samples.group[row] == samples.items[row].path for row in rows.tolist())
     if not count:
         return
-    if domain.group is None and count == rows.size:
-        text = "there is no group pattern, so every image counts as its own patient (an "
-        text += "image-level split)"
-    else:
-        text = f"`group` finds no patient in {count} of {rows.size} images, and each of "
-        text += "these images counts as its own patient"
     yield CheckResult(
         check=_PATIENTS,
         severity=WARNING,
-        where=domain.name,
-        text=text,
+        where=domain,
+        text=unknown_patients(count, rows.size),
         advice="Write `group` in the study so that it finds the patient of every image. Until "
         "then, images of one patient may be in two roles, and intervals may be too short",
         share=count / rows.size,

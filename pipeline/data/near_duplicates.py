@@ -97,7 +97,7 @@ def find_duplicates(
         (roles, view)
         for roles in combinations(rows_of, 2)
         for how in _VIEWS
-        for view in _view_pairs(how)
+        for view in sorted({(how, "copy"), ("copy", how)})  # the first or the second image in it
     ]
     with Progress("near duplicates", sum(rows_of[a].size for (a, _), _ in of_two)) as progress:
         for (a, b), (view, other_view) in of_two:
@@ -136,11 +136,6 @@ def stored_duplicates(
     with suppress(WriteFailedError):
         write_checked(file, json.dumps([astuple(pair) for pair in pairs]).encode())
     return pairs
-
-
-def _view_pairs(how: str) -> list[tuple[str, str]]:
-    """How a pair was made if the first or the second image is seen in a view."""
-    return sorted({(how, "copy"), ("copy", how)})
 
 
 def _middle(share: float) -> _Floats:

@@ -94,30 +94,23 @@ def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
     if (domain.group or column) and len(unknown) > _MOST_UNKNOWN * len(items):
         raise StudyError(
             f"{domain.name}: group = {domain.group or 'the column'!r} finds no patient in "
-            f"{len(unknown)} of {counted(len(items), 'image')}; first: {printable(unknown[0])}. "
-            f"{_meaning_of_group(domain)}. Correct it, or remove it if the patients are unknown"
+            f"{len(unknown)} of {counted(len(items), 'image')}; first: {printable(unknown[0])}. A "
+            "pattern is searched in the file's name, or with a / in the path below the folder, and "
+            f"{HEADER} in the header of DICOM files. Correct it, or remove it if the patients are "
+            "unknown"
         )
-    if len(unknown) == len(items):
-        _LOG.warning(
-            "%s: there is no `group` pattern, so every image counts as its own patient; images of "
-            "one patient may be on both sides of the split",
-            domain.name,
-        )
-    elif unknown:
-        _LOG.warning(
-            "%s: `group` finds no patient in %d of %d images; each of these counts as its own "
-            "patient; first: %s",
-            *(domain.name, len(unknown), len(items), unknown[0]),
-        )
+    if unknown:
+        text = unknown_patients(len(unknown), len(items))
+        _LOG.warning("%s: %s; first: %s", domain.name, text, printable(unknown[0]))
     return [patient or item.path for patient, item in zip(patients, items, strict=True)]
 
 
-def _meaning_of_group(domain: Domain) -> str:
-    if domain.group is None:
-        return "The patient is a column of the table"
-    if domain.group == HEADER:
-        return "The patient is in the header of DICOM files"
-    return "The pattern is searched in the file's name; if it has a /, in the path below the folder"
+def unknown_patients(count: int, images: int) -> str:
+    """What it means that the patients of some images are unknown."""
+    return (
+        f"no `group` pattern finds the patient of {count} of {counted(images, 'image')}, and each "
+        "of these counts as its own patient"
+    )
 
 
 def single_patient_hint(table: str) -> str:
@@ -392,6 +385,7 @@ def _stratified_folds(
 
 #: Number of draws for an interval.
 DRAWS = 2000
+_MOST_LEFT_OUT = 500
 #: 2 MB of weights, which stay in a core's cache from one statistic to the next.
 _BLOCK_CELLS = 1 << 18
 
@@ -456,18 +450,16 @@ class PatientDraws:
         return means
 
 
-def leave_out_patients(group: Sequence[object] | NDArray[Any], *, most: int = 500) -> PatientDraws:
-    """Leave out each patient in turn: the "draws" of the jackknife.
+def leave_out_patients(group: Sequence[object] | NDArray[Any]) -> PatientDraws:
+    """Leave out each of ``n`` patient ids in turn: the "draws" of the jackknife.
 
-    Args:
-        group: ``n`` patient ids.
-        most: With more patients than this, that many groups of equal size are left out instead
-            (delete-a-group jackknife); the groups are random but always the same.
+    Of more than 500 patients, 500 groups of equal size are left out instead (delete-a-group
+    jackknife); the groups are random but always the same.
     """
     patients, member = np.unique(np.asarray(group), return_inverse=True)
     block = np.arange(patients.size)
-    if patients.size > most:
-        block = np.random.default_rng(0).permutation(block) % most
+    if patients.size > _MOST_LEFT_OUT:
+        block = np.random.default_rng(0).permutation(block) % _MOST_LEFT_OUT
     counts = block != np.arange(block.max() + 1)[:, None]
     return PatientDraws(patients=patients, counts=counts.astype(np.uint8), member=member)
 

@@ -130,15 +130,10 @@ class WrongLayout:
         return f"ignore = {json.dumps(self.ignore, ensure_ascii=False)}"
 
 
-def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayout | None:
-    """What is wrong with the layout of class folders; None if nothing is.
-
-    Args:
-        items: Images of a domain; rows of stacks have no folders.
-        in_splits: Whether the class folders lie in folders of splits.
-    """
+def wrong_layout(domain: Domain, items: Sequence[Item]) -> WrongLayout | None:
+    """What is wrong with the layout of the class folders of a domain; None if nothing is."""
     paths = [item.path for item in items if item.row is None]
-    if in_splits:
+    if in_splits := _is_folder_split(domain):
         paths = [path.partition("/")[2] for path in paths]
     folders = _folders(paths)
     layout = _classes_again(folders) or _masks(paths)
@@ -146,7 +141,11 @@ def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayo
         return layout and replace(
             layout, ignore=tuple(f"*/{pattern.removeprefix('*/')}" for pattern in layout.ignore)
         )
-    return _splits(folders) or layout or _patients(folders) or _too_high(paths)
+    if not (layout := _splits(folders) or layout) and _numbered(folders):
+        names = _listed([*folders])
+        text = f"the folders {names} are numbered like patients, and each would be a class"
+        return WrongLayout(text=text)
+    return layout or _too_high(paths)
 
 
 def check_layout(domain: Domain, items: Sequence[Item]) -> None:
@@ -155,15 +154,14 @@ def check_layout(domain: Domain, items: Sequence[Item]) -> None:
     The StudyError gives the line that corrects it. Equal subfolders in every class folder cause
     a warning.
     """
-    in_splits = _is_folder_split(domain)
-    layout = wrong_layout(items, in_splits=in_splits)
+    layout = wrong_layout(domain, items)
     # One level too high is one class only, which is refused where classes are named.
     if layout and (layout.splits or layout.ignore or not (layout.path or domain.label)):
         raise StudyError(
             f"{domain.name}: in {domain.path} {layout.text}. Write {layout.setting(domain.path)}, "
             "or ignore = [] if it is meant as it is"
         )
-    if not (in_splits or domain.label) and (text := folders_in_classes(items)):
+    if not (_is_folder_split(domain) or domain.label) and (text := folders_in_classes(items)):
         _LOG.warning("%s: %s", domain.name, text)
 
 
@@ -192,10 +190,9 @@ def folders_in_classes(items: Sequence[Item]) -> str:
 
 def layout_hint(domain: Domain, items: Sequence[Item]) -> str:
     """A hint at the layout of a domain's folder, for an error in its classes; or nothing."""
-    layout = wrong_layout(items, in_splits=_is_folder_split(domain))
-    if layout is None:
-        return ""
-    return f". In {domain.path} {layout.text}: perhaps {layout.setting(domain.path)} is meant"
+    if layout := wrong_layout(domain, items):
+        return f". In {domain.path} {layout.text}: perhaps {layout.setting(domain.path)} is meant"
+    return ""
 
 
 def _folders(paths: Sequence[str]) -> dict[str, list[str]]:
@@ -271,18 +268,8 @@ def _masks(paths: Sequence[str]) -> WrongLayout | None:
     return WrongLayout(text=f"{what} would be taken as images of their own", ignore=tuple(ignore))
 
 
-def _patients(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
-    """Folders of patients, which hold the classes or have them in their names."""
-    if not _numbered(folders):
-        return None
-    return WrongLayout(
-        text=f"the folders {_listed([*folders])} are numbered like patients, and each would be "
-        "a class"
-    )
-
-
 def _numbered(names: Collection[str]) -> bool:
-    """Whether all names are numbers of three or more digits, or hashes, with the same text."""
+    """Whether names are those of patients: all have a long number, or a hash, and the same text."""
     texts = {re.sub(r"[0-9a-f]{16,}|\d+", "", name) for name in names}
     numbers = all(re.search(r"\d{3,}|[0-9a-f]{16,}", name) for name in names)
     return len(names) > 2 and len(texts) == 1 and numbers
@@ -339,12 +326,17 @@ def scan(domain: Domain, mapper: Mapper = in_turn) -> Listing:
     """
     if isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
         return _with_validation(domain, domain.validation, mapper)
+    return _of_split(domain, list_images(domain, mapper))
+
+
+def list_images(domain: Domain, mapper: Mapper = in_turn) -> Listing:
+    """As :func:`scan`, but all parts of the data, with the data's own names of the splits."""
     for path in (domain.path, domain.table.file if domain.table else domain.path):
         if not os.path.exists(path):  # noqa: PTH110 - of what no path can be, Path raises
             raise StudyError(f"{printable(str(path))} is not there: is its disk connected?")
     kinds = _kinds_of(domain)
     if len(kinds) == 1:
-        return _of_split(domain, KINDS[kinds[0]](domain, mapper))
+        return KINDS[kinds[0]](domain, mapper)
     folders, hint = "images at any depth", ""
     if domain.labelled:
         folders = "a folder for each class with images at any depth"

@@ -140,7 +140,7 @@ def _parquet(file: Path) -> Iterator[Row]:
 def scan_table(domain: Domain, mapper: Mapper = in_turn) -> Listing:
     """The existing images that rows of the domain name; a StudyError for faults of the table."""
     images = images_in(domain.path, ignore=domain.ignore or (), mapper=mapper)
-    look_up, table = _Lookup(images.items), _Table(domain)
+    look_up, table = _Lookup(images.items), Table.of(domain)
     without_class, absent = 0, []
     items: dict[str, Item] = {}
     for row in table.rows():
@@ -214,7 +214,7 @@ def find_columns(
 
 def check_finding(domain: Domain) -> None:
     """Refuse a table that lacks the domain's finding; images are not looked up."""
-    table = _Table(domain)
+    table = Table.of(domain)
     table.check_finding(map(table.label, table.rows()))
 
 
@@ -279,14 +279,12 @@ class _Lookup:
         return None
 
 
-class _Table:
+class Table:
     """The table of a domain: its rows, and the meaning of their cells."""
 
-    def __init__(self, domain: Domain) -> None:
-        assert domain.table is not None  # noqa: S101 - the kind of input says so
-        self._domain, self._table = domain, domain.table
-        self.file = domain.table.file
-        header, self._rows = read_table(self.file)
+    def __init__(self, domain: Domain, file: Path, header: Row, rows: Iterable[Row] = ()) -> None:
+        self._domain, self._table = domain, domain.table or ImageTable(file=file)
+        self.file, self._rows = file, rows
         self.finding = self._table.finding or ""
         #: Paths in the rows of other domains, once all rows were read.
         self.of_others: set[str] = set()
@@ -296,6 +294,12 @@ class _Table:
         columns = find_columns(self._table, header, labelled=domain.labelled and not self._marks)
         self._at = {use: header.cells.index(names[0]) for use, names in columns.items()}
         self._classes = {n: header.cells.index(n) for n in columns.get("label", ())}
+
+    @classmethod
+    def of(cls, domain: Domain) -> "Table":
+        """The table in the file that the study names."""
+        assert domain.table is not None  # noqa: S101 - the kind of input says so
+        return cls(domain, domain.table.file, *read_table(domain.table.file))
 
     def rows(self) -> Iterator[Row]:
         """Rows of the domain."""

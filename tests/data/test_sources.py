@@ -355,7 +355,7 @@ def test_a_wrong_layout_is_seen_and_its_line_is_proposed(name):
     """Names are as they stand on the disk, whatever their case and characters."""
     paths, setting = LAYOUTS[name]
     items = [Item(path, path.partition("/")[0], f"/{path}", None, None) for path in paths]
-    layout = wrong_layout(items)
+    layout = wrong_layout(SourceDomain(path=Path("/x")), items)
     assert (layout and layout.setting(Path("/x"))) == setting
 
 
