@@ -116,11 +116,9 @@ def _names_of_images(domain: Domain, file: Path, key: str, samples: Samples) -> 
         return [item.name for item in items]
     patients = patients_of_items(domain, items)
     if domain.group == HEADER or not any(patients):
-        why = "of DICOM headers are known as hashes only"
-        if domain.group != HEADER:
-            why = "are found by no `group` pattern: give one in the study file"
         raise StudyError(
-            f"{file} has rows by patient, but patients of {domain.name} {why}, or rows by path"
+            f"{file} has rows by patient, but patients of {domain.name} are found by no `group` "
+            "pattern (those of DICOM headers are hashes): give one, or rows by path"
         )
     return [patient or item.path for patient, item in zip(patients, items, strict=True)]
 

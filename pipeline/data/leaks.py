@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.data.index import stored_measures
 from pipeline.data.near_duplicates import DuplicatePair, stored_duplicates
 from pipeline.data.patients import TARGET, unknown_patients
-from pipeline.data.samples import Samples
+from pipeline.data.samples import HOW_TO_EXCLUDE, Samples
 from pipeline.errors import CheckFailedError
 from pipeline.study import SOURCE, Study
 from pipeline.words import are, counted
@@ -232,13 +232,9 @@ def _named_patients(samples: Samples, rows: NDArray[np.intp]) -> NDArray[np.str_
     return np.unique(samples.group[named])
 
 
-_EXCLUDE = (
-    '`headrace audit STUDY --write-exclude FILE` lists the images; `exclude = "FILE"` in the '
-    "study leaves them out"
-)
 _ADVICE = {
-    LEAK: f"Heads learn from these images before they are scored on them. {_EXCLUDE}",
-    WARNING: f"Look at near_duplicates.png. If it shows the same patients, {_EXCLUDE}",
+    LEAK: f"Heads learn from these images before they are scored on them. {HOW_TO_EXCLUDE}",
+    WARNING: f"Look at near_duplicates.png. If it shows the same patients, {HOW_TO_EXCLUDE}",
     NOTE: "Two data sets may use the same numbers, and no picture is in both. If these are the "
     "same patients, remove them from one of the two",
 }
@@ -296,7 +292,7 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> CheckResult:
         where=_ALL_ROLES,
         text=f"{counted(len(pictures), 'picture')} with several labels",
         examples=_first_of([" and ".join(names) for names in pictures]),
-        advice=f"Remove the images with the wrong label, or all of them: {_EXCLUDE}",
+        advice=f"Remove the images with the wrong label, or all of them: {HOW_TO_EXCLUDE}",
         share=sum(map(len, conflicts)) / len(samples),
     )
 

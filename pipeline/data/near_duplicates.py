@@ -9,8 +9,8 @@ compared in two ways:
 - By tone, if the textures are similar: is the grey of one image a function of the grey of the
   other? It is after any change of brightness, even one that cut the highlights off.
 
-A pair that reaches the limit of either is a copy. The limits are above what images of different
-patients of the same role reach.
+A pair that reaches the limit of either is a near duplicate. The limits are above what images of
+different patients of the same role reach.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ _VERSION = 1
 #: Side of the compared pictures; scale in their pixels below which detail counts.
 _SIDE = 32
 _DETAIL = 2.7
-#: Correlation of textures from which images count as copies: the lowest and highest limit that
-#: is ever used. The same for the agreement of tones.
+#: Correlation of textures from which images count as near duplicates: the lowest and highest limit
+#: that is ever used. The same for the agreement of tones.
 _LIMITS = np.array([[0.88, 0.95], [0.99, 0.998]])
 #: Correlation of textures from which tones are compared.
 _LEAST_SIMILARITY = 0.8
@@ -59,7 +59,7 @@ _Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatePair:
-    """Two images of different roles that look like copies of one.
+    """Two images of different roles that are near duplicates.
 
     Attributes:
         rows: Their rows, smaller first.
@@ -147,8 +147,8 @@ def _middle(share: float) -> _Floats:
     return np.asarray(overlap / (high - low), np.float32)
 
 
-#: The kinds of copies that are searched: unchanged, mirrored, cropped. For each, the matrices that
-#: make the rows and the columns of the compared picture.
+#: How near duplicates may differ: not at all, mirrored, cropped. For each, the matrices that make
+#: the rows and the columns of the compared picture.
 _VIEWS: Mapping[str, tuple[_Floats, _Floats]] = MappingProxyType(
     {
         "copy": (_middle(0), _middle(0)),
@@ -217,7 +217,7 @@ def _limits(
 ) -> NDArray[np.float64]:
     """Limits of similarity and agreement of tones that different patients do not reach by chance.
 
-    Median and median deviation are not affected if some of the role's images are copies.
+    Median and median deviation are not affected if some of the role's images have near duplicates.
     """
     directions = _directions(textures, textures.mean(axis=0).astype(np.float32))
     sample = np.random.default_rng(0).permutation(len(directions))[:_SAMPLE]

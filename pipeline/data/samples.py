@@ -287,6 +287,10 @@ def _label_and_split(
 # Images that a study leaves out by name, for example near duplicates from the audit's list.
 
 
+HOW_TO_EXCLUDE = (
+    '`headrace audit STUDY --write-exclude FILE` lists the images; `exclude = "FILE"` in the '
+    "study leaves them out"
+)
 _EXCLUSIONS_HEAD = """\
 # Images that no stage should use. To leave them out, write into the study file, above its
 # first [table]: exclude = "PATH OF THIS FILE"
@@ -357,8 +361,7 @@ def _check_leaks(samples: Samples, *, allowed: bool) -> None:
         return
     message = (
         f"{counted(len(leaks), 'image')} of a target {are(len(leaks))} also in the source: "
-        f"{'; '.join(leaks[:_SHOWN])}. Remove them from one of the two, or let headrace "
-        "audit STUDY --write-exclude FILE list them for `exclude` in the study file"
+        f"{'; '.join(leaks[:_SHOWN])}. Remove them from one of the two, or: {HOW_TO_EXCLUDE}"
     )
     if not allowed:
         raise CheckFailedError(message)

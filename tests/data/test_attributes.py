@@ -127,7 +127,8 @@ def test_a_bad_file_of_a_target_costs_the_target_alone(divided):
 def test_rows_by_patient_need_a_pattern_that_finds_patients(divided):
     """Without one there are no ids to compare with."""
     with pytest.raises(
-        StudyError, match=r"patients of source are found by no `group` pattern: .*, or rows by path"
+        StudyError,
+        match=r"patients of source are found by no `group` pattern .*: give one, or rows by",
     ):
         divided("patient,sex\np1000,F\n", group=False)
 
