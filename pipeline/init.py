@@ -282,30 +282,27 @@ def _corrected(
 ) -> tuple[Domain, dict[str, str], Listing]:
     """The domain with the path and patterns that its layout needs; its parts; all its images."""
     listing = list_images(domain)
-    if domain.table or any(item.split for item in listing.items):
-        return domain, _parts({item.split for item in listing.items}), listing
-    while layout := wrong_layout(domain, listing.items):
-        if table == "source" and layout.path and (parts := _parts(layout.splits)):
+    parts = _parts(item.split for item in listing.items)
+    while not domain.table and (layout := wrong_layout(domain, listing.items)):
+        of_folders = _parts(layout.splits)
+        if table == "source" and layout.path and FIT in of_folders:
             notes.append(f"[source] the data are divided into {', '.join(layout.splits)}")
-            inner = replace(domain, split=next(iter(parts.values())))
-            if wrong := wrong_layout(inner, scan(inner).items):
-                notes.append(f"[source] {wrong.text}; written: {wrong.setting(domain.path)}")
-                domain = replace(domain, ignore=wrong.ignore)
-            return domain, parts, listing
-        if not (layout.path or layout.ignore):
+            parts, domain = of_folders, replace(domain, split=of_folders[FIT])
+        elif layout.path or layout.ignore:
+            notes.append(f"[{table}] {layout.text}; written: {layout.setting(domain.path)}")
+            ignore = (*(domain.ignore or ()), *layout.ignore)
+            domain = replace(domain, path=domain.path / layout.path, ignore=ignore)
+        else:
             raise StudyError(f"in {domain.path} {layout.text}. {NO_FOLDERS}")
-        notes.append(f"[{table}] {layout.text}; written: {layout.setting(domain.path)}")
-        ignore = (*(domain.ignore or ()), *layout.ignore)
-        domain = replace(domain, path=domain.path / layout.path, ignore=ignore)
         listing = list_images(domain)
-    if text := folders_in_classes(listing.items):
+    if not (parts or domain.table) and (text := folders_in_classes(listing.items)):
         notes.append(f"[{table}] {text}")
-    return domain, {}, listing
+    return domain, parts, listing
 
 
 def _parts(names: Iterable[str]) -> dict[str, str]:
     """The data set's names of its parts, by our name of the split."""
-    return {split_of(name): name for name in sorted(names, reverse=True) if split_of(name)}
+    return {split_of(name): name for name in sorted({*names}, reverse=True) if split_of(name)}
 
 
 def _tree(table: str, listing: Listing) -> Iterator[str]:

@@ -593,6 +593,17 @@ def test_init_takes_numbered_folders_in_the_classes_as_patients(tmp_path):
     assert set(patients) == {"patient000", "patient001", "patient002"}
 
 
+def test_init_takes_one_part_of_data_without_a_training_part(tmp_path):
+    """The parts are no classes; the first that has any is the folder of the source."""
+    with_files(
+        tmp_path, *(f"set/{p}/{c}/{k}.png" for p in ("val", "test") for c in "ab" for k in "12")
+    )
+    write_study([tmp_path / "set"], tmp_path / "own.toml", ["densenet121"])
+    source = load_study(tmp_path / "own.toml").source
+    assert source.path.samefile(tmp_path / "set/val")
+    assert {item.label for item in scan(source).items} == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("paths", "sentence"),
     [
