@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -45,6 +45,11 @@ def counted(n: int, noun: str, plural: str = "") -> str:
         plural: The plural; empty: the noun with an s.
     """
     return f"{n} {noun if n == 1 else plural or f'{noun}s'}"
+
+
+def first_of(texts: Sequence[str]) -> str:
+    """The first three texts, and how many more there are."""
+    return "; ".join([*texts[:3], *([f"and {len(texts) - 3} more"] if len(texts) > 3 else [])])
 
 
 def are(n: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline.words import as_file_name, printable, to_jsonable, zero_noise
+from pipeline.words import as_file_name, first_of, printable, to_jsonable, zero_noise
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,12 @@ def test_a_name_cannot_drive_a_terminal(name, shown):
     assert printable(name) == shown
     assert as_file_name(f"timm:{name}/b+c")[:5] == "timm_"
     assert as_file_name(f"timm:{name}/b+c")[-4:] == "_b+c"
+
+
+def test_of_many_texts_three_are_named_and_the_others_counted():
+    """A message stays readable whatever the number of images."""
+    assert first_of("abc") == "a; b; c"
+    assert first_of("abcde") == "a; b; c; and 2 more"
 
 
 @dataclass

@@ -23,10 +23,9 @@ from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.separability import separability
 from pipeline.heads.logistic import make_logistic
-from pipeline.words import are, counted
+from pipeline.words import are, counted, first_of
 
 LABELS = "label noise"
-_SHOWN = 3
 #: A list with fewer expected wrong labels than this is dropped.
 _FEWEST_WRONG = 0.5
 #: Enough permutations to see that a head predicts anything at all.
@@ -140,11 +139,10 @@ def _check_result(domain: str, n: int, images: list[Image], false: float) -> Che
             f"{n} images, no more than expected if all labels are right"
         )
         return CheckResult(check=LABELS, severity=OK, where=domain, text=text)
-    first = "; ".join(
+    texts = [
         f"{image['path']} (predicted {image['predicted']}, {image['probability']:.2f})"
-        for image in images[:_SHOWN]
-    )
-    more = f"; and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
+        for image in images
+    ]
     likely = "probably" if poisson.sf(len(images) - 1, false) <= _LEVEL else "perhaps"
     changes = Counter(f"{image['label']} predicted as {image['predicted']}" for image in images)
     return CheckResult(
@@ -154,7 +152,7 @@ def _check_result(domain: str, n: int, images: list[Image], false: float) -> Che
         text=f"{len(images)} of {counted(n, 'image')} {are(len(images))} {likely} labelled "
         f"wrongly, according to heads fitted to the other patients; {false:.1f} would be listed "
         "if all labels were right",
-        examples=f"{first}{more}",
+        examples=first_of(texts),
         advice="Have these images read again. Do not drop them unread: that would remove errors "
         "of the head and make it look better",
         share=(len(images) - false) / n,

@@ -20,7 +20,7 @@ from pipeline.data.patients import TARGET, unknown_patients
 from pipeline.data.samples import HOW_TO_EXCLUDE, Samples
 from pipeline.errors import CheckFailedError
 from pipeline.study import SOURCE, Study
-from pipeline.words import are, counted
+from pipeline.words import are, counted, first_of
 
 #: The worst first. A leak makes numbers wrong; a warning may explain good numbers; a note is
 #: worth knowing; ok is a check that found nothing.
@@ -30,8 +30,6 @@ _OVERLAP, _PATIENTS, _COPIES, _CONFLICTS = ("overlap", "patients", "copies", "la
 
 _ALL_ROLES = "all roles"
 _OF_SOURCE = f"{SOURCE} "
-#: Images that a result names.
-_SHOWN = 3
 #: This many near duplicates may be chance if neither patient nor file name agrees.
 _BY_CHANCE = 2
 
@@ -212,14 +210,14 @@ def _overlap(
         sure = copies or is_joined or len(near) > _BY_CHANCE or (same_people and patients.size)
         severity = LEAK if sure else WARNING
     person = "patient" if same_people else "patient id"
-    nouns = ("identical image", ""), ("near duplicate", ""), (person, "")
-    listed = [counted(n, *noun) for n, noun in zip(counts, nouns, strict=True) if n]
+    nouns = "identical image", "near duplicate", person
+    listed = [counted(n, noun) for n, noun in zip(counts, nouns, strict=True) if n]
     result = CheckResult(
         check=_OVERLAP,
         severity=severity,
         where=" and ".join(two_roles),
         text=f"{' and '.join(listed)} {are(sum(counts))} in both",
-        examples=_first_of([" = ".join(map(samples.name_of, pair)) for pair in pairs]),
+        examples=first_of(samples.names_of(pairs)),
         advice=_ADVICE[severity],
         share=float(leaked.mean()) if pairs or same_people else 0.0,
     )
@@ -268,13 +266,12 @@ def _check_copies(
         if not copied:
             continue
         extra = sum(len(same) - 1 for same in copied)
-        pictures = [[samples.name_of(row) for row in same] for same in copied]
         yield CheckResult(
             check=_COPIES,
             severity=NOTE,
             where=role,
             text=f"{counted(extra, 'image')} {are(extra)} a copy of another, with equal pixels",
-            examples=_first_of([" = ".join(names) for names in pictures]),
+            examples=first_of(samples.names_of(copied)),
             advice="Each copy counts as an image of its own. Remove copies if you do not want that",
             share=extra / rows.size,
         )
@@ -285,13 +282,12 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> CheckResult:
     conflicts = samples.conflicts(ids.tolist())
     if not conflicts:
         return _passed(_CONFLICTS, "copies of one picture have one label")
-    pictures = [[samples.name_of(row) for row in same] for same in conflicts]
     return CheckResult(
         check=_CONFLICTS,
         severity=WARNING,
         where=_ALL_ROLES,
-        text=f"{counted(len(pictures), 'picture')} with several labels",
-        examples=_first_of([" and ".join(names) for names in pictures]),
+        text=f"{counted(len(conflicts), 'picture')} with several labels",
+        examples=first_of(samples.names_of(conflicts)),
         advice=f"Remove the images with the wrong label, or all of them: {HOW_TO_EXCLUDE}",
         share=sum(map(len, conflicts)) / len(samples),
     )
@@ -299,8 +295,3 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> CheckResult:
 
 def _passed(check: str, text: str) -> CheckResult:
     return CheckResult(check=check, severity=OK, where=_ALL_ROLES, text=text)
-
-
-def _first_of(texts: Sequence[str]) -> str:
-    more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return "; ".join(texts[:_SHOWN]) + more

@@ -26,15 +26,13 @@ from pipeline.errors import CheckFailedError, NoImagesError, StudyError, record_
 from pipeline.parallel import Mapper, in_threads
 from pipeline.progress import Progress
 from pipeline.study import HEADER, SOURCE, Domain, SourceDomain, Study
-from pipeline.words import are, class_order, composed, counted, have, printable
+from pipeline.words import are, class_order, composed, counted, first_of, have, printable
 
 _LOG = logging.getLogger(__name__)
 #: Label of an image of a target without labels. It is not a class: metrics refuse it, and stages
 #: leave such domains out from the beginning.
 UNLABELLED = -1
 _ARRAYS = ("label", "group", "domain", "split")
-#: Pairs of images that a message names.
-_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +96,10 @@ class Samples:
     def name_of(self, row: int) -> str:
         """Domain and path of a sample, as printed and as listed in the study's ``exclude``."""
         return _name(str(self.domain[row]), self.items[row].path)
+
+    def names_of(self, pictures: Iterable[Sequence[int]]) -> list[str]:
+        """The names of the images of each picture, given their rows."""
+        return [" = ".join(map(self.name_of, rows)) for rows in pictures]
 
     def conflicts(self, picture: Sequence[Hashable]) -> list[list[int]]:
         """Rows of each image with several labels; ``picture`` is equal for identical images."""
@@ -332,17 +334,13 @@ def _without_conflicts(samples: Samples, *, allowed: bool) -> Samples:
     pictures = samples.conflicts(samples.key)
     if not pictures:
         return samples
-    named = [" = ".join(samples.name_of(row) for row in rows) for rows in pictures]
-    more = len(pictures) - _SHOWN
     what = "left out; --allow-conflicts keeps them"
     if allowed:
         what = "kept here; without --allow-conflicts heads, finetune and shift leave them out"
     _LOG.warning(
-        "%s several labels: %s%s. All their images are %s",
-        f"{counted(len(pictures), 'picture')} {have(len(pictures))}",
-        "; ".join(named[:_SHOWN]),
-        f"; and {more} more" if more > 0 else "",
-        what,
+        "%s %s several labels: %s. All their images are %s",
+        *(counted(len(pictures), "picture"), have(len(pictures))),
+        *(first_of(samples.names_of(pictures)), what),
     )
     left_out = np.zeros(len(samples), np.bool_)
     left_out[[row for rows in pictures for row in rows]] = not allowed
@@ -353,7 +351,7 @@ def _check_leaks(samples: Samples, *, allowed: bool) -> None:
     """Refuse a target that shares identical images with the source."""
     in_source = {key: i for i, key in enumerate(samples.key) if samples.domain[i] == SOURCE}
     leaks = [
-        f"{samples.name_of(in_source[key])} and {samples.name_of(i)}"
+        (in_source[key], i)
         for i, key in enumerate(samples.key)
         if samples.domain[i] != SOURCE and key in in_source
     ]
@@ -361,7 +359,8 @@ def _check_leaks(samples: Samples, *, allowed: bool) -> None:
         return
     message = (
         f"{counted(len(leaks), 'image')} of a target {are(len(leaks))} also in the source: "
-        f"{'; '.join(leaks[:_SHOWN])}. Remove them from one of the two, or: {HOW_TO_EXCLUDE}"
+        f"{first_of(samples.names_of(leaks))}. Remove them from one of the two, or: "
+        f"{HOW_TO_EXCLUDE}"
     )
     if not allowed:
         raise CheckFailedError(message)

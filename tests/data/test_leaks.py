@@ -59,7 +59,7 @@ def test_one_picture_under_two_labels_is_listed(study_file):
     samples, _ = load_samples(study, ALL_IMAGES)
     (conflict,) = results_of(study, samples, "label conflicts")
     assert (conflict.severity, conflict.where) == (WARNING, "all roles")
-    assert conflict.examples == "there/a/p2000_0.png and there/b/p2000_98.png"
+    assert conflict.examples == "there/a/p2000_0.png = there/b/p2000_98.png"
     (copies,) = results_of(study, samples, "copies")
     assert (copies.severity, copies.where) == (NOTE, "there")
 
