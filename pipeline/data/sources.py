@@ -172,20 +172,16 @@ def folders_in_classes(items: Sequence[Item]) -> str:
     below = dict.fromkeys(name for names in folders.values() for name in names)
     deeper = dict.fromkeys(name for path in paths for name in path.split("/")[1:-1])
     splits = [name for name in deeper if name.casefold() in SPLIT_OF]
-    if len(splits) > 1:
-        return (
-            f"the class folders {_listed([*folders])} are divided into {', '.join(splits)}; all of "
-            "their images are taken. If the classes lie in these, give the folder above them. To "
-            f'leave one out, write for example ignore = ["*/{splits[-1]}/*"]'
-        )
-    same = all(set(names) == set(below) for names in folders.values()) and "" not in below
-    if len(folders) > 1 and same and 1 < len(below) <= _MOST_CLASSES:
-        return (
-            f"each of the class folders {_listed([*folders])} holds the folders {_listed([*below])}"
-            f". If these are the classes, the path is one level too high: add "
-            f"/{next(iter(folders))} to it, and make the others targets"
-        )
-    return ""
+    same = len(folders) > 1 and all(set(names) == set(below) for names in folders.values())
+    if len(splits) < 2 and not (same and "" not in below and 1 < len(below) <= _MOST_CLASSES):
+        return ""
+    names = splits if len(splits) > 1 else [*below]
+    return (
+        f"the class folders {_listed([*folders])} hold the folders {_listed(names)}; all of their "
+        "images are taken. To leave one out, write for example ignore = "
+        f'["*/{_escaped(names[-1])}/*"]. If the classes are these, or lie in them, the path is one '
+        f"level too high: add /{next(iter(folders))} to it, and make the others targets"
+    )
 
 
 def layout_hint(domain: Domain, items: Sequence[Item]) -> str:

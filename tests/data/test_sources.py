@@ -434,7 +434,7 @@ def test_folders_that_are_the_same_in_all_classes_are_said(study_file, caplog):
         Path(name).rename(f"up/{name}")
     study_file.write_text('[source]\npath = "up"\n[backbone.tiny]\n')
     assert load_samples(load_study(study_file))[0].classes == ("here", "there")
-    sentence = "each of the class folders here, there holds the folders a, b. If these are the cl"
+    sentence = "the class folders here, there hold the folders a, b; all of their images are taken"
     assert sentence in caplog.text
     assert any(sentence in note for note in write_study([Path("up")], Path("own.toml"), ["tiny"]))
 
