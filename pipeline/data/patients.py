@@ -108,8 +108,8 @@ def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
 def unknown_patients(count: int, images: int) -> str:
     """What it means that the patients of some images are unknown."""
     return (
-        f"no `group` pattern finds the patient of {count} of {counted(images, 'image')}, and each "
-        "of these counts as its own patient"
+        f"the patient of {count} of {counted(images, 'image')} is unknown, because no `group` "
+        "finds it, and each of these images counts as its own patient"
     )
 
 

@@ -112,7 +112,7 @@ def test_warnings_are_said_once(study_file):
     study_file.write_text(text)
     run("features", study_file, *ENGINE)
     lines = run("audit", study_file, "--shortcuts", *ENGINE).stderr.splitlines()
-    about = [line for line in lines if "no `group` pattern" in line]
+    about = [line for line in lines if "because no `group` finds it" in line]
     assert [line.split(":")[1].strip() for line in about] == ["source", "there"]
 
 

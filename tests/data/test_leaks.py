@@ -45,11 +45,11 @@ def test_ids_that_two_hospitals_share_are_a_note_and_names_without_one_a_warning
     assert (met.severity, met.where, met.share) == (NOTE, "source fit and there", 0.0)
     assert met.text == "1 patient id is in both"
     (alone,) = results_of(study, samples, "patients")
-    assert alone.text.startswith("no `group` pattern finds the patient of 1 of 22 images")
+    assert alone.text.startswith("the patient of 1 of 22 images is unknown")
     blind = replace(study, source=replace(study.source, group=None))
     (first, *_) = results_of(blind, load_samples(blind)[0], "patients")
     assert (first.severity, first.where) == (WARNING, "source")
-    assert first.text.endswith("40 of 40 images, and each of these counts as its own patient")
+    assert first.text.endswith("counts as its own patient")
 
 
 def test_one_picture_under_two_labels_is_listed(study_file):

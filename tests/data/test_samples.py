@@ -154,10 +154,10 @@ def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch
 def test_missing_patients_are_said(study_file, caplog):
     """Without a pattern, and with one that does not fit, a user hears it."""
     load_samples(edited(study_file, {"group = '^(p\\d+)'\n[target": "[target"}))
-    assert "source: no `group` pattern finds the patient of 40 of 40 images" in caplog.text
+    assert "source: the patient of 40 of 40 images is unknown" in caplog.text
     Path("here/a/p1000_0.png").rename("here/a/nobody.png")
     load_samples(edited(study_file, {"[target": "group = '^(p\\d+)'\n[target"}))
-    assert "source: no `group` pattern finds the patient of 1 of 40 images" in caplog.text
+    assert "source: the patient of 1 of 40 images is unknown" in caplog.text
     assert "first: a/nobody.png" in caplog.text
 
 
