@@ -101,7 +101,10 @@ def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
         )
     if unknown:
         text = unknown_patients(len(unknown), len(items))
-        _LOG.warning("%s: %s; first: %s", domain.name, text, printable(unknown[0]))
+        _LOG.warning(
+            "%s: %s; images of one patient may be on both sides of the split; first: %s",
+            *(domain.name, text, printable(unknown[0])),
+        )
     return [patient or item.path for patient, item in zip(patients, items, strict=True)]
 
 

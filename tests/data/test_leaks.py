@@ -49,7 +49,7 @@ def test_ids_that_two_hospitals_share_are_a_note_and_names_without_one_a_warning
     blind = replace(study, source=replace(study.source, group=None))
     (first, *_) = results_of(blind, load_samples(blind)[0], "patients")
     assert (first.severity, first.where) == (WARNING, "source")
-    assert first.text.endswith("counts as its own patient")
+    assert first.text.startswith("the patient of 40 of 40 images is unknown")
 
 
 def test_one_picture_under_two_labels_is_listed(study_file):
