@@ -840,7 +840,7 @@ def list_stores(store: Path) -> dict[str, Any]:
 
     Example: headrace cache ls
     """
-    from pipeline.features.maintain import describe
+    from pipeline.features.cache_commands import describe
     from pipeline.report.stages import stores
     from pipeline.report.table import terminal_text
 
@@ -863,7 +863,7 @@ def verify(study: Path | None, *, store: Path, sample: int | None, **engine: Any
 
     Example: headrace cache verify study.toml --sample 300
     """
-    from pipeline.features.maintain import recompute, verify_stores
+    from pipeline.features.cache_commands import recompute, verify_stores
 
     if sample and not study:
         raise click.UsageError("--sample needs a STUDY: it knows where the images are")
@@ -913,7 +913,7 @@ def export(study: Path, output: Path, *, backbone: str | None, **flags: Any) -> 
 
     Example: headrace cache export study.toml out.h5 --backbone densenet121
     """
-    from pipeline.features.maintain import export_study
+    from pipeline.features.cache_commands import export_study
 
     rows = export_study(_load_finding(study, flags), backbone, output, _samples(flags))
     click.echo(f"wrote {output}: {counted(rows, 'row')}. It names files and patients.")
@@ -927,7 +927,7 @@ def doctor() -> dict[str, Any]:
 
     Example: headrace doctor
     """
-    from pipeline.features.maintain import describe_machine
+    from pipeline.features.cache_commands import describe_machine
 
     findings = describe_machine(_default_store())
     width = max(map(len, findings))

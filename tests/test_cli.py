@@ -23,7 +23,7 @@ from cache.store import FeatureStore
 from pipeline.cli import main
 from pipeline.data.samples import load_samples
 from pipeline.errors import PipelineError
-from pipeline.features import maintain
+from pipeline.features import cache_commands
 from pipeline.study_file import load_study
 from tests.image_files import pictures, with_stack
 from tests.result_files import forbid_writing, record_of
@@ -50,7 +50,7 @@ assert CliRunner().invoke(main, ["--help"]).exit_code == 0
 """
 STAGES = """
 import pipeline.compare, pipeline.report.page, pipeline.report.pictures
-from pipeline.features import extract, load, maintain
+from pipeline.features import cache_commands, extract, load
 from pipeline.heads import HEADS
 from pipeline.heads.base import Standardiser
 from pipeline.heads.save import _from_bytes, _to_bytes
@@ -288,10 +288,10 @@ def test_verify_recomputes_a_sample_and_finds_a_wrong_row(study_file, monkeypatc
     run("features", study_file, *ENGINE)
     text = run("cache", "verify", study_file, "--sample", "20", "--engine", "torch").stdout
     assert re.search(r"20 images recomputed .* largest \d\.\de[+-]\d\d", text)
-    real = maintain.compute_features
+    real = cache_commands.compute_features
     wrong = np.float32(1.0001)
     monkeypatch.setattr(
-        maintain, "compute_features", lambda *a: [(k, row * wrong) for k, row in real(*a)]
+        cache_commands, "compute_features", lambda *a: [(k, row * wrong) for k, row in real(*a)]
     )
     result = run("cache", "verify", study_file, "--sample", "20", "--engine", "torch", code=3)
     assert "allowed 1e-05; worst: " in result.stderr
@@ -479,5 +479,5 @@ def test_stores_of_one_backbone_are_told_apart(tmp_path):
         store = FeatureStore(tmp_path, made)
         store.prepare()
         check_canaries(store.path, made, np.ones((4, 3), np.float32), provenance={})
-    shown = {row["holds"] for row in maintain.describe(tmp_path)}
+    shown = {row["holds"] for row in cache_commands.describe(tmp_path)}
     assert shown == {"features", "features, mask centre", "activations before the last stage"}
