@@ -4,7 +4,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -44,7 +44,13 @@ _PREFERRED = "densenet121"
 #: Stands for the column of the classes where it is unclear.
 _UNCLEAR = "NAME"
 
-_Read = Callable[[Path], tuple[Row, list[Row]]]
+
+class _Seen:
+    """Tables, and the paths of the images in folders; each is read once."""
+
+    def __init__(self) -> None:
+        self.table = cache(_header_and_rows)
+        self.images = cache(_paths_of_images)
 
 
 def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) -> list[str]:
@@ -62,16 +68,16 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     notes: list[str] = []
     for name in backbones:
         check_backbone_name(name)
-    read = cache(_header_and_rows)
-    data = [_table_of_images(path, read, notes) or path for path in data]
+    seen = _Seen()
+    data = [_table_of_images(path, seen, notes) or path for path in data]
     lines = [f"name = {_quoted(_study_name(output))}", "seed = 0"]
-    if findings := _findings(data[0], read):
+    if findings := _findings(data[0], seen):
         notes.append("[source] images have several findings; each is a study of its own")
         if is_archive(data[0]):
             notes.append(f"[source] to name a finding write values = {{NAME = {findings[0]!r}}}")
         lines.append(f"findings = {json.dumps(findings, ensure_ascii=False)}")
     lines.append("")
-    for table, domain, listing in _domains(data, "" if findings else None, read, notes):
+    for table, domain, listing in _domains(data, "" if findings else None, seen, notes):
         unclear = not (domain.labelled or findings)
         lines += _domain_lines(table, domain, listing, output, notes, unclear=unclear)
     lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
@@ -84,15 +90,19 @@ def _header_and_rows(file: Path) -> tuple[Row, list[Row]]:
     return header, [*rows]
 
 
-def _table_of_images(path: Path, read: _Read, notes: list[str]) -> Path | None:
+def _paths_of_images(folder: Path) -> list[PurePosixPath]:
+    return [PurePosixPath(image.name) for image in images_in(folder).items]
+
+
+def _table_of_images(path: Path, seen: _Seen, notes: list[str]) -> Path | None:
     """The table in a folder whose folders are no classes; None if there is none."""
     tables = [f for f in path.glob("*") if f.suffix.lower() in SUFFIXES] if path.is_dir() else []
-    found = {t: texts for t in sorted(tables) if (texts := _classes_in(t, read)) is not None}
+    found = {t: texts for t in sorted(tables) if (texts := _classes_in(t, seen)) is not None}
     if not found:
         return None
     tables = [table for table, texts in found.items() if texts] or [*found]
     names = ", ".join(printable(table.name) for table in tables)
-    above = [image.name.split("/")[:-1] for image in images_in(path).items]
+    above = [image.parts[:-1] for image in seen.images(path)]
     classes = {*chain(*found.values())}
     several = len({folders[0] for folders in above if folders}) > 1
     if classes.intersection(chain(*above)) or (several and not classes):
@@ -111,11 +121,11 @@ def _table_of_images(path: Path, read: _Read, notes: list[str]) -> Path | None:
     return tables[0]
 
 
-def _classes_in(file: Path, read: _Read) -> set[str] | None:
+def _classes_in(file: Path, seen: _Seen) -> set[str] | None:
     """Classes or findings in a table; empty if they are unclear, None if it names no image."""
     with suppress(StudyError):
-        header, rows = read(file)
-        _, columns = _images_of(file, read)
+        header, rows = seen.table(file)
+        _, columns = _images_of(file, seen)
         classes = set(several_findings(header, rows))
         with suppress(StudyError):
             if not classes:
@@ -153,21 +163,21 @@ def _folder_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", ascii_text).strip("._-") or "study"
 
 
-def _findings(path: Path, read: _Read) -> list[str]:
+def _findings(path: Path, seen: _Seen) -> list[str]:
     if not path.is_file():
         return []
-    return findings_of_archive(path) if is_archive(path) else several_findings(*read(path))
+    return findings_of_archive(path) if is_archive(path) else several_findings(*seen.table(path))
 
 
 def _domains(
-    data: Sequence[Path], finding: str | None, read: _Read, notes: list[str]
+    data: Sequence[Path], finding: str | None, seen: _Seen, notes: list[str]
 ) -> Iterator[tuple[str, Domain, Listing]]:
     """The tables of the study file: ``source``, perhaps ``test.test``, and ``target.NAME``.
 
     Equal names get a number.
     """
     names: list[str] = []
-    each = (_domains_of(path, finding, read, notes) for path in data)
+    each = (_domains_of(path, finding, seen, notes) for path in data)
     for wanted, whole in chain.from_iterable(each):
         name = wanted if names else "source"
         while name in names:
@@ -187,7 +197,7 @@ def _domains(
 
 
 def _domains_of(
-    path: Path, finding: str | None, read: _Read, notes: list[str]
+    path: Path, finding: str | None, seen: _Seen, notes: list[str]
 ) -> Iterator[tuple[str, Domain]]:
     """The domains of one argument: a folder, arrays, or the hospitals of a table."""
     if is_archive(path):
@@ -196,8 +206,8 @@ def _domains_of(
     elif not path.is_file():
         yield _folder_name(path.resolve().name), Domain(path=path)
     else:
-        header, rows = read(path)
-        folder, columns = _images_of(path, read)
+        header, rows = seen.table(path)
+        folder, columns = _images_of(path, seen)
         table = ImageTable(file=path, columns=columns, finding=finding)
         try:
             columns = find_columns(table, header, labelled=finding is None)
@@ -218,13 +228,13 @@ def _domains_of(
             )
 
 
-def _images_of(file: Path, read: _Read) -> tuple[Path, dict[str, tuple[str, ...]]]:
+def _images_of(file: Path, seen: _Seen) -> tuple[Path, dict[str, tuple[str, ...]]]:
     """The folder of a table's images, its own or the one above, and the column that names them.
 
     This column has a usual header; else most of its cells, and most different ones, are names of
     images. If no image is found, no column is given.
     """
-    header, rows = read(file)
+    header, rows = seen.table(file)
     columns = zip(*(row.cells for row in rows[:_ROWS]), strict=True)
     cells = {
         name: [PurePosixPath(cell.replace("\\", "/")).name for cell in column]
@@ -234,10 +244,9 @@ def _images_of(file: Path, read: _Read) -> tuple[Path, dict[str, tuple[str, ...]
     with suppress(StudyError):
         (usual,) = find_columns(ImageTable(file=file), header, labelled=False)["path"]
         cells = {usual: cells.get(usual, [])}
-        shares = {file.parent: 1 / _ROWS, file.resolve().parents[1]: _MOST}
+        shares = {file.parent: 1 / _ROWS, file.resolve().parent.parent: _MOST}
     for folder, least in shares.items():
-        paths = [PurePosixPath(image.name) for image in images_in(folder).items]
-        images = {name for path in paths for name in (path.name, path.stem)}
+        images = {name for path in seen.images(folder) for name in (path.name, path.stem)}
         fits = [n for n, c in cells.items() if c and sum(x in images for x in c) >= least * len(c)]
         if fits:
             return folder, {"path": (max(fits, key=lambda name: len({*cells[name]})),)}
