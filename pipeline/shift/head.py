@@ -195,12 +195,11 @@ def _compared_head(
     proba = stored.proba[trained][rows]
     source = model.data
     tested = source.take(np.flatnonzero(np.isfinite(proba[source.row]).all(axis=1)))
-    for k in range(model.classes):
-        if np.unique(tested.group[tested.label == k]).size < _FEWEST_PATIENTS:
-            raise MissingResultsError(
-                f"{name} was tested on too few patients of the source; run headrace "
-                f"{compared.stage} STUDY without --quick"
-            )
+    if min(tested.class_patients(model.classes)) < _FEWEST_PATIENTS:
+        raise MissingResultsError(
+            f"{name} was tested on too few patients of the source; run headrace "
+            f"{compared.stage} STUDY without --quick"
+        )
     why = "as asked for" if wanted else f"the best of {len(names)} on validation"
     if not wanted and not entry["best"]:
         why = f"the first of {len(names)}, as there is no validation to choose by"

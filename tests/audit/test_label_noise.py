@@ -44,6 +44,14 @@ def world(classes, n=240, distance=POINTS):
     return rng.normal(size=(n, classes)) + distance * np.eye(classes)[truth], truth
 
 
+def rare_class(seed, *, ill, distance):
+    """Features of 160 patients, of whom a few are ill, and their true labels."""
+    truth = (np.arange(160) < ill).astype(int)
+    features = np.random.default_rng(seed).normal(size=(160, 20))
+    features[:, 0] += distance * truth
+    return features, truth
+
+
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_a_confident_class_is_that_of_the_papers_definition(classes):
     """Northcutt, Jiang and Chuang 2021, section 3.1, image by image."""
@@ -100,10 +108,7 @@ def test_without_wrong_labels_nobody_is_accused(classes, distance):
 def test_a_rare_class_accuses_no_image_that_its_head_calls_rightly():
     """Of five ill patients the mean probability is low, and many healthy ones reach it."""
     for seed in range(6):
-        rng = np.random.default_rng(seed)
-        truth = (np.arange(160) < 5).astype(int)
-        features = rng.normal(size=(160, 20))
-        features[:, 0] += 3.0 * truth
+        features, truth = rare_class(seed, ill=5, distance=3.0)
         (result,) = check_labels(table(truth), features)
         assert (result.severity, result.values) == (OK, {})
 
@@ -160,10 +165,7 @@ def test_right_labels_are_rarely_called_probably_wrong():
     """A head of twenty ill patients confuses some; that is said to be what is expected."""
     probably = 0
     for seed in range(30):
-        rng = np.random.default_rng(seed)
-        truth = (np.arange(160) < 20).astype(int)
-        features = rng.normal(size=(160, 20))
-        features[:, 0] += 2.0 * truth
+        features, truth = rare_class(seed, ill=20, distance=2.0)
         (result,) = check_labels(table(truth), features)
         probably += "probably" in result.text
     assert probably <= 3
