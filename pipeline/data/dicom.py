@@ -182,6 +182,8 @@ def _levels(pixels: NDArray[Any], header: Any, options: ReadOptions) -> NDArray[
         header.BitsStored, header.PixelRepresentation = 8, 0
         header.RescaleSlope = header.RescaleIntercept = header.ModalityLUTSequence = None
         return scaled(apply_windowing(values, header), (0, 255))
+    if header.PixelRepresentation:
+        raise ImageError("its values are signed; write window = [BLACK, WHITE] in the study")
     ends = np.array([0, 2 ** int(header.BitsStored) - 1], pixels.dtype)
     low, high = sorted(apply_modality_lut(ends, header).astype(float).tolist())
     return scaled(values, (low, high))

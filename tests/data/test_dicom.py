@@ -106,6 +106,12 @@ def test_compressed_values_are_decoded_to_the_last_bit(codec, syntax, signed):
     assert np.abs(shown(data, window=window) - expected).max() <= 0.51
 
 
+def test_signed_values_need_a_window():
+    """As CT has them: no header says which value is black; ``predict`` meets them unprepared."""
+    with pytest.raises(ImageError, match="values are signed; write window"):
+        shown(dicom(RAMP, PixelRepresentation=1))
+
+
 @pytest.mark.parametrize(
     ("codec", "syntax", "kind"),
     [
