@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.arrays import findings_of_archive, is_archive
-from pipeline.data.items import NO_CLASS, Item, Listing, images_in
+from pipeline.data.items import NO_CLASS, TABLES, Item, Listing, images_in
 from pipeline.data.patients import FIT, VALIDATION, split_of
 from pipeline.data.sources import (
     NO_FOLDERS,
@@ -22,7 +22,7 @@ from pipeline.data.sources import (
     scan,
     wrong_layout,
 )
-from pipeline.data.tables import SUFFIXES, Row, find_columns, read_table, several_findings
+from pipeline.data.tables import Row, find_columns, read_table, several_findings
 from pipeline.errors import ImageError, StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
 from pipeline.study import GIVEN, HEADER, Domain, ImageTable
@@ -96,7 +96,7 @@ def _paths_of_images(folder: Path) -> list[PurePosixPath]:
 
 def _table_of_images(path: Path, seen: _Seen, notes: list[str]) -> Path | None:
     """The table in a folder whose folders are no classes; None if there is none."""
-    tables = [f for f in path.glob("*") if f.suffix.lower() in SUFFIXES] if path.is_dir() else []
+    tables = [f for f in path.glob("*") if f.suffix.lower() in TABLES] if path.is_dir() else []
     found = {t: texts for t in sorted(tables) if (texts := _classes_in(t, seen)) is not None}
     if not found:
         return None

@@ -254,7 +254,7 @@ def _labels(domain: Domain, part: str) -> list[str | None]:
             f"{numbers[-1]}"
         )
     header = Row(0, ["path", *(numbers if finding else ["label"])])
-    table = Table(domain, Path(name), header)
+    table = Table(domain, Path(name), header, unit="row")
     rows = (Row(k, ["", *map(str, row)]) for k, row in enumerate(columns.tolist()))
     return [table.label(row) or (NO_CLASS if finding else None) for row in rows]
 

@@ -44,9 +44,11 @@ _OTHER_IMAGES = (
     ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi", ".npy", ".mha",
     ".nrrd",
 )  # fmt: skip
+#: Endings of the tables that are read.
+TABLES = (".csv", ".tsv", ".tab", ".parquet", ".pq")
 #: Endings of tables and study files, which nobody takes for images: they need no message beside
 #: images, but are the reason why a folder has none.
-_OF_STUDY = (".csv", ".tsv", ".parquet", ".toml")
+_OF_STUDY = (*TABLES, ".toml")
 OF_STUDY = "a table or a study file"
 #: Folders that network drives and archives of macOS add, and the index of a DICOM disk.
 _OF_PROGRAMS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "dicomdir"}

@@ -46,7 +46,6 @@ _MARKS = {
 _MOST_SLIPS = 1.05
 _SEPARATORS = {".tsv": "\t", ".tab": "\t"}
 _PARQUET = (".parquet", ".pq")
-SUFFIXES = (".csv", *_SEPARATORS, *_PARQUET)
 _NO_TABLES = (
     ".xlsx", ".xls", ".ods", ".json", ".xml", ".zip", ".gz", ".tar", ".h5", ".hdf5", ".mat",
     *IMAGES,
@@ -54,7 +53,12 @@ _NO_TABLES = (
 
 
 class Row(NamedTuple):
-    """A row and its line in the file, from 1; cells lack outer spaces and are composed Unicode."""
+    """A row of texts, without outer spaces and in composed Unicode form.
+
+    Attributes:
+        line: Its line in the file, from 1; in an array its row, from 0.
+        cells: One text for each column.
+    """
 
     line: int
     cells: list[str]
@@ -99,13 +103,13 @@ def read_header(file: Path) -> list[str]:
     return read_table(file)[0].cells  # or the error that says what is wrong
 
 
-def fail(file: Path, line: int, message: str) -> NoReturn:
+def fail(file: Path, line: int, message: str, *, unit: str = "line") -> NoReturn:
     """Raise a StudyError about one line of a table."""
-    raise StudyError(f"{file} line {line}: {message}")
+    raise StudyError(f"{file} {unit} {line}: {message}")
 
 
 def _text_rows(file: Path, text: str) -> Iterator[Row]:
-    header = text.partition("\n")[0]
+    header = text.lstrip().partition("\n")[0]
     usual = ";" if ";" in header and "," not in header else ","
     separator = _SEPARATORS.get(file.suffix.lower(), usual)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
@@ -280,11 +284,22 @@ class _Lookup:
 
 
 class Table:
-    """The table of a domain: its rows, and the meaning of their cells."""
+    """The table of a domain: its rows, and the meaning of their cells.
 
-    def __init__(self, domain: Domain, file: Path, header: Row, rows: Iterable[Row] = ()) -> None:
+    Errors call a row a ``unit``: a line of a file, or a row of an array.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        file: Path,
+        header: Row,
+        rows: Iterable[Row] = (),
+        *,
+        unit: str = "line",
+    ) -> None:
         self._domain, self._table = domain, domain.table or ImageTable(file=file)
-        self.file, self._rows = file, rows
+        self.file, self._rows, self._unit = file, rows, unit
         self.finding = self._table.finding or ""
         #: Paths in the rows of other domains, once all rows were read.
         self.of_others: set[str] = set()
@@ -341,7 +356,8 @@ class Table:
         else:
             fits = [cell] if (cell := _whole(self.cell(row, "label"))) else []
         if len(fits) > 1:
-            fail(self.file, row.line, f"it is of {' and '.join(fits)}; allowed is one class a row")
+            why = f"it is of {' and '.join(fits)}; allowed is one class a row"
+            fail(self.file, row.line, why, unit=self._unit)
         return fits[0] if fits else None
 
     def joined(self, row: Row, one: Item, other: Item) -> Item:
@@ -385,7 +401,8 @@ class Table:
         cell = _whole(row.cells[at]).lower()
         if cell not in _MARKS:
             allowed = "allowed are 1, 0, and empty or -1 where it is not known"
-            fail(self.file, row.line, f"{self.finding} is {printable(cell)!r}; {allowed}")
+            why = f"{self.finding} is {printable(cell)!r}; {allowed}"
+            fail(self.file, row.line, why, unit=self._unit)
         return _MARKS[cell]
 
 

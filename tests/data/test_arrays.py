@@ -182,8 +182,8 @@ def test_columns_of_labels_are_findings(tmp_path):
     ):
         with pytest.raises(StudyError, match=sentence):
             scan(SourceDomain(path=path, table=ImageTable(file=path, finding=finding)))
-    npz(tmp_path, train_images=pictures(1), train_labels=np.array([[7, 0]]))
-    with pytest.raises(StudyError, match=r"labels line 0: 0 is '7'; allowed are 1, 0, and"):
+    npz(tmp_path, train_images=pictures(2), train_labels=np.array([[1, 0], [7, 0]]))
+    with pytest.raises(StudyError, match=r"labels row 1: 0 is '7'; allowed are 1, 0, and"):
         scan(SourceDomain(path=path, table=ImageTable(file=path, finding="0")))
 
 

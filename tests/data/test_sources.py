@@ -211,9 +211,9 @@ def test_a_class_without_an_image_is_named_with_what_it_holds(root, tmp_path):
     (root / "tuberculosis").mkdir()
     with pytest.raises(StudyError, match=r"tuberculosis: the class folder holds no image \(it is"):
         listed(root)
-    (root / "tuberculosis/labels.csv").touch()
+    with_files(root / "tuberculosis", "1.csv", "2.tab", "3.pq")
     with pytest.raises(
-        StudyError, match=r"holds no image \(ignored: 1 x a table or a study file\)"
+        StudyError, match=r"holds no image \(ignored: 3 x a table or a study file\)"
     ):
         listed(root)
     (root / "tuberculosis/scan.bmp").write_text("x")

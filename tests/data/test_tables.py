@@ -49,10 +49,11 @@ def test_a_row_becomes_an_image_with_class_and_patient(root):
     ("suffix", "separator"), [(".csv", ","), (".csv", ";"), (".tsv", "\t"), (".tab", "\t")]
 )
 def test_cells_may_be_divided_by_commas_semicolons_or_tabs(root, suffix, separator):
-    """As spreadsheets of any country write them."""
+    """As spreadsheets of any country write them, also below a blank line."""
     lines = [["file", "label"], ["a/1.png", "x, y" if separator == "\t" else "x"]]
     text = "\n".join(map(separator.join, lines))
-    assert scan(domain(root, text, suffix=suffix)).items[0].label == lines[1][1]
+    for above in ("", " \n"):
+        assert scan(domain(root, above + text, suffix=suffix)).items[0].label == lines[1][1]
 
 
 def test_parquet_is_read_as_the_same_texts(tmp_path):
