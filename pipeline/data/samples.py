@@ -363,7 +363,7 @@ def _check_leaks(samples: Samples, *, allowed: bool) -> None:
         f"{HOW_TO_EXCLUDE}"
     )
     if not allowed:
-        raise CheckFailedError(message)
+        raise CheckFailedError(f"{message}; --allow-leaks goes on all the same")
     _LOG.warning("%s", message)
 
 

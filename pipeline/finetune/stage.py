@@ -116,9 +116,10 @@ def finetune(
         # Of several processes all stop at once, or the others would wait for one.
         alone = parallel.group().size > 1
         for choice in {b.network: b for b in study.backbones}.values():
-            with record_failure(choice.name, failures, alone=alone):
+            part = f"backbone.{choice.name}"
+            with record_failure(part, failures, alone=alone):
                 samples = load_features(study, choice, samples).samples
-            if choice.name in failures:
+            if part in failures:
                 continue
             run = Experiment(
                 study=study,

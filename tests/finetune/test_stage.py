@@ -128,7 +128,7 @@ def test_a_target_without_labels_is_predicted_and_not_scored(stored):
         assert proba[far].sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_method_that_fails_costs_no_other(stored, monkeypatch):
+def test_a_method_or_backbone_that_fails_costs_no_other(stored, monkeypatch):
     """Its reason is in the record, and the command fails; of nothing left it is the error."""
     real = stage_module.run_method
 
@@ -150,6 +150,10 @@ def test_a_method_that_fails_costs_no_other(stored, monkeypatch):
     assert ended.exit_code == 1
     assert "Error: last_block on tiny: out of memory" in ended.stderr
     assert "full" in ended.stdout
+    lost = replace(stored.backbones[0], name="densenet121", weights="lost.pth")
+    with pytest.raises(PartsError, match=r"^backbone\.densenet121: .*lost\.pth") as error:
+        finetune(replace(stored, backbones=(lost, *stored.backbones)), **only("full"))
+    assert "full" in models(error.value.record)
 
 
 def test_methods_are_compared_with_the_best_head_of_stage_2(stored):
