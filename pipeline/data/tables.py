@@ -35,6 +35,7 @@ _USUAL = {
     "split": ("split", "fold", "subset", "partition"),
 }  # fmt: skip
 _WHERE = "in the study, or name it so in the table"
+_HOW_TO_FIND = "Write images = FOLDER, where its paths start"
 _YES = ("1", "true", "yes")
 #: Meaning of the cell of a finding; None is not known. CheXpert writes -1 for uncertain.
 _MARKS = {
@@ -162,14 +163,14 @@ def scan_table(domain: Domain, mapper: Mapper = in_turn) -> Listing:
         why = f"; first: {printable(absent[0])}" if absent else ", or no row has a class"
         raise StudyError(
             f"{domain.name}: no image of {table.file} is below {domain.path}, or their names are "
-            f"there twice{why}. Write images = FOLDER, where its paths start"
+            f"there twice{why}. {_HOW_TO_FIND}"
         )
     table.check_finding(item.label for item in items.values())
     if absent:
         _LOG.warning(
-            "%s: %s of %s %s not below %s, or their names are there twice; first: %s",
+            "%s: %s of %s %s not below %s, or their names are there twice; first: %s. %s",
             *(domain.name, counted(len(absent), "image"), table.file, are(len(absent))),
-            *(domain.path, printable(absent[0])),
+            *(domain.path, printable(absent[0]), _HOW_TO_FIND),
         )
     if without_class:
         why = f"{table.finding} is empty or -1" if table.finding else "without a class of the study"

@@ -149,21 +149,22 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         for finding, page in pages.items()
     ]
     sections: list[dict[str, Any]] = [{"name": "findings", "title": "Findings", "blocks": links}]
-    series: dict[str, Any] = {}
+    of_heads: list[Record] = []
     for stage in ("heads", "shift", "audit"):
         try:
             record = _read(study.results / f"findings_{stage}.json", stage, FINDINGS_LAYOUT).record
-            series |= aurocs_of_findings(record["rows"]) if stage == "heads" else {}
+            of_heads += record["rows"] if stage == "heads" else []
             blocks = parts_of("findings", record)
         except MissingResultsError:
             continue
         except ResultsError as cause:
             blocks = [str(cause)]
         sections.append({"name": stage, "title": STAGES[stage][1], "blocks": blocks})
+    series = aurocs_of_findings(of_heads)
     return _write(
         study,
         sections=sections,
-        sentence=headline_of_findings(len(pages), series),
+        sentence=headline_of_findings(len(pages), of_heads),
         status=status_of_findings(page["status"] for page in pages.values()),
         summary=_first_figure("aurocs", series, "AUROC by finding", _AUROC) if series else None,
         unfolded=True,

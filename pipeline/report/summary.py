@@ -236,30 +236,42 @@ def aurocs_of_findings(rows: Sequence[Record]) -> dict[str, dict[str, Interval]]
         rows: Rows of ``headrace heads``'s table over the findings. If there are several
             backbones, each finding uses the one that is best on validation.
     """
-    on_validation = [row for row in reversed(rows) if row["role"] == "validation"]
-    on_validation.sort(key=lambda row: row["accuracy"]["estimate"])
-    best = {row["finding"]: row["backbone"] for row in on_validation}
     series: dict[str, dict[str, Interval]] = {}
-    for row in rows:
-        if row["auroc"] and row["backbone"] == best.get(row["finding"], row["backbone"]):
-            series.setdefault(name_of_domain(row), {})[row["finding"]] = _interval(row["auroc"])
+    for row in _of_best_backbones(rows):
+        series.setdefault(name_of_domain(row), {})[row["finding"]] = _interval(row["auroc"])
     return series
 
 
-def headline_of_findings(count: int, series: Mapping[str, Mapping[str, Interval]]) -> str:
-    """How many findings a study has, and their lowest and highest AUROC in each domain."""
+def headline_of_findings(count: int, rows: Sequence[Record]) -> str:
+    """How many findings a study has, and their lowest and highest AUROC in each domain.
+
+    Where a class has too few patients for a test, the AUROC says little and is left out.
+    """
+    scored = _of_best_backbones(rows)
+    tested = [row for row in scored if row["p"] is not None]
     ranges = []
-    for domain, values in series.items():
+    for domain, values in aurocs_of_findings(tested).items():
         ordered = sorted(values, key=lambda name: values[name][0])
         ends = dict.fromkeys((ordered[0], ordered[-1]))
-        span = " to ".join(f"{values[name][0]:.2f} ({name}{_few(values[name])})" for name in ends)
+        span = " to ".join(f"{values[name][0]:.2f} ({name})" for name in ends)
         ranges.append(f"{span} on {_PATIENTS.get(domain, domain)}")
     sentences = [f"The study has {counted(count, 'finding')}, each with its own page."]
-    return " ".join([*sentences, *([f"AUROC is {_list(ranges)}."] if ranges else [])])
+    if ranges:
+        sentences.append(f"AUROC is {_list(ranges)}.")
+    if len(tested) < len(scored):
+        few = f"fewer than {AUROC_PATIENTS} patients of a class"
+        sentences.append(f"A finding with {few} has no AUROC here.")
+    return " ".join(sentences)
 
 
-def _few(value: Interval) -> str:
-    return ", of too few patients for an interval" if value[1] is None else ""
+def _of_best_backbones(rows: Sequence[Record]) -> list[Record]:
+    """The rows with an AUROC of the backbone that is best on validation for their finding."""
+    on_validation = [row for row in reversed(rows) if row["role"] == "validation"]
+    on_validation.sort(key=lambda row: row["accuracy"]["estimate"])
+    best = {row["finding"]: row["backbone"] for row in on_validation}
+    return [
+        r for r in rows if r["auroc"] and r["backbone"] == best.get(r["finding"], r["backbone"])
+    ]
 
 
 def status_of_findings(pages: Iterable[Sequence[_Status]]) -> list[_Status]:

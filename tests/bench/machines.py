@@ -4,10 +4,10 @@
 
 Two tables of CPU time, of this process and of all that Ray has started. Each row is a process of
 its own. It first does the same with a hundred images, which is the cost of the start; what the
-others cost beyond it is given per image. The first table runs the whole stage on generated files of
-about 350 bytes with a stand-in network, in this process alone and with ``--ray`` on this machine.
-The second hands out the blocks of so many images that are not there to workers that do nothing:
-what is left is the overhead of Ray.
+others cost beyond it is given per image. A ``?`` is not measurable with so few images. The first
+table runs the whole stage on generated files of about 350 bytes with a stand-in network, in this
+process alone and with ``--ray`` on this machine. The second hands out the blocks of so many images
+that are not there to workers that do nothing: what is left is the overhead of Ray.
 """
 
 import argparse
@@ -67,7 +67,8 @@ def main() -> None:
 
 
 def _print_row(*cells: object) -> None:
-    texts = [f"{c:.4f}" if isinstance(c, float) else str(c) for c in cells]
+    # A cost below 0 is lost in the variation of the start: there are too few images.
+    texts = [("?" if c < 0 else f"{c:.4f}") if isinstance(c, float) else str(c) for c in cells]
     print("".join(f"{text:>10}" for text in texts), flush=True)
 
 

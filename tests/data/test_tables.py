@@ -98,7 +98,8 @@ def test_the_file_of_a_row_is_found_or_nothing(root, name, found, caplog):
     files = {str(Path(item.file).relative_to(root.resolve())): item.label for item in listing.items}
     assert files.get(found or "") == ("x" if found else None)
     assert len(files) == (1 if found in (None, "a/1.png") else 2)
-    assert ("1 image of" in caplog.text) == (found is None)
+    advice = "Write images = FOLDER, where its paths start" in caplog.text
+    assert ("1 image of" in caplog.text) == advice == (found is None)
 
 
 def test_paths_from_above_all_begin_alike(root):

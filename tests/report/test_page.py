@@ -250,7 +250,7 @@ def test_a_record_that_cannot_be_read_is_named(study):
 def test_an_index_over_findings_has_a_first_screen_like_the_pages(study):
     """A sentence, the status, a figure; then the links, and tables or why there are none."""
     row = {"backbone": "tiny", "role": "target", "domain": "far", "images": 9, "positive": 4}
-    row |= {"head": "lda", "p": None, "p_adjusted": None, "accuracy": None, "finding": "Edema"}
+    row |= {"head": "lda", "p": 0.01, "p_adjusted": 0.01, "accuracy": None, "finding": "Edema"}
     row["auroc"] = {"estimate": 0.81, "low": 0.7, "high": None}
     table = {"schema": FINDINGS_LAYOUT, "stage": "heads", "rows": [row]}
     write_set(study.results / "findings_heads.json", table)

@@ -178,23 +178,25 @@ def test_over_findings_the_range_of_aurocs_is_said():
     rows = [
         {"finding": finding, "backbone": backbone, "domain": domain, "role": role}
         | {"accuracy": value(accuracy), "auroc": value(auroc)}
+        | {"p": None if finding == "Hernia" else 0.5}
         for finding, backbone, accuracy, *aurocs in (
             ("Edema", "net0", 0.9, 0.95, 0.9),
             ("Edema", "net1", 0.8, 0.99, 0.99),
             ("Mass", "net0", 0.9, 0.7, 0.6),
+            ("Hernia", "net0", 0.9, 1.0, 0.5),
         )
         for (domain, role), auroc in zip(ROLES.items(), aurocs, strict=True)
     ]
     series = aurocs_of_findings(rows)
-    assert series["b"] == {"Edema": (0.9, 0.87, 0.93), "Mass": (0.6, 0.57, 0.63)}
-    assert headline_of_findings(2, series) == (
-        "The study has 2 findings, each with its own page. AUROC is 0.70 (Mass) to 0.95 (Edema) on "
-        "new patients of the source and 0.60 (Mass) to 0.90 (Edema) on b."
+    assert [*series["b"]] == ["Edema", "Mass", "Hernia"]
+    assert series["b"]["Mass"] == (0.6, 0.57, 0.63)
+    left_out = "A finding with fewer than 10 patients of a class has no AUROC here."
+    assert headline_of_findings(3, rows) == (
+        "The study has 3 findings, each with its own page. AUROC is 0.70 (Mass) to 0.95 (Edema) on "
+        f"new patients of the source and 0.60 (Mass) to 0.90 (Edema) on b. {left_out}"
     )
-    of_one = {"b": {"Mass": (0.6, None, None)}}
-    assert headline_of_findings(1, of_one).endswith(
-        "its own page. AUROC is 0.60 (Mass, of too few patients for an interval) on b."
-    )
+    assert headline_of_findings(2, rows[:-2]).endswith("to 0.90 (Edema) on b.")
+    assert headline_of_findings(1, rows[-2:]).endswith(f"its own page. {left_out}")
 
 
 def test_of_each_check_the_worst_status_of_the_findings_is_shown():
