@@ -150,6 +150,7 @@ REFUSED = [
     (["features", "STUDY", "--device", "cpu", "--precision", "tf32"], 1, "tf32 is a precision of"),
     (["heads", "STUDY", "--only", "lienar"], 1, "unknown head 'lienar'; allowed: mlp, linear"),
     (["heads", "STUDY", "--baseline", "x"], 1, "unknown head 'x'; allowed: "),
+    (["heads", "STUDY", "--preprocessing", "l3"], 1, "unknown preprocessing 'l3'; allowed: stand"),
     (["heads", "STUDY", "--finding", "x"], 1, "the study has no findings: leave --finding out"),
     (["heads", "STUDY", "--only", "prior"], 5, "or go to the folder in which it was run"),
     (["cache", "verify", "--sample", "3"], 2, "--sample needs a STUDY"),

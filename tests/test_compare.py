@@ -12,10 +12,9 @@ import pipeline.compare as compare_module
 import pipeline.evaluation.heads_record as record_module
 import pipeline.features.backbones as backbones_module
 import pipeline.features.load as load_module
-from cache.store import FeatureStore
 from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
 from pipeline.data.patients import FIT
-from pipeline.errors import MissingFeaturesError, PartsError, UnknownNameError, WeightsError
+from pipeline.errors import MissingFeaturesError, PartsError, WeightsError
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predictions import predictions_in, read_predictions
 from pipeline.features.extract import extract
@@ -210,13 +209,6 @@ def test_a_backbone_that_is_left_out_is_reported_and_keeps_its_heads(study):
     assert model.exists()
     with pytest.raises(WeightsError, match="not mounted"):
         compare(replace(two, backbones=(lost,)), only("linear"))
-
-
-def test_an_unknown_preprocessing_shows_before_any_work(study, monkeypatch):
-    """A typo costs no minute."""
-    monkeypatch.setattr(FeatureStore, "read", lambda *_: pytest.fail("read before the check"))
-    with pytest.raises(UnknownNameError, match="unknown preprocessing 'l3'; allowed: standardise"):
-        compare(study, replace(SMALL, preprocessing="l3"))
 
 
 @pytest.mark.parametrize("count", [0, 1])

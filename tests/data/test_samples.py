@@ -11,7 +11,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from pipeline.compare import CompareOptions, compare
 from pipeline.data import index as index_module
 from pipeline.data.images import Transform
 from pipeline.data.leaks import check_leaks
@@ -19,11 +18,9 @@ from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.data.sources import read_image
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
-from pipeline.features.extract import extract
-from pipeline.predict import predict
 from pipeline.study_file import load_study
 from tests.image_files import grey16
-from tests.tiny import TORCH, edited, install_tiny_backbone, write_images
+from tests.tiny import edited, install_tiny_backbone, write_images
 
 COMPOSED = "Lungenentz\u00fcndung"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
@@ -379,13 +376,3 @@ def test_a_detectors_bits_are_guessed_for_dark_and_bright_pictures(deep_study, c
     assert "largest value" not in caplog.text
     other, _ = load_samples(edited(deep_study, {"bits = 14": "bits = 16"}))
     assert not set(other.key) & set(samples.key)
-
-
-def test_a_saved_head_reads_new_images_by_the_rule_of_its_source(deep_study):
-    """Their features are those in the store: none is computed by another rule."""
-    study = load_study(deep_study)
-    extract(study, TORCH)
-    compare(study, CompareOptions(heads=("linear",), repeats=0, draws=99))
-    head = study.results / "heads/tiny/linear"
-    found = predict(head, [study.source.path], store=study.store_root, engine=TORCH)
-    assert (found["computed"], len(found["rows"])) == (0, 60)
