@@ -165,6 +165,9 @@ def good_files() -> dict[str, bytes]:
         "colour.tif": encoded(picture(), "TIFF"),
         "packed.tif": encoded(picture(), "TIFF", compression="tiff_lzw"),
         "sixteen.tif": encoded(picture()[..., 0].astype(np.uint16) * 257, "TIFF"),
+        "colour.bmp": encoded(picture(), "BMP"),
+        "grey.pgm": encoded(picture()[..., 0], "PPM"),
+        "colour.ppm": encoded(picture(), "PPM"),
     }
 
 
@@ -176,12 +179,14 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "page.jpg": (b"\n<!DOCTYPE html><html>404</html>", r"file \(found HTML\)$"),
         "text.png": (
             b"Patient: A. B.\n" * 9,
-            r"^not a JPEG, PNG, TIFF or DICOM file \(found text\)$",
+            r"^neither JPEG, PNG, TIFF, BMP, PGM, PPM nor DICOM \(found text\)$",
         ),
         "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\n", r"Git LFS pointer"),
         "noise.jpg": (b"\x01\x02\x03\xfe" * 99, r"\(found unknown bytes\)$"),
         "gif.jpg": (encoded(picture(), "GIF"), r"\(found GIF\)$"),
-        "bmp.png": (encoded(picture(), "BMP"), r"\(found BMP\)$"),
+        "cut.bmp": (encoded(picture(), "BMP")[:5000], r"^damaged \(.*truncated"),
+        "text.bmp": (b"BMI of all patients\n" * 9, r"^damaged"),
+        "deep.pgm": (b"P5 64 64 4095\n" + bytes(8192), r"^PGM of more than 8 bits: convert"),
         "cut.tif": (encoded(picture(), "TIFF")[:5000], r"^(truncated|damaged)"),
         "webp.jpg": (encoded(picture(), "WEBP"), r"\(found WebP\)$"),
         "pdf.jpg": (encoded(picture(), "PDF"), r"\(found PDF\)$"),

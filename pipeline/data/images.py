@@ -1,7 +1,7 @@
 """From an image in memory (a file's bytes or a row of a stack) to pixels by a declared transform.
 
-Only JPEG, PNG, TIFF and DICOM are opened, whatever the file's name. Every fault of a file is an
-``ImageError``, whose message is the reason to list. Decoding runs in many threads, so no
+Only JPEG, PNG, TIFF, BMP, PGM, PPM and DICOM are opened, whatever the file's name. Every fault of a
+file is an ``ImageError``, whose message is the reason to list. Decoding runs in many threads, so no
 process-wide state is touched: Pillow's readers are called directly, because ``Image.open`` warns
 about large images; the size is checked here before anything is decoded.
 
@@ -15,18 +15,21 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from struct import unpack_from
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.data.dicom import dicom_depth, dicom_picture, patient_in
@@ -50,6 +53,10 @@ _DEFAULT = ReadOptions()
 _TWELVE_BITS = 1 << 12
 _SIXTEEN_BITS = (1 << 16) - 1
 _DEEP_MODES = ("I", "F")
+#: By first bytes: formats of pixels and little else.
+_SIMPLE_FORMATS: Mapping[bytes, Callable[[io.BytesIO], Image.Image]] = MappingProxyType(
+    {b"BM": BmpImageFile, b"P5": PpmImageFile, b"P6": PpmImageFile}
+)
 #: ``fast`` decodes to at least this many times the network's side: 0.2 grey levels away.
 _FAST_SCALE = 2
 #: Shares of each side: the hidden middle, and a visible corner.
@@ -245,7 +252,7 @@ def _reasons(data: bytes) -> Iterator[None]:
 
 
 def open_image(data: bytes, options: ReadOptions = _DEFAULT) -> tuple[Image.Image, int]:
-    """Open a JPEG, PNG or TIFF file; its pixels are decoded when they are first used.
+    """Open a file that is not DICOM; its pixels are decoded when they are first used.
 
     If a JPEG file holds several pictures, as phones write them, the first is taken. A PNG file is
     checked against all its checksums.
@@ -265,6 +272,10 @@ def open_image(data: bytes, options: ReadOptions = _DEFAULT) -> tuple[Image.Imag
         image, orientation = TiffImageFile(io.BytesIO(data)), 1  # Pillow turns it itself
         if (frame := options.frame_of(image.n_frames)) > 0:
             image.seek(frame)
+    elif data[:2] in _SIMPLE_FORMATS:
+        image, orientation = _SIMPLE_FORMATS[data[:2]](io.BytesIO(data)), 1
+        if image.mode.startswith(_DEEP_MODES):
+            raise ImageError("PGM of more than 8 bits: convert it to PNG")
     else:
         raise ImageError(_what_instead(data))
     options.check_size(*image.size)
@@ -311,7 +322,7 @@ def _what_instead(data: bytes) -> str:
     is_text = all(byte >= ord(" ") or byte in b"\t\r\n\f" for byte in head)
     fits = (kind for at, magic, kind in _OTHER_FILES if head.lstrip().startswith(magic, at))
     kind = next(fits, "text" if is_text else "unknown bytes")
-    return f"not a JPEG, PNG, TIFF or DICOM file (found {kind})"
+    return f"neither JPEG, PNG, TIFF, BMP, PGM, PPM nor DICOM (found {kind})"
 
 
 _TURNS = {
@@ -325,7 +336,6 @@ _TURNS = {
 }
 _OTHER_FILES = (
     (0, b"gif8", "GIF"),
-    (0, b"bm", "BMP"),
     (8, b"webp", "WebP"),
     (4, b"ftyp", "AVIF, HEIF or video"),
     (0, b"%pdf", "PDF"),

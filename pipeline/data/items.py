@@ -38,11 +38,13 @@ _TRANSIENT = (errno.EIO, errno.ESTALE)
 _RETRIES = 3
 _PAUSE_SECONDS = 0.1
 #: Endings of the files that are opened; what is in them decides how.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".jpe", ".jfif", ".tif", ".tiff", ".dcm", ".dicom")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".dcm",
+    ".dicom",
+)  # fmt: skip
 #: Endings of images in formats that are not read: they are listed, never left out silently.
 _OTHER_IMAGES = (
-    ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi", ".npy", ".mha",
-    ".nrrd",
+    ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi", ".npy", ".mha", ".nrrd",
 )  # fmt: skip
 #: Endings of the tables that are read.
 TABLES = (".csv", ".tsv", ".tab", ".parquet", ".pq")
@@ -54,7 +56,7 @@ OF_STUDY = "a table or a study file"
 _OF_PROGRAMS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "dicomdir"}
 #: Formats are known by their first bytes.
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-TIFF = (b"II*\x00", b"MM\x00*")
+TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # with + BigTIFF
 _DICOM_PREAMBLE = 128
 #: How many first bytes identify any of these formats.
 HEAD_BYTES = 132

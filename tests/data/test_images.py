@@ -505,6 +505,7 @@ FILES = {
     "16-bit PNG": grey16(RAMP),
     "16-bit TIFF": encoded(RAMP, "TIFF"),
     "packed 16-bit TIFF": encoded(RAMP, "TIFF", compression="tiff_deflate"),
+    "big TIFF": encoded(RAMP, "TIFF", big_tiff=True),
     "float TIFF": encoded(RAMP.astype(np.float32), "TIFF"),
 }
 

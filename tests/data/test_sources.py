@@ -149,7 +149,7 @@ def test_what_is_not_taken_is_counted_and_never_opened(root, tmp_path, monkeypat
     with_files(root, "normal/@eaDir/a.jpg", "__MACOSX/normal/a.jpg", "#recycle/1.png")
     with_files(tmp_path / "elsewhere", "x.jpg")
     (root / "normal/notes.txt").write_text("x")
-    (root / "pneumonia/old.bmp").write_text("x")
+    (root / "pneumonia/old.webp").write_text("x")
     os.mkfifo(root / "normal/fifo.jpg")
     (root / "normal/broken.jpg").symlink_to(root / "normal/nowhere.jpg")
     (root / "normal/out.jpg").symlink_to(tmp_path / "elsewhere/x.jpg")
@@ -167,7 +167,7 @@ def test_what_is_not_taken_is_counted_and_never_opened(root, tmp_path, monkeypat
         "not a regular file": 3,
         "link out of the folder": 3,
     }
-    assert listing.unread == ("pneumonia/old.bmp",)
+    assert listing.unread == ("pneumonia/old.webp",)
 
 
 @posix_only
@@ -216,8 +216,8 @@ def test_a_class_without_an_image_is_named_with_what_it_holds(root, tmp_path):
         StudyError, match=r"holds no image \(ignored: 3 x a table or a study file\)"
     ):
         listed(root)
-    (root / "tuberculosis/scan.bmp").write_text("x")
-    with pytest.raises(StudyError, match=r"1 image such as tub.*\.bmp is not read: convert"):
+    (root / "tuberculosis/scan.webp").write_text("x")
+    with pytest.raises(StudyError, match=r"1 image such as tub.*\.webp is not read: convert"):
         listed(root)
     (tmp_path / "links").mkdir()
     (tmp_path / "links/normal").symlink_to(root / "normal")

@@ -101,7 +101,7 @@ ON_CPU = {"cmyk": jpeg(Image.fromarray(picture()).convert("CMYK")), "png": png()
 UNUSABLE = {
     "black": (jpeg(np.zeros((50, 50), np.uint8)), CONSTANT),
     "cut": (jpeg(picture(50, 50))[:-400], "truncated"),
-    "text": (b"no image", "not a JPEG, PNG, TIFF or DICOM file (found text)"),
+    "text": (b"no image", "neither JPEG, PNG, TIFF, BMP, PGM, PPM nor DICOM (found text)"),
 }
 
 
