@@ -187,8 +187,8 @@ def _usable(
     first = f"first: {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
     if not good:
         raise NoImagesError(
-            f"no image to classify among what was given{first and '; '}{first}. Give .jpg, .jpeg "
-            "or .png files, or folders that hold some"
+            f"no image to classify among what was given{first and '; '}{first}. Give "
+            "images (.jpg, .png, .tif, .bmp, .dcm), or folders that hold some"
         )
     if strict and skipped:
         count = counted(len(skipped), "image")

@@ -176,7 +176,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     """Name, with an ending that is taken, to content and the expected reason (a pattern)."""
     return {
         "empty.jpg": (b"", r"^empty file$"),
-        "page.jpg": (b"\n<!DOCTYPE html><html>404</html>", r"file \(found HTML\)$"),
+        "page.jpg": (b"\n<!DOCTYPE html><html>404</html>", r"DICOM \(found HTML\)$"),
         "text.png": (
             b"Patient: A. B.\n" * 9,
             r"^neither JPEG, PNG, TIFF, BMP, PGM, PPM nor DICOM \(found text\)$",

@@ -123,7 +123,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
     assert len(reasons) == 5
     with pytest.raises(errors.SkippedImagesError, match="5 images cannot be used and --strict"):
         predict(folder("linear"), given, strict=True)
-    with pytest.raises(errors.NoImagesError, match=r"no image to classify.*not a JPEG"):
+    with pytest.raises(errors.NoImagesError, match=r"no image to classify.*neither JPEG"):
         predict(folder("linear"), [Path("new/a/text.png")])
 
 
