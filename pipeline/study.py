@@ -6,7 +6,6 @@ Every default is a field below and is written nowhere else. ``pipeline.study_fil
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -199,19 +198,6 @@ class Attribute:
 
     name: str
     edges: tuple[float, ...] | None = None
-
-    def bins(self) -> tuple[str, ...]:
-        """``< 18``, ``18 to < 40``, ``40 or more``: names of the bins, lowest first."""
-        if self.edges is None:
-            return ()
-        # All digits are kept: a date such as 20200101 has eight.
-        edges = [repr(edge).removesuffix(".0") for edge in self.edges]
-        middle = (f"{low} to < {high}" for low, high in pairwise(edges))
-        return (f"< {edges[0]}", *middle, f"{edges[-1]} or more")
-
-    def bin_of(self, value: float) -> str:
-        """Name of the bin that holds a finite number."""
-        return self.bins()[sum(value >= edge for edge in self.edges or ())]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def groupings(
     divided: dict[str, list[Grouping]] = {name: [] for name in groups}
     for i, attribute in enumerate(study.subgroups):
         present = {row[i] for rows in groups.values() for row in rows}
-        names = sorted(present - {UNKNOWN}) if attribute.edges is None else [*attribute.bins()]
+        names = sorted(present - {UNKNOWN}) if attribute.edges is None else _bins(attribute.edges)
         names += [UNKNOWN] if UNKNOWN in present else []
         for name, rows in groups.items():
             member = np.array([names.index(row[i]) for row in rows], np.int64)
@@ -182,4 +183,12 @@ def _group(file: Path, line: int, attribute: Attribute, value: str) -> str:
     if not math.isfinite(number):
         what = f"{attribute.name} is {printable(value)!r}, but has bins in [subgroups]"
         fail(file, line, f"{what}: allowed are numbers, and an empty cell for what is not known")
-    return attribute.bin_of(number)
+    return _bins(attribute.edges)[sum(number >= edge for edge in attribute.edges)]
+
+
+def _bins(edges: Sequence[float]) -> list[str]:
+    """``< 18``, ``18 to < 40``, ``40 or more``: names of the bins, lowest first."""
+    # All digits are kept: a date such as 20200101 has eight.
+    texts = [repr(edge).removesuffix(".0") for edge in edges]
+    middle = (f"{low} to < {high}" for low, high in pairwise(texts))
+    return [f"< {texts[0]}", *middle, f"{texts[-1]} or more"]
