@@ -18,7 +18,6 @@ from pipeline.data import items as items_module
 from pipeline.data.images import Transform, decode
 from pipeline.data.index import measures_of
 from pipeline.data.items import Item, ReadOptions
-from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import load_samples
 from pipeline.data.sources import KINDS, check_layout, read_image, scan, wrong_layout
 from pipeline.errors import ImageError, StudyError
@@ -494,42 +493,63 @@ def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     assert "[source] 24 images, classes: a, b\n  a     12  p50" in text
 
 
-@pytest.mark.parametrize("folder", ["img/", ""], ids=["above", "beside"])
-def test_init_takes_the_classes_from_a_table_of_images_without_class_folders(tmp_path, folder):
-    """As HAM10000 comes, with its classes in the column dx; other tables may lie there, too."""
-    with_files(tmp_path, f"{folder}p1.png", f"{folder}p2.png")
-    table = tmp_path / "metadata.csv"
-    table.write_text("image_id,dx,site\np1,nevus,vienna\np2,melanoma,vienna\n")
-    table.with_name("log.csv").write_text("time,who\n1,2\n3\n")
-    notes = write_study([tmp_path], tmp_path / "own.toml", ["densenet121"])
-    assert f"{tmp_path} has no class folders; the classes are taken from metadata.csv" in notes
-    assert load_study(tmp_path / "own.toml").source.table.file.samefile(table)
-    table.with_name("test.csv").write_text("image_id,dx\np1,nevus\n")
-    with pytest.raises(StudyError, match=r"tables: metadata.csv, test.csv. Give the one"):
-        write_study([tmp_path], tmp_path / "other.toml", ["densenet121"])
+EYES = [f"{k}_{eye}.png" for k in range(3) for eye in "lr"]
+HAM = {"metadata.csv": "image_id,dx,site\np1,nevus,vienna\np2,melanoma,vienna\n"}
+HAM |= {"log.csv": "time,who\n1,2\n3\n"}  # of nothing that has to do with images
+PARTS = ["set/part_1/p1.png", "set/part_2/p2.png"]
+BESIDE = "in meta.csv, run headrace init set/meta.csv"
+#: Images, tables, what init is given, and what it says or writes.
+INIT = {
+    "classes of a table above the images, as of HAM10000": (
+        ["img/p1.png", "img/p2.png"], HAM, ".",
+        ['table = "metadata.csv"', "no class folders; the classes are taken from metadata.csv"],
+    ),
+    "classes of a table beside the images": (
+        ["p1.png", "p2.png"], HAM, ".", ['table = "metadata.csv"', 'label = "dx"'],
+    ),
+    "folders that may be no classes": (
+        PARTS, {"set/meta.csv": "image_id,dx\np1,part_1\np2,x\n"}, "set", [BESIDE, 'path = "set"'],
+    ),
+    "folders beside a table without classes": (
+        PARTS, {"set/meta.csv": "image_id,age\np1,40\np2,50\n"}, "set", [BESIDE, 'path = "set"'],
+    ),
+    "a table of other classes than the folders, as of PadChest": (
+        ["set/0/p1.png", "set/1/p2.png"],
+        {"set/l.csv": "ImageID,ImageDir,Labels\np1.png,0,\"['a', 'b']\"\np2.png,1,['a']\n"},
+        "set", ['findings = ["a", "b"]', 'table = "set/l.csv"'],
+    ),
+    "a row for each eye that names both": (
+        EYES, {"t.csv": "left,own,label\n" + "".join(f"{e[0]}_l.png,{e},{e[0]}\n" for e in EYES)},
+        "t.csv", ['path = "own"'],
+    ),
+    "images found by the cells of a column, and rows of no hospital": (
+        [f"img/{k}.png" for k in range(6)],
+        {"t.csv": "slide,label,hospital\n0,a,Oslo\n1,b,Oslo\n2,a,Bergen\n3,b,Bergen\n4,a,\n5,b,\n"},
+        "t.csv", ['path = "slide"', 'domain = "Oslo"', "[target.Bergen]"],
+    ),
+    "numbered folders in the classes": (
+        [f"data/{c}/patient{p:03}/image1.png" for c in "ab" for p in range(3)], {}, "data",
+        [r"group = '^[^/]+/([^/]*\d\d[^/]*)/'", "such as patient000 are taken as patients"],
+    ),
+    "parts without one for training": (
+        [f"set/{p}/{c}/{k}.png" for p in ("val", "test") for c in "ab" for k in "12"], {}, "set",
+        ['path = "set/val"', "[source] 4 images, classes: a, b"],
+    ),
+}  # fmt: skip
 
 
-def test_init_says_that_a_table_beside_class_folders_may_have_the_classes(tmp_path):
-    """Images in two folders that are no classes look like class folders."""
-    with_files(tmp_path / "set", "part_1/p1.png", "part_2/p2.png")
-    table = tmp_path / "set" / "meta.csv"
-    for number, text in enumerate(("dx\np1,part_1\np2,x\n", "age\np1,40\np2,50\n")):
-        table.write_text(f"image_id,{text}")
-        file = tmp_path / f"{number}.toml"
-        notes = write_study([tmp_path / "set"], file, ["densenet121"])
-        assert any(f"in meta.csv, run headrace init {table}" in note for note in notes)
-        assert load_study(file).source.table is None
-
-
-def test_init_takes_the_table_that_has_other_classes_than_the_folders(tmp_path):
-    """PadChest's folders 0 and 1, and a table that is beside them with the findings of images."""
-    with_files(tmp_path / "set", "0/p1.png", "1/p2.png")
-    table = tmp_path / "set" / "labels_2019.csv"
-    table.write_text("ImageID,ImageDir,Labels\np1.png,0,\"['a', 'b']\"\np2.png,1,['a']\n")
-    write_study([tmp_path / "set"], tmp_path / "own.toml", ["densenet121"])
-    study = load_study(tmp_path / "own.toml")
-    assert study.findings == ("a", "b")
-    assert study.source.table.file.samefile(table)
+@pytest.mark.parametrize("name", INIT)
+def test_init_finds_what_the_classes_and_the_images_are(tmp_path, monkeypatch, name):
+    """From folders, and from tables beside or above them; the study can be read."""
+    files, tables, given, lines = INIT[name]
+    monkeypatch.chdir(tmp_path)
+    with_files(tmp_path, *files)
+    for table, text in tables.items():
+        Path(table).write_text(text)
+    notes = write_study([Path(given)], Path("own.toml"), ["densenet121"])
+    said = "\n".join([*notes, Path("own.toml").read_text()])
+    assert [line for line in lines if line not in said] == []
+    assert scan(load_study(Path("own.toml")).source).items
 
 
 def test_init_writes_what_it_knows_of_a_table_and_asks_for_the_classes(tmp_path):
@@ -551,15 +571,6 @@ def test_init_writes_what_it_knows_of_a_table_and_asks_for_the_classes(tmp_path)
     assert len(scan(study.targets[0]).items) == 2
 
 
-def test_init_takes_the_column_that_names_most_images(tmp_path):
-    """A row for each eye names both eyes."""
-    with_files(tmp_path / "img", *(f"{k}_{eye}.png" for k in range(3) for eye in ("l", "r")))
-    rows = [f"{k}_l.png,{k}_{eye}.png,{k}\n" for k in range(3) for eye in ("l", "r")]
-    (tmp_path / "t.csv").write_text("left,own,label\n" + "".join(rows))
-    write_study([tmp_path / "t.csv"], tmp_path / "own.toml", ["densenet121"])
-    assert load_study(tmp_path / "own.toml").source.table.columns["path"] == ("own",)
-
-
 def test_init_takes_neither_a_date_nor_an_empty_header_as_the_patient(tmp_path):
     """Names of Messidor begin like those of NIH; VinDr has no patient in its headers."""
     with_files(tmp_path, *(f"t/{c}/20051116_4{k}477_0400_PP.png" for c in "ab" for k in (1, 2)))
@@ -572,51 +583,22 @@ def test_init_takes_neither_a_date_nor_an_empty_header_as_the_patient(tmp_path):
     assert sum("give the patient's id as `group`" in note for note in notes) == 2
 
 
-def test_init_finds_the_column_of_the_images_by_its_cells(tmp_path):
-    """Whatever it is called; rows of no hospital are of none."""
-    with_files(tmp_path / "img", *(f"{k}.png" for k in range(6)))
-    rows = [f"{k},{'ab'[k % 2]},{('Oslo', 'Bergen', '')[k // 2]}\n" for k in range(6)]
-    (tmp_path / "t.csv").write_text("slide,label,hospital\n" + "".join(rows))
-    write_study([tmp_path / "t.csv"], tmp_path / "own.toml", ["densenet121"])
-    study = load_study(tmp_path / "own.toml")
-    assert study.source.table.columns["path"] == ("slide",)
-    assert [d.table.domain for d in study.domains] == ["Oslo", "Bergen"]
-
-
-def test_init_takes_numbered_folders_in_the_classes_as_patients(tmp_path):
-    """Names such as image1.jpg say nothing of a patient."""
-    paths = [f"data/{c}/patient{p:03}/image1.png" for c in "ab" for p in range(3)]
-    with_files(tmp_path, *paths)
-    write_study([tmp_path / "data"], tmp_path / "own.toml", ["densenet121"])
-    source = load_study(tmp_path / "own.toml").source
-    patients = patients_of_items(source, scan(source).items)
-    assert set(patients) == {"patient000", "patient001", "patient002"}
-
-
-def test_init_takes_one_part_of_data_without_a_training_part(tmp_path):
-    """The parts are no classes; the first that has any is the folder of the source."""
-    with_files(
-        tmp_path, *(f"set/{p}/{c}/{k}.png" for p in ("val", "test") for c in "ab" for k in "12")
-    )
-    write_study([tmp_path / "set"], tmp_path / "own.toml", ["densenet121"])
-    source = load_study(tmp_path / "own.toml").source
-    assert source.path.samefile(tmp_path / "set/val")
-    assert {item.label for item in scan(source).items} == {"a", "b"}
-
-
 @pytest.mark.parametrize(
-    ("paths", "sentence"),
+    ("paths", "tables", "sentence"),
     [
-        (["x/p001/1.png", "x/p002/1.png", "x/p003/1.png"], "one class only .x.; a head needs two"),
-        (["p001/1.png", "p002/1.png", "p003/1.png"], "p002, p003 are numbered like patients"),
-        (["train/1.png", "test/1.png"], "test, train are splits, and no classes lie in them"),
+        (["p1.png", "p2.png"], "mt", "tables: m.csv, t.csv. Give the one that has the classes"),
+        (["x/p001/1.png", "x/p002/1.png", "x/p003/1.png"], "", "one class only .x.; a head needs"),
+        (["p001/1.png", "p002/1.png", "p003/1.png"], "", "p002, p003 are numbered like patients"),
+        (["train/1.png", "test/1.png"], "", "test, train are splits, and no classes lie in them"),
     ],
 )
-def test_init_refuses_folders_without_classes(tmp_path, paths, sentence):
+def test_init_refuses_folders_without_classes(tmp_path, paths, tables, sentence):
     """The study would stop at once; each patient would be a class."""
-    with_files(tmp_path / "data", *paths)
+    with_files(tmp_path, *paths)
+    for name in tables:
+        (tmp_path / f"{name}.csv").write_text("image_id,dx\np1,nevus\n")
     with pytest.raises(StudyError, match=sentence):
-        write_study([tmp_path / "data"], tmp_path / "own.toml", ["densenet121"])
+        write_study([tmp_path], tmp_path / "own.toml", ["densenet121"])
 
 
 def test_results_and_stores_beside_the_classes_are_no_data(study_file):
