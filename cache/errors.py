@@ -69,7 +69,7 @@ class MissingRowsError(CacheError, KeyError):
     exit_code = 5
 
     def __init__(self, store: Path, missing: int, asked: int) -> None:
-        """Say how many keys are missing; the keys themselves tell a reader nothing."""
+        """Say how many keys are missing; the keys themselves mean nothing to a reader."""
         images = f"image{'' if asked == 1 else 's'} {'has' if missing == 1 else 'have'}"
         super().__init__(f"{missing} of {asked} {images} no features in {store}")
 

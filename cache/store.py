@@ -97,7 +97,7 @@ class FeatureStore:
         return next((part.row_shape for part in self.parts.values()), None)
 
     def assume_empty(self) -> Self:
-        """Skip the scan, for a writer of rows that are known to be missing."""
+        """Skip the scan, for a writer of rows that the caller found missing."""
         self._scanned = True
         return self
 

@@ -412,7 +412,7 @@ def main() -> None:
                    5  another command must be run first, or run again
                   70  a mistake in headrace
                  130  interrupted; finished work is safe
-    """  # noqa: D301 - the real backspace tells click to keep the lines
+    """  # noqa: D301 - the real backspace makes click keep the lines
 
 
 @main.command()
@@ -866,7 +866,7 @@ def verify(study: Path | None, *, store: Path, sample: int | None, **engine: Any
     from pipeline.features.cache_commands import recompute, verify_stores
 
     if sample and not study:
-        raise click.UsageError("--sample needs a STUDY: it knows where the images are")
+        raise click.UsageError("--sample needs a STUDY: it says where the images are")
     loaded: Any = study and _load(study, {})
     lines = verify_stores(loaded.store_root if loaded else store)
     if sample:

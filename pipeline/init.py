@@ -348,7 +348,7 @@ def _group_line(domain: Domain, items: Sequence[Item], table: str, notes: list[s
         return f'group = {{header = "{HEADER}"}}    # of the DICOM headers, kept as a hash'
     notes.append(
         f"[{table}] give the patient's id as `group`, a regular expression for names such as "
-        f"{names[0]}; without it two images of one patient may stand on both sides of a split"
+        f"{names[0]}; without it two images of one patient may be in both parts of a split"
     )
     return "# group = '^([^_]+)'           # patient id in the file name"
 

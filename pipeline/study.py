@@ -87,7 +87,7 @@ class Domain:
 
     @property
     def labelled(self) -> bool:
-        """Whether its images have classes that are known."""
+        """Whether its images have classes."""
         return self.table is None or self.table.finding != ""
 
     def with_label(self, finding: str) -> Self:
@@ -129,7 +129,7 @@ class TargetDomain(Domain):
 
     @property
     def labelled(self) -> bool:
-        """Whether its images have classes that are known."""
+        """Whether its images have classes."""
         return self.labels != ABSENT and super().labelled
 
 
@@ -261,7 +261,7 @@ class Study:
         return self.store or default_store()
 
     def of_finding(self, finding: str) -> "Study":
-        """The study of one finding, with the images for which it is known."""
+        """The study of one finding, with the images that are labelled for it."""
         targets = (t for t in self.targets if t.findings is None or finding in t.findings)
         return replace(
             replace(self, targets=tuple(targets)).with_label(finding),

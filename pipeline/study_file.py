@@ -327,7 +327,7 @@ def _image_table(table: _Table, name: str) -> ImageTable | None:
         return archive if is_archive else None
     columns = _texts(table, "columns")
     if unknown := sorted(set(columns) - set(COLUMNS)):
-        table.fail(f"columns: {unknown[0]!r} is not known; allowed: {', '.join(COLUMNS)}")
+        table.fail(f"columns has an unknown key {unknown[0]!r}; allowed: {', '.join(COLUMNS)}")
     domain = table.get("domain") or (name if "domain" in columns else "")
     return ImageTable(file=file, columns=columns, values=_texts(table, "values"), domain=domain)
 

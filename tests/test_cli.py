@@ -131,7 +131,7 @@ def test_what_is_skipped_is_shown_and_what_is_new_is_not_quietly_left_out(study_
     Path("here/a/p1_x.png").write_text("<html>")
     out = run("features", study_file, *ENGINE).stdout
     assert "1 skipped of 61" in out
-    assert re.search(r"source/a/p1_x.png +not a JPEG", out)
+    assert re.search(r"source/a/p1_x.png +neither JPEG", out)
     result = run("features", study_file, *ENGINE, "--strict", code=1)
     assert "1 image was skipped and --strict is set" in result.stderr
     assert "1 unusable image is left out" in run("heads", study_file, "--only", "prior").stderr
@@ -384,7 +384,7 @@ def test_init_writes_a_study_that_runs(study_file):
     given = ("here", "there", "h1/xray", "h2/xray", "--output", "own.toml", "--backbone", "tiny")
     out = run("init", *given).stdout
     assert "[source] 40 images, classes: a, b" in out
-    assert "two images of one patient may stand on both sides" in out
+    assert "two images of one patient may be in both parts of a split" in out
     text = Path("own.toml").read_text()
     for line in ("group = '^(patient\\d+)'", "# group = ", "[target.xray_3]"):
         assert line in text

@@ -42,7 +42,7 @@ values = {"Pleural Effusion" = "Effusion"}
 path = "features"
 [backbone.tiny]
 """
-#: Of each hospital; of the last twelve of the source an effusion is not known.
+#: Of each hospital; the last twelve of the source have no label of an effusion.
 IMAGES = 64
 
 
@@ -115,7 +115,7 @@ def test_a_misspelt_finding_shows_before_the_network_runs(study_file):
     assert "nih: no row of b/entries.csv names 'Edma'" in said
 
 
-def test_an_image_counts_for_a_finding_that_is_known_of_it(study_file):
+def test_an_image_counts_for_a_finding_that_it_has_a_label_of(study_file):
     """The study itself has all images and no label; what is empty or -1 is left out and said."""
     study = load_study(study_file)
     samples, _ = load_samples(study)
@@ -127,7 +127,7 @@ def test_an_image_counts_for_a_finding_that_is_known_of_it(study_file):
         assert (samples.domain == "source").sum() == source
         assert (samples.domain == "nih").sum() == IMAGES
         assert samples.label[samples.domain == "nih"].mean() == 0.5
-    # The last image is one of which effusion is not known.
+    # The last image is one without a label of effusion.
     Path("not.txt").write_text("source/a/patient031/063.png\n")
     for finding, source in (("Edema", IMAGES - 1), ("Pleural Effusion", IMAGES - 12)):
         part = replace(study, exclude=Path("not.txt")).of_finding(finding)

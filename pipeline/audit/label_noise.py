@@ -114,7 +114,7 @@ def _out_of_fold(
     """Probabilities by linear heads that were fitted to other patients, shape ``(n, K)``.
 
     Raises:
-        StudyError: The heads predict nothing, or there are too few patients to tell.
+        StudyError: The heads predict no better than chance, or there are too few patients.
     """
     result = separability(features, label, group, draws=_DRAWS)
     if result.p > _LEVEL:

@@ -49,7 +49,7 @@ _LABEL_ADVICE = (
     "and whether the disease itself causes the difference (it can change the mean grey)"
 )
 _DOMAIN_ADVICE = (
-    "The network tells the domains apart, so a head may fail on the target. "
+    "The features differ between the domains, so a head may fail on the target. "
     "`headrace shift STUDY` shows what this costs"
 )
 _STORE_ALIKE = (

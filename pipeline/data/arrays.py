@@ -2,7 +2,7 @@
 
 A stack holds images of one class. A ``.npz`` file is as MedMNIST ships it: ``train_images`` and
 ``train_labels``, the same with ``val`` and ``test`` or any other name. A column of labels holds
-classes, several columns findings: 1, 0, or -1 where it is not known. Nothing is unpickled.
+classes, several columns findings: 1, 0, or -1 without a label. Nothing is unpickled.
 
 Rows of stacks are read, not mapped: if a mapped file gets shorter, or its disk fails, the system
 kills the process instead of raising an error.

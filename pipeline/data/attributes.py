@@ -182,7 +182,7 @@ def _group(file: Path, line: int, attribute: Attribute, value: str) -> str:
         number = math.nan
     if not math.isfinite(number):
         what = f"{attribute.name} is {printable(value)!r}, but has bins in [subgroups]"
-        fail(file, line, f"{what}: allowed are numbers, and an empty cell for what is not known")
+        fail(file, line, f"{what}: allowed are numbers, and an empty cell for what is not recorded")
     return _bins(attribute.edges)[sum(number >= edge for edge in attribute.edges)]
 
 

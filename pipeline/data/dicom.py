@@ -88,7 +88,7 @@ def _read(data: bytes, tags: list[str]) -> Any:
         import pydicom
     except ImportError as cause:
         raise ImageError('DICOM needs pydicom: pip install "headrace[dicom]"') from cause
-    # Values that no pixel depends on are not judged; pydicom warns of them otherwise.
+    # Values that no pixel depends on are not checked; pydicom warns of them otherwise.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
         # Without pixels asked for, reading ends where they begin.

@@ -311,7 +311,7 @@ def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:
     colours = "GRAY" if image.mode == "L" else "RGB"
     try:
         pixels = simplejpeg.decode_jpeg(image.fp.getbuffer(), colours)
-    except ValueError:  # what is damaged is Pillow's to judge
+    except ValueError:  # Pillow decides what is damaged
         return image
     return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
 
@@ -413,7 +413,7 @@ def _split_png(data: bytes) -> tuple[bytes, int]:
             pieces.append(data[at : end + 4])
         elif name == b"acTL" and length >= 4 and (frames := unpack_from(">I", body)[0]) > 1:
             raise ImageError(
-                f"{frames} frames: which one is meant cannot be known; save the one as a file"
+                f"{frames} frames: it is unclear which one is meant; save the one as a file"
             )
         elif name in _METADATA_CHUNKS:
             keyword, text = _text(name, bytes(body))

@@ -54,7 +54,7 @@ _OF_STUDY = (*TABLES, ".toml")
 OF_STUDY = "a table or a study file"
 #: Folders that network drives and archives of macOS add, and the index of a DICOM disk.
 _OF_PROGRAMS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "dicomdir"}
-#: Formats are known by their first bytes.
+#: Formats are recognised by their first bytes.
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # with + BigTIFF
 _DICOM_PREAMBLE = 128
@@ -138,7 +138,7 @@ def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | 
     elif least < 0 < top:
         unclear = "DICOM and other files of 16 bits lie together, and it is unclear what"
     elif top > 0 and (bits not in _USUAL_BITS or top < _LEAST_TOP * 2**bits) and bits != _ALL_BITS:
-        unclear = f"the largest value of {images} of 16 bits is {top}, which does not tell what"
+        unclear = f"the largest value of {images} of 16 bits is {top}, so it is unclear what"
     if unclear:
         raise StudyError(
             f"{domain.name}: {unclear} is white. Write for this domain bits = 12 (or 14, 16), or "

@@ -200,7 +200,7 @@ def _overlap(
     same_id = [samples.group[a] == samples.group[b] for a, b in pairs]
     is_joined = any(same_id) or any(names[a] == names[b] for a, b in pairs)
     leaked = np.isin(second, [row for pair in pairs for row in pair])
-    if same_people or any(same_id):  # then an id is a person, and all his images are known
+    if same_people or any(same_id):  # an id is one person: all their images leak
         leaked |= np.isin(samples.group[second], patients)
     includes_source = two_roles[0].startswith(_OF_SOURCE)
     if not pairs:  # ids of two data sets say nothing where no picture speaks for them

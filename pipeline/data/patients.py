@@ -102,7 +102,7 @@ def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
     if unknown:
         text = unknown_patients(len(unknown), len(items))
         _LOG.warning(
-            "%s: %s; images of one patient may be on both sides of the split; first: %s",
+            "%s: %s; images of one patient may be in both parts of the split; first: %s",
             *(domain.name, text, printable(unknown[0])),
         )
     return [patient or item.path for patient, item in zip(patients, items, strict=True)]
@@ -128,7 +128,7 @@ def single_patient_hint(table: str) -> str:
 def join_duplicates(group: Sequence[str], key: Sequence[bytes]) -> list[str]:
     """Give patients that share an identical image one common id, transitively.
 
-    Otherwise one picture could be on both sides of a split under two names.
+    Otherwise one image could be in both parts of a split under two names.
     """
     leader: dict[str, str] = {}
 
@@ -291,7 +291,7 @@ def _check_both_splits(
             seed = "" if patients == 1 else ", or take another seed"
             raise StudyError(
                 f"class {name} of [source] has images of {counted(patients, 'patient')}, {why} "
-                f"stand on both sides of a split by patient. Add images of others{seed}; "
+                f"be in both parts of a split by patient. Add images of others{seed}; "
                 f"{single_patient_hint('source')}"
             )
 

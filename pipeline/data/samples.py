@@ -212,7 +212,7 @@ def _key_images(
             f"{domain.path}: none of its {len(items)} images can be read; first reason: "
             f"{skipped[0].path}: {skipped[0].reason}"
         )
-    # One rule for all images, also for those whose finding is not known.
+    # One rule for all images, also for those that are not labelled.
     rule = replace(rule, window=window_of(domain, [file.depth for _, file in readable]))
     images, unlabelled = dict[Item, bytes](), list[str]()
     for item, file in readable:

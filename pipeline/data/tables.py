@@ -37,7 +37,7 @@ _USUAL = {
 _WHERE = "in the study, or name it so in the table"
 _HOW_TO_FIND = "Write images = FOLDER, where its paths start"
 _YES = ("1", "true", "yes")
-#: Meaning of the cell of a finding; None is not known. CheXpert writes -1 for uncertain.
+#: Meaning of the cell of a finding; None is without a label. CheXpert writes -1 for uncertain.
 _MARKS = {
     **dict.fromkeys(_YES, True),
     **dict.fromkeys(("0", "false", "no"), False),
@@ -370,7 +370,7 @@ class Table:
             if self.finding and not self._marks:
                 order = (NO_CLASS, *classes_of(self.finding))
                 return max(one, other, key=lambda item: order.index(item.label))
-            hint = f" ({one.label or 'not known'}, {other.label or 'not known'})"
+            hint = f" ({one.label or 'no label'}, {other.label or 'no label'})"
             if not self.finding:
                 hint += ", or, if images can have several classes, write findings = [...]"
         why = f"{printable(other.path)} has another row that differs: give it one row{hint}"
@@ -386,7 +386,7 @@ class Table:
             raise StudyError(
                 f"{self._domain.name}: no row of {self.file} names {self.finding!r}. Write values "
                 f'= {{{self.finding!r} = "NAME"}} with what it is called there; of a target, '
-                "findings = [...] may list those that it knows"
+                "findings = [...] may list those that it has"
             )
 
     def _has_finding(self, row: Row) -> bool | None:
@@ -401,7 +401,7 @@ class Table:
     def _mark(self, row: Row, at: int) -> bool | None:
         cell = _whole(row.cells[at]).lower()
         if cell not in _MARKS:
-            allowed = "allowed are 1, 0, and empty or -1 where it is not known"
+            allowed = "allowed are 1, 0, and empty or -1 where it is not labelled"
             why = f"{self.finding} is {printable(cell)!r}; {allowed}"
             fail(self.file, row.line, why, unit=self._unit)
         return _MARKS[cell]

@@ -100,7 +100,7 @@ def bbc_cv(
 
     The best of many heads looks better than it is, because the choice was made on the same
     patients. The estimate is the mean out-of-bag value of the head that is best in bag. Its
-    interval is that of the chosen head, or longer if the choice varies. (The paper's percentiles
+    interval is that of the chosen head, or longer if the choice varies. (The authors' percentiles
     of out-of-bag values rest on a third of the patients, and have no width without errors.)
 
     Args:

@@ -37,7 +37,7 @@ _SECONDS_TO_ANSWER = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What is known of a network before it is built.
+    """A network, described before it is built.
 
     Attributes:
         dim: Number of pooled features.

@@ -96,7 +96,7 @@ class Method:
     """One way to train.
 
     Attributes:
-        about: One line for users, with the paper.
+        about: One line for users, with the article.
         trainable: Which weights are trained.
         reads: Its inputs: ``pixels``, or ``features`` or ``activations`` from the store.
         settings: Values of :class:`TrainingSettings` that are not the defaults.

@@ -341,7 +341,7 @@ def _train(run: Experiment, name: str, assembly: Assembly, identity: Mapping[str
 
 
 # WiSE-FT (Wortsman et al. 2022): weights interpolated between a linear probe and a fine-tuned
-# network. The networks of the paper have no BatchNorm. A BatchNorm is interpolated as its
+# network. Wortsman's networks have no BatchNorm. A BatchNorm is interpolated as its
 # resulting scale and shift, not as weights and statistics separately: variances of radiographs
 # can be a thousandth of those of ImageNet, and a tenth of the latter in the mean switches
 # channels off (on chest X-rays, accuracy at alpha 0.9 then fell from 94 to 61 % on validation).

@@ -153,7 +153,7 @@ _REASONS = {
 
 def _step(step: Any) -> nn.Module:
     if type(step) not in _STEPS:
-        raise _NoLayersError(f"{type(step).__name__} is not known here")
+        raise _NoLayersError(f"{type(step).__name__} has no layers here")
     return _STEPS[type(step)](step)
 
 

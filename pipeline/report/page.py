@@ -52,7 +52,7 @@ _Block = Part | dict[str, Any]
 #: Sentences below each heading that are not folded.
 _SENTENCES = 2
 _SENTENCE_END = re.compile(r"(?<=[^.]\.) (?=[A-Z*])")
-#: Width on a screen as a share of a figure's pixels: figures are drawn for paper.
+#: Width on a screen as a share of a figure's pixels: figures are drawn for print.
 _SCALE = 0.59
 _ACCURACY = (
     "Accuracy of {head.name} on {head.backbone}, the head that is best on validation, and of "
@@ -344,7 +344,7 @@ def _contradictions(study: Study, sets: Mapping[str, ResultSet]) -> Iterator[str
 
 
 def _write(study: Study, *, images: bool = False, **values: Any) -> dict[str, Any]:
-    """Fill the template, put the page in place, and return what is known about it."""
+    """Fill the template, put the page in place, and return its path, size, sentence and status."""
     from pipeline.report.pictures import readable_by_owner_alone
 
     environment = Environment(

@@ -84,7 +84,7 @@ def headline(records: _Records, head: PageHead | None) -> str:
     if leaks:
         sentences.insert(
             0,
-            "Images or patients are on both sides of a split: do not trust the numbers here.",
+            "Images or patients are in both training and test data: do not trust the numbers here.",
         )
     elif leaks == 0:
         sentences.append("No leak was found.")

@@ -108,7 +108,7 @@ class Table:
     def rows(self) -> list[tuple[Any, ...]]:
         """A value for each column: text, a number, a bool, (estimate, low, high), or None.
 
-        Bounds may be None. None means not known.
+        Bounds may be None. None is shown as a dash.
         """
         return [tuple(column.of(record) for column in self.columns) for record in self.records]
 

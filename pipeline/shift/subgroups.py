@@ -140,7 +140,7 @@ def _compare(
     Returns:
         By group: ``estimate``, ``low``, ``high``; ``difference`` to all other images with
         ``difference_low`` and ``difference_high``, None where those are too few; ``worst``:
-        whether it is the lowest of those whose attribute is known.
+        whether it is the lowest of those whose attribute is recorded.
     """
     if not groups:
         return {}

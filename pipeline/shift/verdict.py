@@ -50,7 +50,7 @@ _HARD = (
     "source, by {points}"
 )
 _ALIKE = "though the images are not shown to differ"
-_NO_DISTINCTION = "These numbers cannot tell them apart."
+_NO_DISTINCTION = "These numbers do not say which."
 #: The interpretation table; :func:`causes_of` has its rules. The README says which kinds of
 #: shift fit each line.
 CAUSES: Mapping[str, Cause] = MappingProxyType(

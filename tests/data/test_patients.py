@@ -148,7 +148,7 @@ def test_the_share_is_met_in_each_class():
 
 @given(st.integers(0, 10**6), st.sampled_from([(6, 30, 150), (8, 30, 240), (9, 40, 360)]))
 def test_patients_with_mixtures_of_many_classes_are_split(seed, size):
-    """Nearly every patient has a mixture of their own; each class still stands on both sides."""
+    """Nearly every patient has a mixture of their own; each class is still in both parts."""
     classes, patients, images = size
     rng = np.random.default_rng(seed)
     label = rng.integers(classes, size=images)

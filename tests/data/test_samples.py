@@ -159,7 +159,7 @@ def test_missing_patients_are_said(study_file, caplog):
 
 
 def test_a_pattern_that_finds_few_patients_is_refused(study_file):
-    """Every image as its own patient would divide the images of one over both sides."""
+    """Every image as its own patient would divide the images of one over both parts."""
     study = edited(study_file, {"^(p\\d+)": "^(p20)"})
     with pytest.raises(StudyError, match=r"source: group = '\^\(p20\)' finds no patient in 40 of"):
         load_samples(study)

@@ -77,7 +77,7 @@ NOT_REGAINED = "Training on b is not shown to regain the loss."
 FALLS = "Accuracy falls from 96 % on new patients of the source to"
 IS = "Accuracy is 96 % on new patients of the source."
 MOST = "Training on the target would regain most of the loss on b. No leak was found."
-LEAK = "Images or patients are on both sides of a split: do not trust the numbers here."
+LEAK = "Images or patients are in both training and test data: do not trust the numbers here."
 
 
 @pytest.mark.parametrize(
