@@ -1,7 +1,6 @@
 """Stage 2: fitted to the fit split alone, scored everywhere, kept for later stages."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import joblib
@@ -20,7 +19,6 @@ from pipeline.evaluation.predictions import predictions_in, read_predictions
 from pipeline.features.extract import extract
 from pipeline.heads import HEADS
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.save import head_folder, load_head
 from pipeline.heads.search import HeadSearch
 from pipeline.results import add_files
 from pipeline.study_file import load_study
@@ -140,14 +138,6 @@ def test_a_second_run_fits_only_what_is_new(study):
             assert rows_of(second, role)[name]["fit_seconds"] == row["fit_seconds"]
             assert rows_of(anew, role)[name]["scores"] == row["scores"]
             assert rows_of(anew, role)[name]["differences"] == row["differences"]
-
-
-def test_a_class_of_another_name_is_in_the_saved_heads(study, monkeypatch):
-    """Labels and features are the same, but ``predict`` tells people the name."""
-    compare(study, only("prior"))
-    change_features(monkeypatch, partial(with_samples, classes=("a", "ill")))
-    compare(study, only("prior"))
-    assert load_head(head_folder(study.results, "tiny", "prior")).classes == ("a", "ill")
 
 
 def test_an_unchanged_run_scores_nothing_again_and_keeps_its_figures(study, monkeypatch):

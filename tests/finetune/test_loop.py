@@ -192,21 +192,9 @@ def test_the_rows_tell_what_happened():
         assert 0 <= row.fit_accuracy <= 1
     assert rows[-1].validation_loss == pytest.approx(_loss(model, validation))
     proba = predict(model, validation, batch_size=3, device="cpu")
+    assert proba.dtype == np.float64
     right = proba.argmax(1) == validation.label
     assert rows[-1].validation_accuracy == pytest.approx(right.mean())
-
-
-# Predictions
-
-
-def test_probabilities_do_not_depend_on_the_batch():
-    """Rows of float64 that sum to one; no dropout, no statistics of the batch."""
-    model, examples = small_net().train(), Pictures(10)
-    whole = predict(model, examples, batch_size=10, device="cpu")
-    assert (whole.shape, whole.dtype) == ((10, 2), np.float64)
-    assert whole.sum(1) == pytest.approx(1)
-    assert predict(model, examples, batch_size=3, device="cpu") == pytest.approx(whole, abs=1e-6)
-    assert not model.training
 
 
 # Precision, and what is refused

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression
 
 from pipeline.errors import StudyError
 from pipeline.heads import HEADS
 from pipeline.heads.base import PREPROCESSING, make_preprocessing
 from pipeline.heads.custom import all_heads
-from pipeline.heads.logistic import fit_weighted
 from pipeline.study import CustomHead
 from pipeline.study_file import load_study
 from tests.made_up import made_up_rows
@@ -70,26 +68,6 @@ def test_what_cannot_be_learnt_or_is_not_allowed_is_refused(name, setting, messa
     labels = [0, 1, 0, 1] if setting else [1, 1, 1, 1]
     with pytest.raises(ValueError, match=message):
         HEADS[name].make(0).set_params(**setting).fit(np.eye(4, dtype=np.float32), labels)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_weighted_fits_are_scikit_learns_one_at_a_time(classes):
-    """Weights of a bootstrap, rows without weight among them; a class without rows is refused."""
-    rows = made_up_rows(classes, gap=1.0)
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=30)
-    fits = fit_weighted(rows.features, rows.label, C=0.1, weights=weights)
-    found = fits.proba(rows.features)
-    assert found.shape == (30, len(rows), classes)
-    for v in (0, 7, 29):
-        exact = LogisticRegression(C=0.1, tol=1e-9, max_iter=10_000)
-        exact.fit(rows.features.astype(np.float64), rows.label, sample_weight=weights[v])
-        np.testing.assert_allclose(found[v], exact.predict_proba(rows.features), atol=2e-3)
-        (alone,) = fits.proba(rows.features, slice(v, v + 1))
-        np.testing.assert_allclose(alone, found[v], atol=1e-6)
-    weights[1, rows.label == 0] = 0
-    with pytest.raises(ValueError, match="weighting 1 leaves a class without rows"):
-        fit_weighted(rows.features, rows.label, C=0.1, weights=weights)
 
 
 @pytest.mark.parametrize("name", PREPROCESSING)

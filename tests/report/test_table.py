@@ -1,10 +1,15 @@
-"""One table, four outputs: the numbers are the same, and names stay names."""
+"""One table, four outputs, names stay names; what is shown of each stage is short and plain."""
 
 import csv
 import io
+import re
+from copy import deepcopy
 
 import pytest
 
+from pipeline import report
+from pipeline.evaluation.intervals import TOO_FEW
+from pipeline.report import show
 from pipeline.report.table import (
     Column,
     Detail,
@@ -125,3 +130,121 @@ def test_a_name_that_would_be_a_formula_or_a_line_is_text(name, cell):
     assert cell.isascii()
     table = Table("", (Column("x"),), [{"x": name}, {"x": -0.5}, {"x": "a=b"}])
     assert to_csv(table) == f"x\n{cell}\n-0.5\na=b\n"
+
+
+# What people are shown of each stage: short, plain, and the same numbers everywhere.
+
+#: Words that nobody outside the project would use.
+RIDDLES = re.compile(
+    r"\b(told?|foretold|foretell|mend|fix|fixes|habits?|honest|honestly|F\d+|treatment|here|there)\b"
+)
+
+
+def test_what_was_shown_is_not_shown_again(records):
+    """More scores in the record show nothing new; a second backbone is shown, though equal."""
+    heads = records["heads"]
+    backbone = deepcopy(heads["backbones"][0])
+    for row in backbone["domains"][0]["rows"]:
+        row["scores"]["brier"] = row["clinical"] = None
+    before = heads | {"backbones": [backbone]}
+    assert show("heads", heads, before) == ""
+    twice = heads | {"backbones": 2 * heads["backbones"]}
+    assert show("heads", twice, before) == show("heads", heads)
+
+
+@pytest.mark.parametrize("stage", ["heads", "finetune", "shift", "features", "audit"])
+def test_the_text_fits_a_terminal_and_uses_the_fields_words(records, stage):
+    """120 columns, 40 lines a target, of eleven heads too; no word needs a glossary of ours."""
+    for domain in records["heads"]["backbones"][0]["domains"]:
+        domain["rows"] += [{**domain["rows"][0], "head": name} for name in "abcdefgh"]
+    text = show(stage, records[stage])
+    assert max(map(len, text.splitlines())) <= 120
+    assert len(text.splitlines()) <= 40
+    assert not RIDDLES.findall(text)
+
+
+def test_files_have_the_numbers_of_the_record(records):
+    """A CSV file for each key."""
+    files = {name: data.decode() for name, data in report.files("shift", records["shift"]).items()}
+    wanted = {"shift_effects.csv", "shift_adaptation.csv", "shift_errors.csv"}
+    assert wanted <= files.keys()
+    rows = list(csv.DictReader(files["shift_adaptation.csv"].splitlines()))
+    (target,) = records["shift"]["targets"]
+    assert [float(row["accuracy"]) for row in rows] == [m["accuracy"] for m in target["adaptation"]]
+    assert {row["target"] for row in rows} == {"far"}
+
+
+def test_what_a_table_of_heads_leaves_open_says_how_many_patients_would_settle_it(records):
+    """Below it, once: for an interval, and for a difference."""
+    for row in records["heads"]["backbones"][0]["domains"][0]["rows"]:
+        row["scores"]["auroc"] = {"estimate": 0.9, "low": None, "high": None, "method": TOO_FEW}
+        patients = {"mlp": 1240}.get(row["head"])
+        row["differences"]["accuracy"] = {"patients_needed": patients}
+    text = " ".join(show("heads", records["heads"]).split())
+    assert (
+        text.count("too few patients for an interval of AUROC. An interval needs at least 2") == 1
+    )
+    assert "or that it is below one point: mlp 1,240." in text
+
+
+@pytest.mark.parametrize("stage", ["heads", "finetune"])
+@pytest.mark.parametrize(("patients", "is_rare"), [([40, 10], False), ([40, 9], True)])
+def test_a_class_of_few_patients_is_named_below_its_table(records, stage, patients, is_rare):
+    """Where an AUROC of 1.00 and equal accuracies say little: from as few as leave out its test."""
+    record = records[stage] | {"classes": ["well", "ill"]}
+    validation, target = record["backbones"][0]["domains"]
+    validation["class_patients"], target["class_patients"] = [40, 40], patients
+    text = " ".join(show(stage, record).split())
+    sentence = "Class ill has only 9 patients: below 10, AUROC and accuracy say little."
+    assert text.count(sentence) == text.count("say little") == is_rare
+    assert "say little" not in text.partition("far: ")[0]
+
+
+@pytest.mark.parametrize("p", [None, 0.2])
+def test_a_table_over_findings_says_why_there_is_no_p(p):
+    """Below it, once."""
+    row = {"finding": "Mass", "backbone": "tiny", "domain": "far", "role": "target", "p": p}
+    text = " ".join(show("findings", {"stage": "heads", "rows": [row] * 2}).split())
+    words = "Without p, a class has fewer than 10 patients: its AUROC says little."
+    assert text.count(words) == (p is None)
+
+
+def test_audit_shows_the_worst_first_and_each_advice_once(records):
+    """Images are named in the file alone, all but those of the nearest pairs."""
+    audit = records["audit"]
+    assert "No leak was found." in show("audit", audit)
+    (copies,) = [result for result in audit["results"] if result["check"] == "copies"]
+    copies["severity"] = "leak"
+    audit["counts"] |= {"leak": 1, "note": audit["counts"]["note"] - 1}
+    audit["results"].append({**copies, "check": "patients"})
+    pair = [{"path": f"{name}.png", "role": name, "label": "a"} for name in "xy"]
+    audit["near_duplicates"] = 7 * [{"similarity": 0.999, "how": "mirrored", "images": pair}]
+    text = " ".join(show("audit", audit).split())
+    assert text.index("leak") < text.index("2 warnings") < text.index(" notes")
+    assert text.count("copies, patients: Each copy counts") == text.count("Each copy counts") == 1
+    for words in (
+        "The images are named in audit.json.",
+        "These checks found nothing: overlap (all roles)",
+        "x.png (x, a) y.png (y, a) mirrored 0.999",
+        "2 more pairs are in audit.json.",
+    ):
+        assert words in text
+    assert copies["examples"]
+    assert copies["examples"] not in text
+    assert "No leak" not in text
+
+
+def test_features_count_what_was_done_and_skipped(records):
+    """The first images with their reasons, and how many more there are."""
+    features = records["features"]
+    (row,) = features["backbones"]
+    row |= {"computed": 40, "seconds": 2.0, "images_per_second": 20.0, "skipped": 12}
+    reason = {"domain": "far", "reason": "not an image"}
+    features["skipped"] = [{**reason, "path": f"{k}.png"} for k in range(12)]
+    text = show("features", features)
+    done = "tiny: 40 computed in 2.0 s (20.0/s), 0 reused, 12 skipped of 181 images"
+    assert text.startswith(done)
+    assert text.count("not an image") == 10
+    assert "2 more are in features.json." in text
+    row["computed"] = 0
+    assert "tiny: nothing to do" in show("features", features)
