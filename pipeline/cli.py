@@ -361,7 +361,7 @@ def _show_and_save(
     # Images of patients stay private even where a team shares the results.
     private = {name: image for name, image in drawn.items() if ERROR_SHEET in name}
     if private:
-        from pipeline.report.pictures import readable_by_owner_alone
+        from pipeline.report.strips import readable_by_owner_alone
 
         with readable_by_owner_alone():
             add_files(study.results / f"{stage}.json", record, private, stage)
@@ -376,7 +376,7 @@ def _draw(
 ) -> dict[str, bytes]:
     """Draw the figures of a stage from the arrays in ``file``; None: from the file on disk."""
     from pipeline.report import figures
-    from pipeline.report.pictures import error_sheet
+    from pipeline.report.strips import error_sheet
     from pipeline.results import read_set
 
     if file is None:
@@ -387,7 +387,7 @@ def _draw(
 
 def _prepare_to_draw() -> None:
     """Import the drawing code and read fonts, which takes as long as drawing itself."""
-    from pipeline.report import pictures  # noqa: F401
+    from pipeline.report import strips  # noqa: F401
     from pipeline.report.figures import curves, forest, style  # noqa: F401
 
     style.png_of(style.new_figure, 1.0)

@@ -1,7 +1,7 @@
 """The demo: generated chest radiographs of two hospitals, and their study file.
 
 The two differ in what :class:`Hospital` declares and in nothing else, so what a stage says
-about the gap can be compared with the truth. The pictures are phantoms: nothing in them says
+about the gap can be compared with the truth. The images are phantoms: nothing in them says
 anything about patients.
 
 A chest is drawn as a map of attenuation, as X-rays would meet it on their way through the body,
@@ -216,7 +216,7 @@ def _write_site(folder: Path, hospital: Hospital, people: Mapping[Patient, int])
             film = Image.fromarray(expose(drawn, patient, hospital, visit=visit))
             # Level 1: grain hardly compresses, and the default level takes 3 x as long.
             film.save(path, compress_level=1)
-        # Sex and age are drawn apart from all that is in the pictures: no group is worse in truth.
+        # Sex and age are drawn apart from all that is in the images: no group is worse in truth.
         rng = patient.stream("attributes")
         lines.append(f"{patient.name},{'FM'[rng.integers(2)]},{rng.integers(18, 91)}")
     table = folder.with_suffix(".csv")

@@ -48,8 +48,8 @@ from pipeline.study import Study
 from pipeline.words import as_file_name, printable
 
 SCHEMA = 4
-#: Pictures on a sheet.
-_PICTURES = 12
+#: Images on a sheet.
+_ON_SHEET = 12
 #: Sides of the middle and of each corner as shares of the image's side, as in the audit.
 _CENTRE, _CORNER = 0.7, 0.2
 _BATCH = 16
@@ -81,7 +81,7 @@ def explain(
 
     Returns:
         The record, JSON types; also ``explain/<backbone>-<name>/explain.json`` in the results,
-        with sheets of pictures and their maps beside it.
+        with sheets of images and their maps beside it.
 
     Raises:
         ExportError: The model has no layers, or its features are not a mean over positions.
@@ -121,11 +121,11 @@ def explain(
                 "audit": _audit_aucs(study, data),
             }
         )
-        for kind, pictured in _rows_to_draw(samples, of_domain, model, study.seed).items():
-            pixels = pixels_of(pictured)
+        for kind, chosen in _rows_to_draw(samples, of_domain, model, study.seed).items():
+            pixels = pixels_of(chosen)
             ((proba, of_model),) = maps.of(pixels, model.head)
             file = f"{as_file_name(data.name)}-{data.role}-{kind}.png"
-            sheets[file] = draw_sheet(list(_sheet_entries(pictured, pixels, proba, of_model)))
+            sheets[file] = draw_sheet(list(_sheet_entries(chosen, pixels, proba, of_model)))
     record = {
         "schema": SCHEMA,
         "study": study.name,
@@ -187,7 +187,7 @@ def _rows_to_draw(
     chosen = {"errors": errors, "sample": [*stream("sample", seed).permutation(rows)]}
     number = np.arange(len(samples))
     return {
-        kind: samples.where(np.isin(number, of_kind[:_PICTURES]))
+        kind: samples.where(np.isin(number, of_kind[:_ON_SHEET]))
         for kind, of_kind in chosen.items()
         if of_kind
     }
@@ -364,15 +364,15 @@ def _sheet_entries(
 ) -> Iterator[SheetEntry]:
     """Each image and its map in red, with the prediction, most confident first."""
     for row in np.argsort(-proba.max(1), kind="stable"):
-        picture = Image.fromarray(pixels[row].numpy()).resize((SHEET_SIDE, SHEET_SIDE))
+        shown = Image.fromarray(pixels[row].numpy()).resize((SHEET_SIDE, SHEET_SIDE))
         heat = np.maximum(maps[row], 0) / max(float(maps[row].max()), _NOTHING)
         wide = Image.fromarray((255 * heat).astype(np.uint8)).resize(
             (SHEET_SIDE, SHEET_SIDE), Image.Resampling.BILINEAR
         )
         strength = np.asarray(wide)[:, :, None] / 255
-        grey = np.asarray(picture.convert("L"))[:, :, None]
+        grey = np.asarray(shown.convert("L"))[:, :, None]
         red = (1 - 0.7 * strength) * grey + 0.7 * strength * np.array([230, 40, 20])
         best = int(proba[row].argmax())
         called = f"{printable(samples.classes[best])} {proba[row, best]:.2f}"
         truth = f"is {printable(samples.classes[samples.label[row]])}"
-        yield (np.asarray(picture), red.round().astype(np.uint8)), (called, truth)
+        yield (np.asarray(shown), red.round().astype(np.uint8)), (called, truth)

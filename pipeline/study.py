@@ -141,13 +141,13 @@ class BackboneChoice:
         name: An entry of ``BACKBONES``, ``timm:NAME``, or ``ENTRY@LAYER`` for the features of
             a layer within it.
         weights: ``imagenet``, or the path of a file with the network's state dict.
-        resize: ``stretch`` (whole picture to the network's square), ``crop`` (as for ImageNet:
+        resize: ``stretch`` (whole image to the network's square), ``crop`` (as for ImageNet:
             shorter side, then the centre) or ``fast`` (``stretch``, large JPEG files decoded
             at a part of their size).
         precision: An entry of ``PRECISIONS``.
         decode: ``cpu``, or ``gpu``: JPEG files are decoded on a CUDA device.
         views: How many fixed augmented views of each image the network sees.
-        mask: What the audit hides of each picture; not a setting of the study file.
+        mask: What the audit hides of each image; not a setting of the study file.
     """
 
     name: str

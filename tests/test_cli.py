@@ -49,7 +49,7 @@ from pipeline.cli import main
 assert CliRunner().invoke(main, ["--help"]).exit_code == 0
 """
 STAGES = """
-import pipeline.compare, pipeline.report.page, pipeline.report.pictures
+import pipeline.compare, pipeline.report.page, pipeline.report.strips
 from pipeline.features import cache_commands, extract, load
 from pipeline.heads import HEADS
 from pipeline.heads.base import Standardiser

@@ -51,7 +51,7 @@ def marked(tmp_path, monkeypatch):
 
     def study_of(marker, backbone=install_tiny_backbone, setting=""):
         backbone(monkeypatch, tmp_path)
-        monkeypatch.setattr("pipeline.explain._PICTURES", 2)
+        monkeypatch.setattr("pipeline.explain._ON_SHEET", 2)
         monkeypatch.chdir(tmp_path)
         file = write_tiny_study(tmp_path)
         file.write_text(f"{file.read_text()}{setting}\n")

@@ -52,12 +52,10 @@ _DOMAIN_ADVICE = (
     "The features differ between the domains, so a head may fail on the target. "
     "`headrace shift STUDY` shows what this costs"
 )
-_STORE_ALIKE = (
-    "The pictures were taken or stored differently; store them in one way before comparing"
-)
+_STORE_ALIKE = "The images were taken or stored differently; store them in one way before comparing"
 #: Words of class names that are parts of the body or kinds of examination: the whole image
 #: differs between them, so its border may show the class.
-_WHOLE_PICTURE = frozenset(
+_WHOLE_IMAGE = frozenset(
     re.findall(
         r"\w+",
         "abdomen ankle bladder bone brain breast chest ct cxr elbow femur finger foot forearm "
@@ -240,7 +238,7 @@ def untested(samples: Samples, checks: Sequence[str]) -> list[CheckResult]:
 
 def _label_claim(samples: Samples, check: str, domain: str, claim: str) -> dict[str, str]:
     words = (re.split(r"[\s_-]+", name.lower()) for name in samples.classes)
-    parts = sum(not _WHOLE_PICTURE.isdisjoint(name) for name in words)
+    parts = sum(not _WHOLE_IMAGE.isdisjoint(name) for name in words)
     expected = "expected of classes that are parts of the body" if parts > 1 else ""
     return {"check": check, "where": domain, "claim": claim, "expected": expected}
 

@@ -38,7 +38,7 @@ from pipeline.data.leaks import (
     CheckResult,
     Overlap,
     check_leaks,
-    picture_ids,
+    image_ids,
     roles_of,
 )
 from pipeline.data.near_duplicates import DuplicatePair
@@ -102,7 +102,7 @@ def audit(
     failures = [(n, reason) for n, reason in loaded.items() if isinstance(reason, Exception)]
     failures += tables[0].samples.failures.items()  # a target may have the name of a backbone
     if shortcuts and engine is not None:
-        with record_failure("masked pictures", {}):
+        with record_failure("masked images", {}):
             extract(masked_study(study), engine, report="features_masked.json")
     first, measures, measured = _measure_images(study, tables[0])
     used = first.samples
@@ -177,7 +177,7 @@ def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[CheckRe
                     check=MASKED[choice.mask][0],
                     severity=NOTE,
                     where="all domains",
-                    text="not tested: the masked pictures have no features yet",
+                    text="not tested: the masked images have no features yet",
                     advice="Run `headrace audit STUDY` with --shortcuts",
                 )
             )
@@ -217,7 +217,7 @@ def _leave_out(
     for shared in overlap:
         if shared.includes_source and (shared.result.severity == LEAK or shared.near):
             rows.update(shared.rows.tolist())
-    for conflicting in samples.conflicts(picture_ids(samples, measures).tolist()):
+    for conflicting in samples.conflicts(image_ids(samples, measures).tolist()):
         rows.update(conflicting)
     before = () if study.exclude is None else read_lines(study.exclude)
     return sorted({*before, *map(samples.name_of, rows)})
@@ -227,7 +227,7 @@ def _contact_sheet(samples: Samples, pairs: Sequence[DuplicatePair]) -> bytes | 
     """A PNG file of the first pairs side by side, as far as they can be read; None: no pairs."""
     roles, transform = roles_of(samples), Transform(size=SHEET_SIDE)
 
-    def picture(row: int) -> Pixels:
+    def small(row: int) -> Pixels:
         try:
             return read_image(samples.items[row]).pixels(transform)
         except ImageError:
@@ -235,7 +235,7 @@ def _contact_sheet(samples: Samples, pairs: Sequence[DuplicatePair]) -> bytes | 
 
     sheet: list[SheetEntry] = [
         (
-            [picture(row) for row in pair.rows],
+            [small(row) for row in pair.rows],
             (
                 f"{number}. {pair.how}, similarity {pair.similarity:.3f}",
                 " | ".join(f"{roles[row]}: {samples.class_of(row)}" for row in pair.rows),

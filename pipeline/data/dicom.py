@@ -47,7 +47,7 @@ _JPEG_2000 = b"\xff\x4f\xff\x51"
 _FRAME_HEADER = re.compile(rb"\xff[\xc0-\xc3\xf7]...(....)", re.DOTALL)
 
 
-def dicom_picture(data: bytes, options: ReadOptions) -> Image.Image:
+def dicom_image(data: bytes, options: ReadOptions) -> Image.Image:
     """The image that a viewer would show, in mode L or RGB.
 
     Rescale slope and intercept are applied, then the declared window or the file's; MONOCHROME1

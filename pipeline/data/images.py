@@ -32,7 +32,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pipeline.data.dicom import dicom_depth, dicom_picture, patient_in
+from pipeline.data.dicom import dicom_depth, dicom_image, patient_in
 from pipeline.data.items import (
     EIGHT_BITS,
     JPEG,
@@ -83,10 +83,10 @@ class Transform:
         std: Standard deviation of each channel, red first, on the scale 0 to 1.
         decode: ``cpu``, or ``gpu``: JPEG files are decoded and resized on a CUDA device, whose
             pixels differ by a grey level here and there.
-        mask: What is hidden of the whole picture before it is resized, to test what the
+        mask: What is hidden of the whole image before it is resized, to test what the
             rest alone predicts: ``none``; ``centre``: the middle 70 % of each side is black;
             ``corners``: only the four corners are left, 20 % of each side, put together.
-        views: How many views of each picture the network sees; see :func:`views_of`.
+        views: How many views of each image the network sees; see :func:`views_of`.
     """
 
     size: int = 224
@@ -178,8 +178,8 @@ class Content:
             patient = patient_in(self.data, salt)
         return RememberedFile(self._digest(), self._depth(), patient)
 
-    def picture(self, at_least: int | None = None) -> Image.Image:
-        """The picture before it is resized: upright, in mode L or RGB.
+    def image(self, at_least: int | None = None) -> Image.Image:
+        """The image before it is resized: upright, in mode L or RGB.
 
         A JPEG file may be decoded smaller, with sides of ``at_least`` this many pixels.
         """
@@ -187,7 +187,7 @@ class Content:
             return Image.fromarray(_levels_of_row(self.data, self.options))
         with _reasons(self.data):
             if is_dicom(self.data):
-                return dicom_picture(self.data, self.options)
+                return dicom_image(self.data, self.options)
             image, orientation = open_image(self.data, self.options)
             if isinstance(image, JpegImageFile):
                 image = _decoded_jpeg(image, at_least)
@@ -199,7 +199,7 @@ class Content:
 
     def pixels(self, transform: Transform) -> Pixels:
         """Shape ``(size, size, 3)``, 0 to 255, red first, read-only."""
-        return _fitted(self.picture(transform.at_least), transform)
+        return _fitted(self.image(transform.at_least), transform)
 
     def _digest(self) -> bytes:
         if isinstance(self.data, bytes):
@@ -254,7 +254,7 @@ def _reasons(data: bytes) -> Iterator[None]:
 def open_image(data: bytes, options: ReadOptions = _DEFAULT) -> tuple[Image.Image, int]:
     """Open a file that is not DICOM; its pixels are decoded when they are first used.
 
-    If a JPEG file holds several pictures, as phones write them, the first is taken. A PNG file is
+    If a JPEG file holds several images, as phones write them, the first is taken. A PNG file is
     checked against all its checksums.
 
     Returns:
@@ -301,7 +301,7 @@ def plain_jpeg(data: bytes, options: ReadOptions = _DEFAULT) -> tuple[bytes, int
 
 
 def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:
-    """The picture of an opened JPEG file; Pillow decodes files that are not ordinary."""
+    """The image of an opened JPEG file; Pillow decodes files that are not ordinary."""
     assert isinstance(image.fp, io.BytesIO)  # noqa: S101 - open_image made it
     if at_least and min(image.size) >= 2 * at_least:
         image.draft(None, (at_least, at_least))
@@ -346,7 +346,7 @@ _OTHER_FILES = (
 
 
 # Files without the metadata that no pixel depends on: broken or hostile EXIF, colour profiles,
-# thumbnails and texts never make a picture unusable, and no warning of theirs reaches the user.
+# thumbnails and texts never make an image unusable, and no warning of theirs reaches the user.
 
 _UPRIGHT = 1
 _ORIENTATION = 0x0112
@@ -527,11 +527,11 @@ def _levels_of_row(row: NDArray[Any], options: ReadOptions) -> Pixels:
     return scaled(row, window)
 
 
-# From a picture to the square that the network sees.
+# From an image to the square that the network sees.
 
 
 def _fitted(image: Image.Image, transform: Transform) -> Pixels:
-    """The square of a picture that a network sees; grey is one channel until it is resized."""
+    """The square of an image that a network sees; grey is one channel until it is resized."""
     image = _masked(image, transform.mask)
     size, width, height = transform.size, transform.size, transform.size
     if transform.resize == "crop":  # the same integers as torchvision's Resize and CenterCrop
@@ -564,7 +564,7 @@ def _masked(image: Image.Image, mask: str) -> Image.Image:
     return together
 
 
-# Fixed augmented views of a picture: their numbers are in the recipe.
+# Fixed augmented views of an image: their numbers are in the recipe.
 
 
 #: Largest rotation either way, degrees; smallest side of the crop, as a share; largest change
@@ -575,9 +575,9 @@ DEGREES, SIDE, _BRIGHTER = 10.0, 0.85, 0.15
 def views_of(count: int) -> list[dict[str, float]]:
     """The parameters of the first ``count`` views, the same for every recipe; JSON types.
 
-    The first view is the unchanged picture. Every second view is mirrored left and right, which
+    The first view is the unchanged image. Every second view is mirrored left and right, which
     is wrong for a label that means a side. ``side`` is the side of the visible part as a share of
-    the picture's; ``right`` and ``down`` say where its centre lies.
+    the image's; ``right`` and ``down`` say where its centre lies.
     """
     whole = {"mirror": 0, "degrees": 0.0, "side": 1.0, "right": 0.0, "down": 0.0, "brightness": 1.0}
     return [whole, *map(_drawn, range(1, count))]
@@ -599,31 +599,31 @@ def _drawn(number: int) -> dict[str, float]:
 def affine_map(
     *, mirror: float, degrees: float, side: float, right: float, down: float
 ) -> NDArray[np.float32]:
-    """Affine map from a view (see :func:`views_of`) to the picture, both -1 to 1; ``(2, 3)``."""
+    """Affine map from a view (see :func:`views_of`) to the image, both -1 to 1; ``(2, 3)``."""
     sign, angle = 1 - 2 * mirror, math.radians(degrees)
     cos, sin = side * math.cos(angle), side * math.sin(angle)
     return np.array([[sign * cos, -sin, right], [sign * sin, cos, down]], np.float32)
 
 
-# Sheets of pictures, to be looked at by eye. A sheet is patient data; it names no file.
+# Sheets of images, to be looked at by eye. A sheet is patient data; it names no file.
 
 
-#: Side of each picture in a sheet, pixels.
+#: Side of each image in a sheet, pixels.
 SHEET_SIDE = 160
 _ABREAST = 6
 _GAP, _MARGIN, _LINE = 4, 14, 15
 _INK = (32, 32, 32)
-#: Pictures side by side, each of shape ``(SHEET_SIDE, SHEET_SIDE, 3)``, and the lines below.
+#: Images side by side, each of shape ``(SHEET_SIDE, SHEET_SIDE, 3)``, and the lines below.
 SheetEntry = tuple[Sequence[Pixels], Sequence[str]]
 
 
 def draw_sheet(entries: Sequence[SheetEntry]) -> bytes:
-    """A PNG file of pictures, six in a row; all entries have the same number of pictures."""
+    """A PNG file of images, six in a row; all entries have the same number of images."""
     from PIL import ImageDraw, ImageFont  # late: decoding needs neither
 
-    pictures, lines = map(len, entries[0])
-    columns = min(_ABREAST // pictures, len(entries))
-    room = pictures * (SHEET_SIDE + _GAP) - _GAP
+    images, lines = map(len, entries[0])
+    columns = min(_ABREAST // images, len(entries))
+    room = images * (SHEET_SIDE + _GAP) - _GAP
     width, height = room + _MARGIN, SHEET_SIDE + _LINE * lines + _MARGIN
     rows = -(-len(entries) // columns)
     sheet = Image.new("RGB", (_MARGIN + columns * width, _MARGIN + rows * height), "white")

@@ -176,14 +176,14 @@ _MIDTONES = (0.15, 0.85)
 #: The second difference of the second difference: zero on planes (Immerkaer 1996).
 _GRAIN = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], float)
 _NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z
-#: Pictures are averaged down by whole numbers until the longer side is below twice this.
+#: Images are averaged down by whole numbers until the longer side is below twice this.
 _LONG_SIDE = 256
 #: How much brighter than its surroundings a stroke is.
 _STROKE = 0.3
 _FLOOR = 1e-3  # logarithms of shares and of noise start here
 #: Share of each side that counts as border, on each end.
 _BORDER = 0.05
-#: Side of the small picture by which near duplicates are found.
+#: Side of the small image by which near duplicates are found.
 SMALL = 48
 #: Luminance table of ITU-T T.81, annex K.1, row by row: what libjpeg scales by quality.
 _ANNEX_K = np.array(
@@ -200,7 +200,7 @@ _SCALES = np.where(_QUALITIES < 50, 5000 // _QUALITIES, 200 - 2 * _QUALITIES)[:,
 _LIBJPEG = np.clip((_ANNEX_K * _SCALES + 50) // 100, 1, 255)
 
 
-# Measures of appearance; the grey values of a picture are 0 to 1.
+# Measures of appearance; the grey values of an image are 0 to 1.
 
 
 def _exposure(grey: _Grey) -> float:
@@ -241,7 +241,7 @@ def _sharpness(grey: _Grey) -> float:
 def _corner_marks(grey: _Grey) -> float:
     """Log of the share (plus 0.001) of thin bright strokes in the corner that has most.
 
-    A stroke is thinner than a 25th of the picture and brighter by 0.3 than its
+    A stroke is thinner than a 25th of the image and brighter by 0.3 than its
     surroundings (white top-hat): burnt-in letters, not anatomy.
     """
     from scipy import ndimage
@@ -270,7 +270,7 @@ APPEARANCE: Mapping[str, Callable[[_Grey], float]] = MappingProxyType(
 )
 
 #: The measures of one image. Greys are 0 to 255; ``jpeg_quality`` is 1 to 100, NaN where the
-#: file is no JPEG; ``small`` is the picture at a small size, by which near duplicates are found;
+#: file is no JPEG; ``small`` is the image at a small size, by which near duplicates are found;
 #: ``pixels`` the digest of the pixels. The last are those of :data:`APPEARANCE`.
 MEASURES = np.dtype(
     [
@@ -295,10 +295,10 @@ def measures_of(content: Content) -> NDArray[Any]:
     For the measures of appearance, an image that is at least twice as large as a network's input
     is averaged down first: finer grain does not count.
     """
-    measures, picture = np.zeros((), MEASURES), content.picture()
-    greys = picture.convert("L")
+    measures, image = np.zeros((), MEASURES), content.image()
+    greys = image.convert("L")
     values = np.asarray(greys)
-    measures["pixels"] = np.frombuffer(_digest(picture), np.uint8)
+    measures["pixels"] = np.frombuffer(_digest(image), np.uint8)
     measures["small"] = greys.resize((SMALL, SMALL), Image.Resampling.BOX)
     measures["height"], measures["width"] = values.shape
     measures["mean"], measures["std"] = values.mean(), values.std()
@@ -316,9 +316,9 @@ def measures_of(content: Content) -> NDArray[Any]:
     return measures
 
 
-def _digest(picture: Image.Image) -> bytes:
+def _digest(image: Image.Image) -> bytes:
     """Digest of the pixels; grey stored as three equal channels counts as grey."""
-    values = np.asarray(picture)
+    values = np.asarray(image)
     if values.ndim > 2 and (values == values[..., :1]).all():
         values = np.ascontiguousarray(values[..., 0])
     digest = hashlib.sha256(f"{values.shape}|".encode())

@@ -1,4 +1,4 @@
-"""Leaks: patients, pictures or near duplicates that are in two roles at once.
+"""Leaks: patients, images or near duplicates that are in two roles at once.
 
 A role is a split of the source or a target. For each two roles all evidence is joined: equal
 patient ids, identical images, near duplicates, equal file names.
@@ -113,15 +113,15 @@ def refuse_leaks(results: Iterable[CheckResult]) -> None:
 def check_leaks(
     study: Study, samples: Samples, measures: NDArray[Any] | None = None
 ) -> tuple[list[CheckResult], list[Overlap]]:
-    """Check for patients and pictures in two roles.
+    """Check for patients and images in two roles.
 
     Without ``measures``, records of dtype ``MEASURES`` (n,), only files with equal bytes count as
-    one picture.
+    one image.
 
     Returns:
         The results; and the overlap of each two roles that have anything in common.
     """
-    roles, ids = roles_of(samples), picture_ids(samples, measures)
+    roles, ids = roles_of(samples), image_ids(samples, measures)
     near: tuple[DuplicatePair, ...] = ()
     if measures is not None:
         pairs = stored_duplicates(study.store_root, measures["small"], roles, patients_of(samples))
@@ -135,7 +135,7 @@ def check_leaks(
     )
     overlaps = [overlap for overlap in compared if overlap is not None]
     seen = counted(np.unique(patients_of(samples)).size, "patient")
-    none = _passed(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
+    none = _passed(_OVERLAP, f"no patient and no image is in two roles ({seen})")
     results = [overlap.result for overlap in overlaps] or [none]
     for domain in study.domains:
         results += _check_patient_ids(domain.name, samples)
@@ -158,7 +158,7 @@ def patients_of(samples: Samples) -> NDArray[np.str_]:
     return np.char.add(np.char.add(samples.domain, "|"), samples.group)
 
 
-def picture_ids(samples: Samples, measures: NDArray[Any] | None) -> NDArray[np.str_]:
+def image_ids(samples: Samples, measures: NDArray[Any] | None) -> NDArray[np.str_]:
     """An id that is equal for identical images, shape ``(n,)``: the digest of the pixels.
 
     Without measures it is the content key, which is equal only for files with equal bytes.
@@ -203,7 +203,7 @@ def _overlap(
     if same_people or any(same_id):  # an id is one person: all their images leak
         leaked |= np.isin(samples.group[second], patients)
     includes_source = two_roles[0].startswith(_OF_SOURCE)
-    if not pairs:  # ids of two data sets say nothing where no picture speaks for them
+    if not pairs:  # ids of two data sets say nothing where no image is in both
         severity = LEAK if same_people and includes_source else NOTE
     elif not includes_source:  # two targets are each scored rightly; they are not independent
         severity = WARNING
@@ -234,7 +234,7 @@ def _named_patients(samples: Samples, rows: NDArray[np.intp]) -> NDArray[np.str_
 _ADVICE = {
     LEAK: f"Heads learn from these images before they are scored on them. {HOW_TO_EXCLUDE}",
     WARNING: f"Look at near_duplicates.png. If it shows the same patients, {HOW_TO_EXCLUDE}",
-    NOTE: "Two data sets may use the same numbers, and no picture is in both. If these are the "
+    NOTE: "Two data sets may use the same numbers, and no image is in both. If these are the "
     "same patients, remove them from one of the two",
 }
 
@@ -258,12 +258,12 @@ def _check_patient_ids(domain: str, samples: Samples) -> Iterator[CheckResult]:
 def _check_copies(
     samples: Samples, rows_of: Mapping[str, NDArray[np.intp]], ids: NDArray[np.str_]
 ) -> Iterator[CheckResult]:
-    """Check for the same picture twice in one role, which then counts twice."""
+    """Check for the same image twice in one role, which then counts twice."""
     for role, rows in rows_of.items():
-        by_picture = defaultdict[str, list[int]](list)
+        by_id = defaultdict[str, list[int]](list)
         for row in rows.tolist():
-            by_picture[str(ids[row])].append(row)
-        copied = [same for same in by_picture.values() if len(same) > 1]
+            by_id[str(ids[row])].append(row)
+        copied = [same for same in by_id.values() if len(same) > 1]
         if not copied:
             continue
         extra = sum(len(same) - 1 for same in copied)
@@ -279,15 +279,15 @@ def _check_copies(
 
 
 def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> CheckResult:
-    """Check for the same picture under two labels, one of which is wrong."""
+    """Check for the same image under two labels, one of which is wrong."""
     conflicts = samples.conflicts(ids.tolist())
     if not conflicts:
-        return _passed(_CONFLICTS, "copies of one picture have one label")
+        return _passed(_CONFLICTS, "copies of one image have one label")
     return CheckResult(
         check=_CONFLICTS,
         severity=WARNING,
         where=_ALL_ROLES,
-        text=f"{counted(len(conflicts), 'picture')} with several labels",
+        text=f"{counted(len(conflicts), 'image')} with several labels",
         examples=first_of(samples.names_of(conflicts)),
         advice=f"Remove the images with the wrong label, or all of them: {HOW_TO_EXCLUDE}",
         share=sum(map(len, conflicts)) / len(samples),

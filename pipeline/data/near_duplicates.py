@@ -1,4 +1,4 @@
-"""Near duplicates: images of two roles that show one picture, scaled, stored again or brightened.
+"""Near duplicates: images of two roles that show the same, scaled, stored again or brightened.
 
 The index keeps a small version of each image (:mod:`pipeline.data.index`). Two images are
 compared in two ways:
@@ -31,7 +31,7 @@ from pipeline.progress import Progress
 
 #: In the names of folders, so that another layout has another name.
 _VERSION = 1
-#: Side of the compared pictures; scale in their pixels below which detail counts.
+#: Side of the compared images; scale in their pixels below which detail counts.
 _SIDE = 32
 _DETAIL = 2.7
 #: Correlation of textures from which images count as near duplicates: the lowest and highest limit
@@ -39,9 +39,9 @@ _DETAIL = 2.7
 _LIMITS = np.array([[0.88, 0.95], [0.99, 0.998]])
 #: Correlation of textures from which tones are compared.
 _LEAST_SIMILARITY = 0.8
-#: The same before the mean is subtracted, which leaves only noise of two nearly empty pictures.
+#: The same before the mean is subtracted, which leaves only noise of two nearly empty images.
 _LEAST_RAW = 0.85
-#: Variance of grey below which a picture has no tones to compare.
+#: Variance of grey below which an image has no tones to compare.
 _LEAST_VARIANCE = 4.0
 #: Robust standard deviations (of Fisher's z, or of the log of disagreement) above the usual
 #: value of images of different patients of one role.
@@ -148,7 +148,7 @@ def _middle(share: float) -> _Floats:
 
 
 #: How near duplicates may differ: not at all, mirrored, cropped. For each, the matrices that make
-#: the rows and the columns of the compared picture.
+#: the rows and the columns of the compared image.
 _VIEWS: Mapping[str, tuple[_Floats, _Floats]] = MappingProxyType(
     {
         "copy": (_middle(0), _middle(0)),
@@ -160,7 +160,7 @@ _VIEWS: Mapping[str, tuple[_Floats, _Floats]] = MappingProxyType(
 
 
 def _in_view(small: NDArray[np.uint8], how: str) -> _Floats:
-    """The pictures in a view, greys of shape ``(n, _SIDE, _SIDE)``."""
+    """The images in a view, greys of shape ``(n, _SIDE, _SIDE)``."""
     rows, columns = _VIEWS[how]
     return np.asarray(rows @ small.astype(np.float32) @ columns.T)
 
@@ -168,8 +168,8 @@ def _in_view(small: NDArray[np.uint8], how: str) -> _Floats:
 def _textures(small: NDArray[np.uint8], how: str) -> _Textures:
     """What is brighter and darker than its surroundings, in units of the local contrast.
 
-    It does not depend on brightness and contrast of a picture, nor on the rough anatomy that
-    pictures of different patients share. Shape ``(n, _SIDE * _SIDE)``.
+    It does not depend on brightness and contrast of an image, nor on the rough anatomy that
+    images of different patients share. Shape ``(n, _SIDE * _SIDE)``.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -187,11 +187,11 @@ def _textures(small: NDArray[np.uint8], how: str) -> _Textures:
 
 
 def _tones(a: _Floats, b: _Floats) -> NDArray[np.float64]:
-    """How far the greys of one picture are a function of those of the other, at most 1.
+    """How far the greys of one image are a function of those of the other, at most 1.
 
-    It is 1 minus the ratio of von Neumann: sorted by the greys of one picture, neighbours in the
+    It is 1 minus the ratio of von Neumann: sorted by the greys of one image, neighbours in the
     other are equal if there is such a function, and differ by chance if there is none. The better
-    of both directions counts: a picture with highlights cut off does not determine the other.
+    of both directions counts: an image with highlights cut off does not determine the other.
     """
     flat = [values.reshape(len(values), -1).astype(np.float64) for values in (a, b)]
     agreement = []

@@ -97,15 +97,15 @@ class Samples:
         """Domain and path of a sample, as printed and as listed in the study's ``exclude``."""
         return _name(str(self.domain[row]), self.items[row].path)
 
-    def names_of(self, pictures: Iterable[Sequence[int]]) -> list[str]:
-        """The names of the images of each picture, given their rows."""
-        return [" = ".join(map(self.name_of, rows)) for rows in pictures]
+    def names_of(self, copies: Iterable[Sequence[int]]) -> list[str]:
+        """The names of the copies of each image, given their rows."""
+        return [" = ".join(map(self.name_of, rows)) for rows in copies]
 
-    def conflicts(self, picture: Sequence[Hashable]) -> list[list[int]]:
-        """Rows of each image with several labels; ``picture`` is equal for identical images."""
+    def conflicts(self, image_id: Sequence[Hashable]) -> list[list[int]]:
+        """Rows of each image with several labels; ``image_id`` is equal for identical images."""
         rows_of: dict[Hashable, list[int]] = defaultdict(list)
         for row in np.flatnonzero(self.labelled).tolist():
-            rows_of[picture[row]].append(row)
+            rows_of[image_id[row]].append(row)
         return [rows for rows in rows_of.values() if len({*self.label[rows].tolist()}) > 1]
 
     def where(self, mask: NDArray[np.bool_]) -> Self:
@@ -331,19 +331,19 @@ def _name(domain: str, path: str) -> str:
 
 def _without_conflicts(samples: Samples, *, allowed: bool) -> Samples:
     """Remove identical images with different labels: it is unknown which label is right."""
-    pictures = samples.conflicts(samples.key)
-    if not pictures:
+    copies = samples.conflicts(samples.key)
+    if not copies:
         return samples
     what = "left out; --allow-conflicts keeps them"
     if allowed:
         what = "kept here; without --allow-conflicts heads, finetune and shift leave them out"
     _LOG.warning(
-        "%s %s several labels: %s. All their images are %s",
-        *(counted(len(pictures), "picture"), have(len(pictures))),
-        *(first_of(samples.names_of(pictures)), what),
+        "%s %s several labels: %s. All their copies are %s",
+        *(counted(len(copies), "image"), have(len(copies))),
+        *(first_of(samples.names_of(copies)), what),
     )
     left_out = np.zeros(len(samples), np.bool_)
-    left_out[[row for rows in pictures for row in rows]] = not allowed
+    left_out[[row for rows in copies for row in rows]] = not allowed
     return samples.where(~left_out)
 
 

@@ -271,7 +271,7 @@ def _fill(network: "torch.nn.Module", state: _State) -> "torch.nn.Module":
         if given != shape:
             hint = ""
             if len(shape) == 4 and (given[1], shape[1]) == (1, 3):
-                hint = f"; for pictures of one channel there is {_ONE_CHANNEL}"
+                hint = f"; for images of one channel there is {_ONE_CHANNEL}"
             raise WeightsError(f"{name} has shape {given}, the network's has {shape}{hint}")
     # Assigned, not copied: for a copy torch wakes all its threads for each of hundreds of tensors.
     values = {k: t.to(wanted[k].dtype) if k in wanted else t for k, t in state.items()}

@@ -34,7 +34,7 @@ _READERS, _DECODERS = 16, 2
 _QUARTERS, _MIRRORED = (0, 0, 2, 2, 1, -1, -1, 1), (2, 4, 5, 7)
 
 
-class _Picture(NamedTuple):
+class _JpegFile(NamedTuple):
     """A JPEG file for the device; ``content`` can decode it on the CPU instead."""
 
     content: Content
@@ -75,7 +75,7 @@ def device_batches(
     if decoder.on_cpu:
         _LOG.info(
             "%s %s decoded on the CPU, since the GPU decodes plain JPEG only",
-            *(counted(decoder.on_cpu, "picture"), are(decoder.on_cpu)),
+            *(counted(decoder.on_cpu, "image"), are(decoder.on_cpu)),
         )
 
 
@@ -84,7 +84,7 @@ def _cuda_stream(device: str) -> None:
         torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
 
-def _read(key: bytes, item: Item, transform: Transform) -> _Picture | Pixels | str:
+def _read(key: bytes, item: Item, transform: Transform) -> _JpegFile | Pixels | str:
     """A JPEG file, or the pixels of another image, or the reason why it cannot be used."""
     try:
         content = read_image(item, key)
@@ -92,7 +92,7 @@ def _read(key: bytes, item: Item, transform: Transform) -> _Picture | Pixels | s
         if isinstance(content.data, bytes) and (plain := plain_jpeg(content.data, item.options)):
             jpeg, *rest = plain
             # numpy copies without Python's lock; with it a large file would block all threads.
-            return _Picture(content, torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy()), *rest)
+            return _JpegFile(content, torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy()), *rest)
         return content.pixels(transform)
     except ImageError as reason:
         return str(reason)
@@ -119,23 +119,23 @@ class _DeviceDecoder:
         #: How many were decoded on the CPU instead.
         self.on_cpu = 0
 
-    def __call__(self, pictures: Sequence[_Picture | Pixels | str]) -> Decoded:
+    def __call__(self, read: Sequence[_JpegFile | Pixels | str]) -> Decoded:
         """The reason why each image cannot be used; uint8 pixels ``(size, side, side, 3)``."""
         side = self._transform.size
         pixels = torch.zeros((self._size, side, side, 3), dtype=torch.uint8, device=self._device)
-        reasons: list[str | None] = [p if isinstance(p, str) else None for p in pictures]
-        files = [(row, p) for row, p in enumerate(pictures) if isinstance(p, _Picture)]
+        reasons: list[str | None] = [p if isinstance(p, str) else None for p in read]
+        files = [(row, p) for row, p in enumerate(read) if isinstance(p, _JpegFile)]
         with torch.inference_mode():
             for group in _divided(files, [p.size for _, p in files], _DECODED_AT_ONCE):
                 left = self._fill(pixels, group)
                 self.on_cpu += len(left)
-                for row, picture in left:
+                for row, file in left:
                     try:
-                        pixels[row] = torch.tensor(picture.content.pixels(self._transform))
+                        pixels[row] = torch.tensor(file.content.pixels(self._transform))
                     except ImageError as refused:
                         reasons[row] = str(refused)
-            for row, other in enumerate(pictures):
-                if not isinstance(other, str | _Picture):
+            for row, other in enumerate(read):
+                if not isinstance(other, str | _JpegFile):
                     self.on_cpu += 1
                     pixels[row] = torch.from_numpy(other.copy())
             constant = (pixels == pixels[:, :1, :1]).flatten(1).all(1).tolist()
@@ -145,18 +145,18 @@ class _DeviceDecoder:
         return reasons, pixels
 
     def _fill(
-        self, pixels: Tensor, pictures: list[tuple[int, _Picture]]
-    ) -> list[tuple[int, _Picture]]:
+        self, pixels: Tensor, files: list[tuple[int, _JpegFile]]
+    ) -> list[tuple[int, _JpegFile]]:
         """Decode images into their rows; returns those that the device could not decode."""
-        images = self._decoded([picture.jpeg for _, picture in pictures])
+        images = self._decoded([file.jpeg for _, file in files])
         by_shape: defaultdict[tuple[int, ...], list[tuple[int, Tensor]]] = defaultdict(list)
         left = []
-        for (row, picture), image in zip(pictures, images, strict=True):
+        for (row, file), image in zip(files, images, strict=True):
             if image is None:
-                left.append((row, picture))
+                left.append((row, file))
             else:
-                quarters = _QUARTERS[picture.orientation - 1]
-                upright = image.flip(2) if picture.orientation in _MIRRORED else image
+                quarters = _QUARTERS[file.orientation - 1]
+                upright = image.flip(2) if file.orientation in _MIRRORED else image
                 upright = upright.rot90(quarters, (1, 2)) if quarters else upright
                 by_shape[tuple(upright.shape)].append((row, upright))
         for alike in by_shape.values():

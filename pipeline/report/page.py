@@ -112,7 +112,7 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     explained: set[str] = set()
     sections = [_section(sets[name], head, explained) for name in sets if name != "features"]
     if images and head is not None:
-        sections.insert(1, _pictures(study, sets["heads"], head))
+        sections.insert(1, _images(study, sets["heads"], head))
     stale = list(_contradictions(study, sets))
     written = _write(
         study,
@@ -252,9 +252,9 @@ def _blocks(parts: Iterable[Part]) -> Iterator[_Block]:
             left = max(0, left - len(sentences)) if visible else left
 
 
-def _pictures(study: Study, heads: ResultSet, head: PageHead) -> dict[str, Any]:
+def _images(study: Study, heads: ResultSet, head: PageHead) -> dict[str, Any]:
     """Strips of images by domain, then maps of errors, which take the place of their strips."""
-    from pipeline.report.pictures import CONFIDENT_ERRORS, as_jpeg, strips
+    from pipeline.report.strips import CONFIDENT_ERRORS, as_jpeg, strips
 
     try:
         notes, maps = _maps(study.results / "explain", head)
@@ -262,10 +262,10 @@ def _pictures(study: Study, heads: ResultSet, head: PageHead) -> dict[str, Any]:
         notes, maps = [f"There are no maps of what moved the score: {cause}."], {}
     blocks: list[_Block] = [_STRIPS.format(head=head.name)]
     stored = predictions_in(stored_arrays(heads))[head.backbone]
-    for domain, title, pictures in strips(study, head, stored):
+    for domain, title, strip in strips(study, head, stored):
         if title.startswith(CONFIDENT_ERRORS) and domain in maps and not notes:
             continue
-        images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in pictures]
+        images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in strip]
         blocks.append({"kind": "strip", "text": f"{domain}: {title}", "images": images})
     return {"name": "images", "title": "Images", "blocks": [*blocks, *notes, *maps.values()]}
 
@@ -345,7 +345,7 @@ def _contradictions(study: Study, sets: Mapping[str, ResultSet]) -> Iterator[str
 
 def _write(study: Study, *, images: bool = False, **values: Any) -> dict[str, Any]:
     """Fill the template, put the page in place, and return its path, size, sentence and status."""
-    from pipeline.report.pictures import readable_by_owner_alone
+    from pipeline.report.strips import readable_by_owner_alone
 
     environment = Environment(
         loader=PackageLoader("pipeline.report"),

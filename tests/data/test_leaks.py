@@ -86,7 +86,7 @@ def overlap(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("copied", "severity", "text"),
     [
-        (0, OK, "no patient and no picture is in two roles (200 patients)"),
+        (0, OK, "no patient and no image is in two roles (200 patients)"),
         (2, WARNING, "2 near duplicates are in both"),
         (3, LEAK, "3 near duplicates are in both"),
     ],

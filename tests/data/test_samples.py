@@ -87,7 +87,7 @@ def test_identical_images_of_two_classes_are_left_out_and_named(study_file, capl
     shutil.copy(min(Path("here/a").iterdir()), "here/b/p1000_twin.png")
     table, _ = load_samples(load_study(study_file))
     assert len(table) == 59
-    assert "1 picture has several labels: source/a/p1000_0.png = source/b/p1000_twin.png." in (
+    assert "1 image has several labels: source/a/p1000_0.png = source/b/p1000_twin.png." in (
         caplog.text
     )
     table, _ = load_samples(load_study(study_file), SampleOptions(allow_conflicts=True))

@@ -133,7 +133,7 @@ def test_each_picture_is_nearly_that_of_the_cpu(kinds, caplog, resize, interpola
         assert difference.max() <= 2 if name in PLAIN else not difference.any(), name
     reasons = {kinds[key].path[2:-4]: reason for key, reason in unusable.items()}
     assert reasons == {name: reason for name, (_, reason) in UNUSABLE.items()}
-    assert "2 pictures are decoded on the CPU" in caplog.text
+    assert "2 images are decoded on the CPU" in caplog.text
 
 
 def test_a_picture_that_the_device_refuses_costs_no_other(kinds, monkeypatch):

@@ -25,7 +25,7 @@ from pipeline.report import parts_of
 from pipeline.report.figures import FIGURES
 from pipeline.report.figures.style import new_figure, png_of
 from pipeline.report.page import FINDINGS_LAYOUT, STAGES, write_index, write_page
-from pipeline.report.pictures import error_sheet, strips
+from pipeline.report.strips import error_sheet, strips
 from pipeline.report.summary import page_head
 from pipeline.report.table import Table, format_value
 from pipeline.results import write_set

@@ -20,7 +20,7 @@ from pipeline.words import as_file_name, printable
 
 _LOG = logging.getLogger(__name__)
 FOLDER = "figures"
-#: Start of the names of files with images of patients; see :mod:`pipeline.report.pictures`.
+#: Start of the names of files with images of patients; see :mod:`pipeline.report.strips`.
 ERROR_SHEET = "heads-errors"
 
 _POINT = (

@@ -1,7 +1,7 @@
 """Strips of images for the page: typical, uncertain, and the head's most confident errors.
 
-They show patients: files that hold them are readable by their owner alone. A picture is the
-whole image, resized to a square; no file and no patient is named.
+They show patients: files that hold them are readable by their owner alone. Each is the whole
+image, resized to a square; no file and no patient is named.
 """
 
 import io
@@ -26,7 +26,7 @@ from pipeline.report.summary import PageHead, page_head
 from pipeline.study import SOURCE, Study
 from pipeline.words import as_file_name, printable
 
-#: Pictures in a strip.
+#: Images in a strip.
 _COUNT = 6
 CONFIDENT_ERRORS = "most confident errors"
 _Rows = NDArray[np.intp]
@@ -52,10 +52,10 @@ def strips(
         rows = np.flatnonzero(scored & (stored.domain == domain))
         name = "validation" if domain == SOURCE else domain
         for title, chosen in _strip_rows(stored, proba, rows, only_errors=only_errors):
-            readable = _pictures(stored, proba, chosen, items)
-            if pictures := list(islice(readable, _COUNT)):
-                shown, images = len(pictures), len(chosen)
-                yield name, title if shown == _COUNT else f"{title}, {shown} of {images}", pictures
+            readable = _readable(stored, proba, chosen, items)
+            if strip := list(islice(readable, _COUNT)):
+                shown, images = len(strip), len(chosen)
+                yield name, title if shown == _COUNT else f"{title}, {shown} of {images}", strip
 
 
 def _strip_rows(
@@ -83,7 +83,7 @@ def _ordered_rows(stored: Predictions, rows: _Rows, value: NDArray[np.float64]) 
     return ordered[np.argsort(~is_first, kind="stable")]
 
 
-def _pictures(
+def _readable(
     stored: Predictions, proba: NDArray[np.float64], rows: _Rows, items: Mapping[bytes, Item]
 ) -> Iterator[tuple[str, Pixels]]:
     transform = Transform(size=SHEET_SIDE, resize="stretch")
@@ -130,8 +130,8 @@ def error_sheet(study: Study, heads: Mapping[str, Any], file: bytes) -> dict[str
     stored = predictions_in(file)[head.backbone]
     entries: list[SheetEntry] = [
         ((pixels,), (printable(domain), *text.split(", ", 1)))
-        for domain, _, pictures in strips(study, head, stored, only_errors=True)
-        for text, pixels in pictures
+        for domain, _, strip in strips(study, head, stored, only_errors=True)
+        for text, pixels in strip
     ]
     name = f"{FOLDER}/{ERROR_SHEET}-{as_file_name(head.backbone)}.png"
     return {name: draw_sheet(entries)} if entries else {}
