@@ -1,5 +1,6 @@
 """What all tests share: a tiny study, and counts of what was tried, shown at the very end."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ _COUNTS = pytest.StashKey[Counter[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin with nothing counted."""
+    """Begin with nothing counted, and with no place for stores that this machine may have."""
+    os.environ.pop("HEADRACE_FEATURES", None)
     config.stash[_COUNTS] = Counter()
 
 
@@ -25,14 +27,21 @@ def counts(pytestconfig: pytest.Config) -> Counter[str]:
 
 
 @pytest.fixture
-def study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny study; the current folder is its folder."""
-    from tests.tiny import install_tiny_backbone, write_tiny_study
+def tiny_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, in which the weights of the backbone ``tiny`` are."""
+    from tests.tiny import install_tiny_backbone
 
     install_tiny_backbone(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
-    return write_tiny_study(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def study_file(tiny_folder: Path) -> Path:
+    """A tiny study; the current folder is its folder."""
+    from tests.tiny import write_tiny_study
+
+    return write_tiny_study(tiny_folder)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

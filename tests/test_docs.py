@@ -41,7 +41,6 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.delenv("HEADRACE_FEATURES", raising=False)
         # Without weights of its own and without a network, whatever this machine has.
         patch.setenv("TORCH_HOME", str(path / "torch"))
         patch.setattr("torchvision.models._api.load_state_dict_from_url", _no_network)

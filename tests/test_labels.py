@@ -25,7 +25,7 @@ from pipeline.study_file import load_study
 from tests.audit.test_stage import copy_pixels
 from tests.image_files import encoded
 from tests.test_cli import ENGINE, run
-from tests.tiny import TORCH, install_tiny_backbone, stored_tiny_study, write_images
+from tests.tiny import TORCH, stored_tiny_study, write_images
 
 #: The target is of another data set: texts with ``|`` between, and another name for a finding.
 STUDY = """\
@@ -56,9 +56,7 @@ def write_image(path: str, *, edema: bool, effusion: bool) -> None:
 
 
 @pytest.fixture
-def study_file(tmp_path, monkeypatch) -> Path:
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
+def study_file(tiny_folder) -> Path:
     lines, entries = ["Path,Edema,Pleural Effusion"], ["Image Index,Finding Labels,Patient ID"]
     for i in range(IMAGES):
         edema, effusion = i // 2 % 2 == 1, i // 4 % 2 == 1

@@ -28,7 +28,6 @@ from tests.result_files import forbid_writing, record_of, rewrite
 from tests.test_cli import ENGINE, run
 from tests.tiny import (
     TORCH,
-    install_tiny_backbone,
     stored_tiny_study,
     write_images,
     write_tiny_study,
@@ -48,12 +47,10 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def compared(made: Path, tmp_path: Path, monkeypatch):
+def compared(made: Path, tiny_folder: Path):
     """A copy of it, in the current folder."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return load_study(tmp_path / "study.toml")
+    shutil.copytree(made, tiny_folder, dirs_exist_ok=True)
+    return load_study(tiny_folder / "study.toml")
 
 
 def predict(model, images, **more):
@@ -158,13 +155,9 @@ def test_a_damaged_archive_is_skipped_and_the_rest_goes_on(compared, monkeypatch
         (10, "values up to 1023, but white is 4095 for this model: it sees them too dark"),
     ],
 )
-def test_images_with_other_bits_than_the_source_are_warned_of(
-    tmp_path, monkeypatch, caplog, bits, warning
-):
+def test_images_with_other_bits_than_the_source_are_warned_of(tiny_folder, caplog, bits, warning):
     """A model has one white; the study guesses one for each hospital, so their scores are right."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    file = write_tiny_study(tmp_path, source=24, target=12)
+    file = write_tiny_study(tiny_folder, source=24, target=12)
     for folder, top in (("here", 4095), ("there", 2**bits - 1)):
         for image in Path(folder).rglob("*.png"):
             levels = np.linspace(0, top, 32 * 32).reshape(32, 32)

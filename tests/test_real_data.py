@@ -20,7 +20,6 @@ GROUP = r"group = '^(person\d+|(?:NORMAL2-)?IM-\d+|\d{8})'"
 def study(tmp_path, monkeypatch):
     """Children's X-rays, another set of the same hospital, NIH; the current folder is empty."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
     lines = ['name = "cxr"', "[source]", f'path = "{DATA / "kermany_train"}"', GROUP]
     for name in ("kermany_test", "nih"):
         lines += [f"[target.{name}]", f'path = "{DATA / name}"', GROUP]

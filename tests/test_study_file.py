@@ -110,7 +110,6 @@ def test_an_attribute_that_is_in_no_file_is_refused_with_those_that_are(folder, 
 
 def test_the_store_is_the_files_then_the_environments_then_features(folder, monkeypatch):
     """In that order; the file's is as seen from the file: a study can be run from anywhere."""
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
     assert load_study(write(folder, GOOD)).store_root == Path("features")
     monkeypatch.setenv("HEADRACE_FEATURES", "/big/disk")
     assert load_study(write(folder, GOOD)).store_root == Path("/big/disk")

@@ -14,7 +14,7 @@ from pipeline.features.extract import extract
 from pipeline.progress import Progress
 from pipeline.study_file import load_study
 from pipeline.words import as_file_name, first_of, printable, to_jsonable, zero_noise
-from tests.tiny import TORCH, install_tiny_backbone
+from tests.tiny import TORCH
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,8 @@ def test_only_long_work_ends_with_its_rate(monkeypatch, capsys, seconds, said):
 
 
 @pytest.mark.slow
-def test_heads_of_three_hundred_classes_are_never_silent(tmp_path, monkeypatch, capsys):
+def test_heads_of_three_hundred_classes_are_never_silent(tiny_folder, monkeypatch, capsys):
     """2,400 images; a line every few seconds, where no terminal is."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
     label = np.arange(2400) % 300
     pixels = np.random.default_rng(0).normal(60 + 0.4 * label, 25, (40, 40, 2400))
     images = pixels.transpose(2, 0, 1).clip(0, 255).astype(np.uint8)

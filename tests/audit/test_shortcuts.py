@@ -56,7 +56,6 @@ def marker_backbone(tmp_path, monkeypatch):
     table = MappingProxyType({**backbones.BACKBONES, "marks": spec})
     monkeypatch.setattr(backbones, "BACKBONES", table)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
 
 
 @pytest.fixture(scope="module")

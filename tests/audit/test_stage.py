@@ -21,7 +21,7 @@ from pipeline.study_file import load_study
 from tests.data.copies import smooth_study
 from tests.result_files import record_of
 from tests.test_cli import ENGINE, run
-from tests.tiny import TORCH, install_tiny_backbone, write_images
+from tests.tiny import TORCH, write_images
 
 
 def in_role(samples, split, label):
@@ -140,13 +140,11 @@ COPIED = tuple(f"there/a/pt{k + 4:03}.png" for k in IN_FIT)
 
 
 @pytest.fixture
-def copied_study(tmp_path, monkeypatch):
+def copied_study(tiny_folder):
     """Three copies of fit in the target."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
     kinds = ("scaled by 1/2", "recompressed", "mirrored")
     study_file = smooth_study(
-        tmp_path, [(k, k + 4, how) for k, how in zip(IN_FIT, kinds, strict=True)]
+        tiny_folder, [(k, k + 4, how) for k, how in zip(IN_FIT, kinds, strict=True)]
     )
     study = load_study(study_file)
     extract(study, TORCH)

@@ -16,7 +16,7 @@ from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, StudyError
 from pipeline.study_file import load_study
 from tests.image_files import dicom, picture
-from tests.tiny import edited, install_tiny_backbone
+from tests.tiny import edited
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 
@@ -169,16 +169,14 @@ def test_what_cannot_be_shown_has_a_reason(data, reason):
 
 
 @pytest.fixture
-def study_file(tmp_path, monkeypatch):
+def study_file(tiny_folder):
     """Twenty files of ten patients in two classes; the current folder is its folder."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
     for i in range(20):
-        folder = tmp_path / "here" / "ab"[i % 2]
+        folder = tiny_folder / "here" / "ab"[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         data = dicom(RAMP + np.uint16(i), bits=16, PatientID=f"J-{i // 2} ")
         (folder / f"{i}.dcm").write_bytes(data)
-    file = tmp_path / "study.toml"
+    file = tiny_folder / "study.toml"
     file.write_text(
         '[source]\npath = "here"\ngroup = {header = "PatientID"}\n'
         '[store]\npath = "features"\n[backbone.tiny]\n'

@@ -15,7 +15,7 @@ from pipeline.data.near_duplicates import find_duplicates, stored_duplicates
 from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.study_file import load_study
 from tests.data.copies import COPIES, measures_of_samples, small, smooth_picture, smooth_study
-from tests.tiny import edited, install_tiny_backbone
+from tests.tiny import edited
 
 
 def results_of(study, samples, check="overlap", measures=None):
@@ -68,9 +68,8 @@ def test_one_picture_under_two_labels_is_listed(study_file):
 
 
 @pytest.fixture
-def overlap(tmp_path, monkeypatch):
+def overlap(tiny_folder):
     """Finds the one overlap between the source and the target of a study of smooth pictures."""
-    install_tiny_backbone(monkeypatch, tmp_path)
 
     def find(study_file):
         study = load_study(study_file)

@@ -16,7 +16,7 @@ from pipeline.predict import predict
 from pipeline.study import Study
 from pipeline.study_file import load_study
 from tests.image_files import dicom, encoded
-from tests.tiny import TORCH, install_tiny_backbone
+from tests.tiny import TORCH
 
 README = Path(__file__).parents[2] / "pipeline/data/README.md"
 BLOCKS = dict(re.findall(r"(?ms)^## (.*?)$.*?```toml\n(.*?)```", README.read_text()))
@@ -212,12 +212,11 @@ LAYOUTS: dict[str, tuple[Callable[[], None], dict[str, int], str, int]] = {
 }
 
 
-def study_of(name: str, tmp_path: Path, monkeypatch) -> Path:
-    """The README's study of a layout, with its files; the current folder is theirs."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def study_file(tiny_folder: Path, name: str) -> Path:
+    """The README's study of the layout that a test names; the current folder has its files."""
     LAYOUTS[name][0]()
-    file = tmp_path / "study.toml"
+    file = tiny_folder / "study.toml"
     file.write_text(f'{BLOCKS[name]}[store]\npath = "features"\n[backbone.tiny]\n')
     return file
 
@@ -233,10 +232,10 @@ def test_every_layout_of_the_readme_is_tested():
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_study_of_the_readme_finds_images_classes_and_patients(name, tmp_path, monkeypatch):
+def test_a_study_of_the_readme_finds_images_classes_and_patients(study_file, name):
     """As many of each as the files hold."""
     _, counts, classes, patients = LAYOUTS[name]
-    study = labelled(load_study(study_of(name, tmp_path, monkeypatch)))
+    study = labelled(load_study(study_file))
     samples, skipped = load_samples(study)
     found = {where: int((samples.domain == where).sum()) for where in set(samples.domain)}
     found |= {split: int((samples.split == split).sum()) for split in ("fit", "validation")}
@@ -259,9 +258,9 @@ def test_a_study_of_the_readme_finds_images_classes_and_patients(name, tmp_path,
         "NumPy arrays of a course",
     ],
 )
-def test_each_kind_of_input_runs_to_the_heads(name, tmp_path, monkeypatch):
+def test_each_kind_of_input_runs_to_the_heads(study_file, name):
     """Features, then a head that tells bright pictures from dark ones."""
-    study = load_study(study_of(name, tmp_path, monkeypatch))
+    study = load_study(study_file)
     report = extract(study, TORCH)
     assert report["backbones"][0]["skipped"] == 0
     record = compare(labelled(study), CompareOptions(heads=("linear",), repeats=0, draws=99))
@@ -301,9 +300,8 @@ def test_each_kind_of_input_runs_to_the_heads(name, tmp_path, monkeypatch):
         ("COVID-19 Radiography Database", "COVID-19_Radiography_Dataset", ['ignore = ["*/masks']),
     ],
 )
-def test_init_writes_a_study_of_each_kind_that_runs(name, data, lines, tmp_path, monkeypatch):
+def test_init_writes_a_study_of_each_kind_that_runs(study_file, name, data, lines):
     """Tables with a domain for each hospital, archives with their parts, DICOM with patients."""
-    study_of(name, tmp_path, monkeypatch)
     notes = write_study([Path(data)], Path("own.toml"), ["tiny"])
     text = Path("own.toml").read_text()
     assert all(line in text for line in lines), text

@@ -20,7 +20,7 @@ from pipeline.data.sources import read_image
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.study_file import load_study
 from tests.image_files import grey16
-from tests.tiny import edited, install_tiny_backbone, write_images
+from tests.tiny import edited, write_images
 
 COMPOSED = "Lungenentz\u00fcndung"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
@@ -341,18 +341,16 @@ def test_copies_without_labels_contradict_nothing_and_still_leak(study_file):
 
 
 @pytest.fixture
-def deep_study(tmp_path, monkeypatch):
+def deep_study(tiny_folder):
     """Sixty 14-bit X-rays at three exposures, as a detector writes them."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for i in range(60):
-        folder = tmp_path / "here" / "ab"[i % 2]
+        folder = tiny_folder / "here" / "ab"[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         top = (3000, 9000, 16383)[i % 3]
         values = rng.integers(top // 4, top + 1, (32, 32)).astype(np.uint16)
         (folder / f"p{i}.png").write_bytes(grey16(values))
-    file = tmp_path / "study.toml"
+    file = tiny_folder / "study.toml"
     file.write_text(
         '[source]\npath = "here"\ngroup = \'p\\d+\'\n[store]\npath = "features"\n[backbone.tiny]\n'
     )

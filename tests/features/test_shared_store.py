@@ -38,7 +38,6 @@ def shared(monkeypatch):
     folder.chmod(0o755)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HEADRACE_SHARED", "1")
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
     own, before = folder / "colleague", os.umask(0o022)
     try:
         install_tiny_backbone(monkeypatch, folder)

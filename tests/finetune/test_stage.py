@@ -6,13 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
 import pipeline.finetune.loop as loop_module
 import pipeline.finetune.runs as runs_module
 import pipeline.finetune.stage as stage_module
-from pipeline.cli import main
 from pipeline.compare import CompareOptions, compare
 from pipeline.errors import CheckpointError, EngineError, PartsError, StudyError, UnknownNameError
 from pipeline.evaluation.metrics import METRICS
@@ -22,6 +20,7 @@ from pipeline.finetune.methods import METHODS
 from pipeline.finetune.runs import ALPHAS
 from pipeline.finetune.stage import finetune, trend
 from tests.result_files import record_of
+from tests.test_cli import run
 from tests.tiny import TORCH, write_images
 
 
@@ -132,12 +131,12 @@ def test_a_method_or_backbone_that_fails_costs_no_other(stored, monkeypatch):
     """Its reason is in the record, and the command fails; of nothing left it is the error."""
     real = stage_module.run_method
 
-    def run(experiment, name):
+    def refuse(experiment, name):
         if name == "last_block":
             raise EngineError("out of memory")
         real(experiment, name)
 
-    monkeypatch.setattr(stage_module, "run_method", run)
+    monkeypatch.setattr(stage_module, "run_method", refuse)
     with pytest.raises(EngineError, match="out of memory"):
         finetune(stored, **only("last_block", limit=4))
     with pytest.raises(PartsError, match="last_block on tiny: out of memory") as error:
@@ -146,8 +145,7 @@ def test_a_method_or_backbone_that_fails_costs_no_other(stored, monkeypatch):
     assert record["failures"] == {"last_block on tiny": "out of memory"}
     assert "full" in models(record)
     command = "finetune study.toml --method full --method last_block --device cpu --no-figures"
-    ended = CliRunner().invoke(main, [*command.split(), "--epochs", "3", "--batch-size", "8"])
-    assert ended.exit_code == 1
+    ended = run(*command.split(), "--epochs", 3, "--batch-size", 8, code=1)
     assert "Error: last_block on tiny: out of memory" in ended.stderr
     assert "full" in ended.stdout
     lost = replace(stored.backbones[0], name="densenet121", weights="lost.pth")
@@ -289,24 +287,20 @@ def test_a_size_that_a_network_cannot_take_is_refused(stored, trainings, monkeyp
     assert len(list(stored.store_root.iterdir())) == stores
 
 
-def test_the_command_runs_the_stage_and_prints_the_table(stored, tmp_path):
+def test_the_command_runs_the_stage_and_prints_the_table(stored):
     """Options reach the stage, each epoch has a line, --json is the file."""
-    command = ["finetune", str(tmp_path / "study.toml"), "--epochs", "1", "--device", "cpu"]
-    command += ["--no-figures", "--method", "lp"]
-    text = CliRunner().invoke(main, [*command, "--method", "last_block"])
-    assert text.exit_code == 0, text.output
-    assert "there: 20 images of 5 patients" in text.output
+    command = "finetune study.toml --epochs 1 --device cpu --no-figures --method lp"
+    text = run(*command.split(), "--method", "last_block").output
+    assert "there: 20 images of 5 patients" in text
     number = r"\d\.\d{3}"
     shape = rf"epoch 1/1: loss {number}, accuracy {number}, validation {number} / {number}, \d+"
-    assert len(re.findall(shape, text.output)) == 2
-    shown = CliRunner().invoke(main, [*command, "--json", "--precision", "bf16"])
-    assert shown.exit_code == 0, shown.output
-    record = json.loads(shown.stdout)
+    assert len(re.findall(shape, text)) == 2
+    record = json.loads(run(*command.split(), "--json", "--precision", "bf16").stdout)
     assert record == record_of(stored.results / "finetune.json")
     assert models(record)["lp"]["epochs"] == 1
     kept = record_of(stored.results / "finetune" / "lp-tiny-0" / "model.json")
     assert kept["record"]["identity"]["settings.precision"] == "bf16"
-    help_text = CliRunner().invoke(main, ["finetune", "--help"]).output
+    help_text = run("finetune", "--help").output
     assert all(f"{name} " in help_text for name in METHODS)
 
 

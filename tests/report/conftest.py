@@ -3,11 +3,10 @@
 import shutil
 
 import pytest
-from click.testing import CliRunner
 
-from pipeline.cli import main
 from pipeline.report.page import STAGES
 from tests.result_files import record_of
+from tests.test_cli import run
 from tests.tiny import install_trainable_tiny, write_images
 
 #: Class names that try to become markup, to leave an attribute, and to turn the text round.
@@ -51,7 +50,6 @@ def original(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         install_trainable_tiny(patch, folder)
         patch.chdir(folder)
-        patch.delenv("HEADRACE_FEATURES", raising=False)
         for stage, *flags in (
             ["features", "--engine", "torch"],
             ["audit", "--no-shortcuts"],
@@ -59,8 +57,7 @@ def original(tmp_path_factory):
             ["finetune", "--method", "lp", "--method", "last_block", "--epochs", "2", *CPU],
             ["shift", "--quick", "--no-figures"],
         ):
-            done = CliRunner().invoke(main, [stage, "study.toml", *flags])
-            assert done.exit_code == 0, done.output
+            run(stage, "study.toml", *flags)
     return folder
 
 

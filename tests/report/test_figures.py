@@ -12,20 +12,19 @@ from unittest.mock import Mock
 import matplotlib as mpl
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
 from pipeline import cli
-from pipeline.cli import main
 from pipeline.evaluation.predictions import predictions_in
 from pipeline.report import figures, parts_of
 from pipeline.report.figures import FIGURES, NothingToDrawError, Results, curves, forest
 from pipeline.report.figures.style import BLUE, COLOURS, panels, png_of, styled
 from pipeline.results import read_set
 from tests.report.conftest import HOSTILE
+from tests.test_cli import run
 from tests.tiny import stored_tiny_study
 
 
@@ -204,26 +203,23 @@ def test_the_figures_of_the_first_screens_show_every_value():
 
 def test_the_command_draws_unless_told_not_to(tmp_path, monkeypatch):
     """One line says where figures are; one that fails is a warning and does not fail the stage."""
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
     study_file = stored_tiny_study(tmp_path, monkeypatch, source=40, target=20)
     monkeypatch.setenv("HEADRACE_SHARED", "1")  # images of patients are private all the same
-    arguments = ["heads", str(study_file), "--only", "prior,naive_bayes", "--quick"]
+    arguments = ["heads", study_file, "--only", "prior,naive_bayes", "--quick"]
     folder = study_file.parent / "results" / "tiny" / "figures"
     for flags in ([], ["--no-figures"], ["--only", "prior", "--figures"]):  # it looks at no image
-        assert CliRunner().invoke(main, [*arguments, *flags]).exit_code == 0
+        run(*arguments, *flags)
         assert not folder.exists()
     arguments.append("--figures")
     before = os.umask(0o022)
-    result = CliRunner().invoke(main, arguments)
+    said = run(*arguments).stdout
     os.umask(before)
-    assert result.exit_code == 0
-    assert "\nfigures: results/tiny/figures (" in result.stdout
+    assert "\nfigures: results/tiny/figures (" in said
     names = ("heads-roc-tiny.png", "heads-errors-tiny.png")
     modes = [stat.S_IMODE((folder / name).stat().st_mode) for name in names]
     assert modes == [0o644, 0o600]
     monkeypatch.setattr(cli, "_draw", Mock(side_effect=OSError("no space")))
-    result = CliRunner().invoke(main, [*arguments, "--preprocessing", "none", "--json"])
-    assert result.exit_code == 0
+    result = run(*arguments, "--preprocessing", "none", "--json")
     assert "warning: figures of heads are missing: " in result.stderr
     written = read_set(study_file.parent / "results/tiny/heads.json", "heads").record
     assert json.loads(result.stdout) == written

@@ -15,9 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from pipeline.cli import main
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import predictions_file, read_predictions
 from pipeline.findings import compare_findings
@@ -33,6 +31,7 @@ from pipeline.study_file import load_study
 from pipeline.words import as_file_name, printable
 from tests.report.conftest import HOSTILE
 from tests.result_files import record_of, rewrite
+from tests.test_cli import run
 from tests.tiny import install_trainable_tiny
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -208,14 +207,14 @@ def test_no_file_and_no_patient_is_named(study, original):
 def test_a_stage_that_was_not_run_is_one_line(study, original):
     """The line names the command; one stage alone makes a page, none makes an error."""
     (study.results / "audit.json").unlink()
-    result = CliRunner().invoke(main, ["report", str(original / "study.toml")])
+    said = run("report", original / "study.toml").stdout
     assert re.fullmatch(
         r"results/tiny/report.html: heads, finetune, shift, features \(0\.\d MB\)\n"
         r"not on it: there is no results/tiny/audit.json: run headrace audit STUDY first\n",
-        result.stdout,
+        said,
     )
-    result = CliRunner().invoke(main, ["report", str(original / "study.toml"), "--json"])
-    assert json.loads(result.stdout)["stages"] == ["heads", "finetune", "shift", "features"]
+    shown = json.loads(run("report", original / "study.toml", "--json").stdout)
+    assert shown["stages"] == ["heads", "finetune", "shift", "features"]
     for stage in ("heads", "finetune", "shift"):
         (study.results / f"{stage}.json").unlink()
     page = page_of(study)
