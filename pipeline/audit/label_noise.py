@@ -1,10 +1,10 @@
-"""Find images whose label is probably wrong: confident learning, with heads of other patients.
+"""Find images whose label may be wrong: confident learning, with heads of other patients.
 
 C. Northcutt, L. Jiang and I. Chuang, Confident learning: estimating uncertainty in dataset
 labels, Journal of Artificial Intelligence Research 70, 2021. A head is confident of a class
 if it gives the class at least the probability that images of that class get on average. If it
 is confident of another class than the label, and does not think the label the most probable
-class, the image is listed to be read again.
+class, the image is listed to be read again: it may be labelled wrongly, or hard to read.
 cleanlab.filter lists the same images in 59 of 60 random cases.
 """
 
@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, poisson, t
+from scipy.stats import norm, t
 
 from pipeline.data.domain import mean_and_scale
 from pipeline.data.leaks import NOTE, OK, CheckResult, impossible, labelled_domains
@@ -23,7 +23,7 @@ from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.separability import separability
 from pipeline.heads.logistic import make_logistic
-from pipeline.words import are, counted, first_of
+from pipeline.words import counted, first_of
 
 LABELS = "label noise"
 #: A list with fewer expected wrong labels than this is dropped.
@@ -143,15 +143,14 @@ def _check_result(domain: str, n: int, images: list[Image], false: float) -> Che
         f"{image['path']} (predicted {image['predicted']}, {image['probability']:.2f})"
         for image in images
     ]
-    likely = "probably" if poisson.sf(len(images) - 1, false) <= _LEVEL else "perhaps"
     changes = Counter(f"{image['label']} predicted as {image['predicted']}" for image in images)
     return CheckResult(
         check=LABELS,
         severity=NOTE,
         where=domain,
-        text=f"{len(images)} of {counted(n, 'image')} {are(len(images))} {likely} labelled "
-        f"wrongly, according to heads fitted to the other patients; {false:.1f} would be listed "
-        "if all labels were right",
+        text=f"{len(images)} of {counted(n, 'image')} may be labelled wrongly, according to heads "
+        f"fitted to the other patients; {false:.1f} would be listed if all labels were right, "
+        "more if many images are hard to read",
         examples=first_of(texts),
         advice="Have these images read again. Do not drop them unread: that would remove errors "
         "of the head and make it look better",

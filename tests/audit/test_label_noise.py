@@ -1,4 +1,4 @@
-"""Images that are probably labelled wrongly are listed; rightly labelled ones are not."""
+"""Images that may be labelled wrongly are listed; rightly labelled ones hardly ever are."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -86,8 +86,8 @@ def test_flipped_labels_are_listed_and_no_other(classes, distance, least):
     assert {(image["path"], image["label"], image["predicted"]) for image in images} <= flipped
     assert least <= len(images) == sum(result.values["counts"].values())
     assert result.severity == NOTE
-    assert f"{len(images)} of 240 images are probably labelled wrongly" in result.text
-    assert result.text.endswith("; 0.0 would be listed if all labels were right")
+    assert f"{len(images)} of 240 images may be labelled wrongly" in result.text
+    assert "; 0.0 would be listed if all labels were right" in result.text
     assert result.examples.endswith(f"and {len(images) - 3} more")
     certain = [image["probability"] for image in images]
     assert certain[0] >= certain[-1]
@@ -161,11 +161,16 @@ def test_expected_false_alarms_are_those_of_classes_that_overlap(patients, dista
     assert expected == pytest.approx(listed, rel=0.2, abs=10)
 
 
-def test_right_labels_are_rarely_called_probably_wrong():
-    """A head of twenty ill patients confuses some; that is said to be what is expected."""
-    probably = 0
-    for seed in range(30):
-        features, truth = rare_class(seed, ill=20, distance=2.0)
-        (result,) = check_labels(table(truth), features)
-        probably += "probably" in result.text
-    assert probably <= 3
+def test_hard_images_are_never_called_wrongly_labelled():
+    """All labels are right, but in a third of the ill the disease is hardly visible.
+
+    More are listed than expected, and no number can tell them from wrong labels.
+    """
+    rng = np.random.default_rng(0)
+    truth, hard = np.repeat([0, 1], 150), rng.random(300) < 0.3
+    features = rng.normal(size=(300, 20))
+    features[:, 0] += 4.0 * truth * ~hard
+    (result,) = check_labels(table(truth), features)
+    assert len(result.values["images"]) > 2 * result.values["expected_false"]
+    assert " images may be labelled wrongly" in result.text
+    assert result.text.endswith("more if many images are hard to read")
