@@ -353,10 +353,12 @@ def _halves(target: DomainData, plan: AdaptationPlan) -> list[Fold]:
 class BestMethod:
     """The method that gains most accuracy, with its gain corrected for that choice.
 
-    ``p`` is adjusted for the number of methods (Holm).
+    ``before`` is the accuracy of the linear head without adaptation; ``p`` is adjusted for the
+    number of methods (Holm).
     """
 
     method: str
+    before: float
     estimate: float
     low: float
     high: float
@@ -497,8 +499,8 @@ def _best_method(
     (apparent,) = (row["difference"] for row in rows if row["method"] == best)
     low = apparent["low"] + corrected - apparent["estimate"]
     high = max(apparent["high"], apparent["high"] + corrected - apparent["estimate"])
-    p = apparent["p_adjusted"]
-    return BestMethod(method=best, estimate=corrected, low=low, high=high, p=p)
+    p, before = apparent["p_adjusted"], rows[0]["accuracy"]
+    return BestMethod(method=best, before=before, estimate=corrected, low=low, high=high, p=p)
 
 
 def _hit_rates(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:

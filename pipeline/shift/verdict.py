@@ -213,13 +213,14 @@ def _gain_sentence(best: BestMethod) -> str:
     method = best.method.replace("_", " ")
     if best.shown:
         return (
-            f"Adaptation by {method} gives a linear head {_points_text(best)} without target "
-            "labels, corrected for the choice of the best method."
+            f"Without target labels, adaptation by {method} raises the accuracy of a linear head "
+            f"from {percent(best.before)}, by {_points_text(best)}, corrected for the choice of "
+            "the best method."
         )
     return (
         "No adaptation method is shown to help a linear head without target labels: the best, "
-        f"{method}, changes its accuracy by {_points_text(best)}, corrected for the choice; p is "
-        f"{best.p:.3f}, adjusted for the number of methods."
+        f"{method}, changes its accuracy of {percent(best.before)} by {_points_text(best)}, "
+        f"corrected for the choice; p is {best.p:.3f}, adjusted for the number of methods."
     )
 
 

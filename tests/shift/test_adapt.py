@@ -287,6 +287,7 @@ def made_up_best(world, seed, gain=0.01, patients=300):
     plan = replace(PLAN, seeds=(0,), shots=())
     sealed = SealedLabels(np.ones(patients, int), plan.digest())
     rows, best = score(tables, sealed, world[0], target, plan)
+    assert best.before == pytest.approx(right.mean())
     return best, max(row["difference"]["estimate"] for row in rows[1:])
 
 
