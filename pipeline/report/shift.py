@@ -35,7 +35,7 @@ _NAMES = {
     "doc": "mean confidence (DoC)",
     "label_shift": "class mix (label shift)",
     "mlls": "class mix that fits the scores best (MLLS)",
-    "bbsd_ks": "scores of the head (BBSD)",
+    "bbsd_ks": "scores of a linear head (BBSD)",
     "ridge_c2st": "features, linear classifier (C2ST)",
     "mmd_aggregated": "features, distances (MMD)",
 }

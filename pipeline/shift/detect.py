@@ -1,8 +1,9 @@
 """Do the source and a target differ? Three two-sample tests by permutation of patients.
 
-The tests compare the head's scores (BBSD-KS), the predictions of a domain classifier on the
-features (C2ST), and distances between features (MMD). The domains of whole patients are permuted:
-permuting single images would reject too often, because images of a patient resemble each other.
+The tests compare the scores of a linear head (BBSD-KS), the predictions of a domain classifier
+on the features (C2ST), and distances between features (MMD). The domains of whole patients are
+permuted: permuting single images would reject too often, because images of a patient resemble
+each other.
 """
 
 import math
@@ -68,7 +69,7 @@ def detect(
 
     Args:
         source: Features, and probabilities out of fold.
-        target: Features, and probabilities of the same head.
+        target: Features, and probabilities by the heads of the same folds.
         draws: Permutations of each test.
         seed: Of permutations and folds.
 

@@ -22,6 +22,7 @@ from pipeline.evaluation.predictions import PROBABILITIES, Predictions, Trained,
 from pipeline.features.load import FeatureTable
 from pipeline.heads.logistic import make_logistic
 from pipeline.heads.save import head_folder, load_head
+from pipeline.randomness import stream
 from pipeline.study import SOURCE
 from pipeline.words import counted
 
@@ -42,12 +43,14 @@ class SourceModel:
         mean: Mean of the raw features, shape (d,).
         scale: See :func:`mean_and_scale`.
         head: The head, fitted to all standardised rows of the source.
+        fold_heads: Those of the folds that ``proba`` of ``data`` is by.
     """
 
     data: DomainData
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
     head: LogisticRegression
+    fold_heads: tuple[LogisticRegression, ...]
 
     @property
     def classes(self) -> int:
@@ -78,6 +81,18 @@ class SourceModel:
         """A domain with this head's probabilities."""
         return data.with_(proba=self.predict_proba(data.get_features()))
 
+    def cross_fit(self, data: DomainData) -> DomainData:
+        """A target with probabilities by the heads of the folds, each patient by one of them.
+
+        Like those of ``self.data``, they are by heads that were fitted to a part of the source.
+        The head of the whole source is surer, so its probabilities differ without any shift.
+        """
+        names, member = np.unique(data.group, return_inverse=True)
+        order = stream("folds of a target").permutation(names.size)
+        rows = self.standardise(data.get_features())
+        by_fold = np.stack([head.predict_proba(rows) for head in self.fold_heads])
+        return data.with_(proba=by_fold[order[member] % len(by_fold), np.arange(len(data))])
+
     def fit(self, rows: NDArray[np.floating], label: NDArray[np.integer]) -> LogisticRegression:
         """A head of the same penalty on rows (m, e) of about unit variance.
 
@@ -98,15 +113,17 @@ def fit_source(data: DomainData) -> SourceModel:
     features, label = data.get_features(), data.get_label()
     mean, scale = mean_and_scale(features)
     rows = (features - mean) / scale
-    proba = np.zeros((len(label), label.max() + 1))
+    proba, fold_heads = np.zeros((len(label), label.max() + 1)), []
     for fit, held in patient_folds(label, data.group, seed=0):
         head = make_logistic(INVERSE_PENALTY, tol=1e-6).fit(rows[fit], label[fit])
         proba[held] = head.predict_proba(rows[held])
+        fold_heads.append(head)
     return SourceModel(
         data=data.with_(proba=proba),
         mean=mean,
         scale=scale,
         head=make_logistic(INVERSE_PENALTY, tol=1e-6).fit(rows, label),
+        fold_heads=tuple(fold_heads),
     )
 
 

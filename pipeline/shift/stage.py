@@ -284,7 +284,8 @@ def analyse_target(
     plan = AdaptationPlan(seeds=tuple(range(options.seeds)))
     sealed = SealedLabels(target.label, plan.digest())
     blind = head.apply(target.sealed())
-    tests, domain_auc = detect(source, blind, draws=options.draws)
+    scored = head.model.cross_fit(blind)
+    tests, domain_auc = detect(head.model.data, scored, draws=options.draws)
     rng = np.random.default_rng([seed, 11])
     accuracy_range = estimate_accuracy(source, blind, rng, classes=classes)
     # An interval wholly above it: then no image of the source says how right the head is.

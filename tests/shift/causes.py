@@ -145,7 +145,7 @@ def named(seed: int, change: Change, *, attribute: bool = True, patients: int = 
     effects = decompose(model.data, target, groupings=[ages] if attribute else [], draws=500)
     training = model.apply(model.data)
     effects |= error_table(model.data, target, source=model.data, training=training)[1]
-    differ = images_differ(detect(model.data, blind, draws=199)[0])
+    differ = images_differ(detect(model.data, model.cross_fit(blind), draws=199)[0])
     adaptation_helps = best is not None and best.shown
     return list(causes_of(effects, images_differ=differ, adaptation_helps=adaptation_helps))[:2]
 

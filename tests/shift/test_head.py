@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from pipeline.compare import QUICK, CompareOptions, compare
 from pipeline.data.patients import patient_folds
 from pipeline.errors import MissingResultsError, PartsError
 from pipeline.evaluation.predictions import read_predictions
+from pipeline.features.extract import extract
+from pipeline.shift.detect import LEVEL
 from pipeline.shift.head import fit_source
 from pipeline.shift.stage import ShiftOptions, analyse, feature_map
 from pipeline.study_file import load_study
 from tests.made_up import embedded
 from tests.result_files import rewrite
-from tests.tiny import stored_tiny_study
+from tests.tiny import TORCH, stored_tiny_study, write_images
 
 SHORT = ShiftOptions(draws=19, seeds=1)
 HEADS = ("linear", "ridge", "lda", "prior")
@@ -62,6 +65,16 @@ def test_numbers_of_the_shift_are_those_of_the_comparison(study, wanted):
 
 
 _FILES = ("shift.h5", "probabilities.h5")
+
+
+def test_no_head_makes_a_shift_of_its_own(study):
+    """Out of fold a head has other scores than the saved one, also if the images do not differ."""
+    write_images(Path("there"), 60, seed=2)
+    extract(study, TORCH)
+    compare(study, CompareOptions(heads=HEADS))
+    by_prior, by_ridge = (shift(study, head=h)[1]["detection"] for h in ("prior", "ridge"))
+    assert min(test["p"] for test in by_prior if test["p"] is not None) > LEVEL
+    assert by_prior == by_ridge
 
 
 def test_after_a_quick_comparison_the_source_is_what_was_held_out(study):
@@ -144,8 +157,11 @@ def rows(n, *, role="source", seed=0, shift=0.0):
 
 
 def test_the_head_is_that_of_scikit_learn_on_standardised_rows():
-    """For all rows, and out of fold by patient; a target is scored without its labels."""
-    data = rows(120)
+    """For all rows, and out of fold by patient; a target is scored without its labels.
+
+    It is scored by the whole head, or each of its patients by the head of one fold.
+    """
+    data, of_target = rows(120), []
     model = fit_source(data)
     spread = np.where(data.features.std(0) > 0, data.features.std(0), 1)
     scaled = (data.features - data.features.mean(0)) / spread
@@ -158,6 +174,10 @@ def test_the_head_is_that_of_scikit_learn_on_standardised_rows():
         fold = LogisticRegression(C=0.01, tol=1e-9).fit(scaled[fit], data.label[fit])
         expected = fold.predict_proba(scaled[held])
         np.testing.assert_allclose(model.data.proba[held], expected, atol=1e-4)
+        again = model.cross_fit(data.sealed()).proba
+        of_target.append((np.abs(again - fold.predict_proba(scaled)) < 1e-4).all(axis=1))
+    assert np.any(of_target, axis=0).all()
+    assert np.mean(of_target, axis=1) == pytest.approx(0.2, abs=0.05)
     assert model.prior == pytest.approx([0.5, 0.5])
 
 
