@@ -26,8 +26,7 @@ from pipeline.errors import PipelineError
 from pipeline.features import cache_commands
 from pipeline.study_file import load_study
 from tests.image_files import pictures, with_stack
-from tests.result_files import forbid_writing, record_of
-from tests.tiny import install_trainable_tiny, write_images
+from tests.tiny import forbid_writing, install_trainable_tiny, record_of, write_images
 
 ENGINE = ("--engine", "torch", "--device", "cpu", "--batch-size", "4")
 

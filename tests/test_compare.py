@@ -22,8 +22,7 @@ from pipeline.heads.mlp import MLPHead
 from pipeline.heads.search import HeadSearch
 from pipeline.results import add_files
 from pipeline.study_file import load_study
-from tests.result_files import record_of
-from tests.tiny import TORCH, stored_tiny_study
+from tests.tiny import TORCH, record_of, stored_tiny_study
 
 SMALL = CompareOptions(seeds=2, draws=100)
 

@@ -21,12 +21,13 @@ from pipeline.finetune.stage import finetune
 from pipeline.report import show
 from pipeline.results import write_set
 from pipeline.study_file import load_study
-from tests.result_files import record_of, rewrite
 from tests.test_cli import run
 from tests.tiny import (
     TORCH,
     install_tiny_backbone,
     install_trainable_tiny,
+    record_of,
+    rewrite,
     stored_tiny_study,
     write_tiny_study,
 )

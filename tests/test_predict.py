@@ -24,10 +24,12 @@ from pipeline.predict import predict as predict_images
 from pipeline.report import show
 from pipeline.study_file import load_study
 from tests.image_files import grey16, pictures
-from tests.result_files import forbid_writing, record_of, rewrite
 from tests.test_cli import ENGINE, run
 from tests.tiny import (
     TORCH,
+    forbid_writing,
+    record_of,
+    rewrite,
     stored_tiny_study,
     write_images,
     write_tiny_study,

@@ -1,5 +1,10 @@
-"""A study small enough for every test: generated images and an eight-feature backbone."""
+"""A study small enough for every test: generated images and an eight-feature backbone.
 
+And its results as a later run would have left them: with digests that fit.
+"""
+
+import errno
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +13,12 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
+from cache import disk
 from pipeline.data.images import Transform
 from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import extract
+from pipeline.results import read_set, write_set
 from pipeline.study import Study
 from pipeline.study_file import load_study
 
@@ -156,3 +163,35 @@ def write_tiny_study(folder: Path, *, source: int = 40, target: int = 20) -> Pat
         '[store]\npath = "features"\n[backbone.tiny]\n'
     )
     return file
+
+
+def rewrite(
+    file: Path,
+    values: dict | None = None,
+    files: dict[str, bytes] | None = None,
+    *,
+    without: str = "/",
+):
+    """Other values in a record, other files in its set, or none that end so."""
+    found = read_set(file, "stage")
+    kept = {name: digest for name, digest in found.digests.items() if not name.endswith(without)}
+    write_set(file, found.record | (values or {}), files or {}, unchanged=kept)
+
+
+def record_of(file: Path) -> dict:
+    """The values of a record."""
+    return read_set(file, "stage").record
+
+
+def forbid_writing(monkeypatch, folder: Path) -> None:
+    """A folder that may only be read, also for root."""
+    for name in ("open_new", "replace", "unlink", "make_dir"):
+        real = getattr(disk, name)
+
+        def guarded(path, *more, real=real, name=name):
+            inside = folder.resolve() in (path.resolve(), *path.resolve().parents)
+            if inside and not (name == "make_dir" and path.is_dir()):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return real(path, *more)
+
+        monkeypatch.setattr(disk, name, guarded)

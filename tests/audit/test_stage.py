@@ -19,9 +19,8 @@ from pipeline.errors import CheckFailedError
 from pipeline.features.extract import extract
 from pipeline.study_file import load_study
 from tests.data.copies import smooth_study
-from tests.result_files import record_of
 from tests.test_cli import ENGINE, run
-from tests.tiny import TORCH, write_images
+from tests.tiny import TORCH, record_of, write_images
 
 
 def in_role(samples, split, label):

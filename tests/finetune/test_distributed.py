@@ -35,8 +35,7 @@ from pipeline.finetune.loop import train
 from pipeline.finetune.methods import TrainingSettings
 from pipeline.study_file import load_study
 from tests.finetune.jobs import IDENTITY, CutOff, Pictures, small_net, tensors
-from tests.result_files import record_of
-from tests.tiny import TORCH, install_trainable_tiny, write_tiny_study
+from tests.tiny import TORCH, install_trainable_tiny, record_of, write_tiny_study
 
 #: Shares of 3 and 2 rows; of the last batch of one row, one share is empty.
 SETTINGS = TrainingSettings(

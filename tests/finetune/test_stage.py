@@ -19,9 +19,8 @@ from pipeline.features.extract import extract
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.runs import ALPHAS
 from pipeline.finetune.stage import finetune, trend
-from tests.result_files import record_of
 from tests.test_cli import run
-from tests.tiny import TORCH, write_images
+from tests.tiny import TORCH, record_of, write_images
 
 
 def only(*methods, limit=None, image_size=None, device="cpu", **settings):

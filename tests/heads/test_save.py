@@ -22,7 +22,7 @@ from pipeline.heads import HEADS, mlp, save
 from pipeline.heads.base import PREPROCESSING, PreprocessedHead, make_preprocessing
 from pipeline.heads.save import Network, SavedHead, fit_keys, head_folder, load_head, save_head
 from pipeline.heads.search import Fit
-from tests import result_files
+from tests import tiny
 from tests.made_up import made_up_rows
 
 RECIPE = Recipe(
@@ -76,7 +76,7 @@ def test_the_description_comes_back_and_says_whether_it_holds_features_of_patien
     found = load_head(tmp_path / "m" / "model.json")
     assert replace(found, models=()) == replace(head, models=())
     assert found.contains_training_features is keeps
-    values = result_files.record_of(tmp_path / "m" / "model.json")
+    values = tiny.record_of(tmp_path / "m" / "model.json")
     assert values["contains_training_features"] is keeps
 
 
@@ -95,7 +95,7 @@ def test_a_head_of_another_type_is_not_written(head, tmp_path):
 def rewrite(folder, data=None, **values):
     """What somebody could do to both files, with a digest that fits."""
     files = {} if data is None else {"model.safetensors": data}
-    result_files.rewrite(folder / "model.json", values, files)
+    tiny.rewrite(folder / "model.json", values, files)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ import shutil
 import pytest
 
 from pipeline.report.page import STAGES
-from tests.result_files import record_of
 from tests.test_cli import run
-from tests.tiny import install_trainable_tiny, write_images
+from tests.tiny import install_trainable_tiny, record_of, write_images
 
 #: Class names that try to become markup, to leave an attribute, and to turn the text round.
 HOSTILE = ("<script>alert(1)", 'b" onmouseover="x\u202e{{7*7}}')

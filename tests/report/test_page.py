@@ -30,9 +30,8 @@ from pipeline.results import write_set
 from pipeline.study_file import load_study
 from pipeline.words import as_file_name, printable
 from tests.report.conftest import HOSTILE
-from tests.result_files import record_of, rewrite
 from tests.test_cli import run
-from tests.tiny import install_trainable_tiny
+from tests.tiny import install_trainable_tiny, record_of, rewrite
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ENDLESS = {"br", "meta", "img", "link", "hr", "input"}

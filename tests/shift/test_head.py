@@ -19,8 +19,7 @@ from pipeline.shift.head import fit_source
 from pipeline.shift.stage import ShiftOptions, analyse, feature_map
 from pipeline.study_file import load_study
 from tests.made_up import embedded
-from tests.result_files import rewrite
-from tests.tiny import TORCH, stored_tiny_study, write_images
+from tests.tiny import TORCH, rewrite, stored_tiny_study, write_images
 
 SHORT = ShiftOptions(draws=19, seeds=1)
 HEADS = ("linear", "ridge", "lda", "prior")

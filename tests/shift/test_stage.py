@@ -21,8 +21,7 @@ from pipeline.shift.head import fit_source
 from pipeline.shift.stage import SCHEMA, ShiftOptions, analyse
 from pipeline.study_file import load_study
 from pipeline.words import to_jsonable
-from tests.result_files import record_of
-from tests.tiny import TORCH, stored_tiny_study, write_images
+from tests.tiny import TORCH, record_of, stored_tiny_study, write_images
 
 SHORT = ShiftOptions(draws=99, seeds=2)
 ABSENT = '[target.far]\npath = "far"\nlabels = "absent"\ngroup = \'^(p\\d+)\'\n'
