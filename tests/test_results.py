@@ -317,29 +317,28 @@ def test_files_are_only_added_to_the_record_of_the_same_run(tmp_path):
 def test_only_what_dead_processes_left_is_cleared(tmp_path, monkeypatch):
     """At any depth; a file that a living process writes stays.
 
-    So does one of another user's, which cannot be removed in a sticky folder: cleaning is a
-    courtesy, and stops no stage.
+    So does one that cannot be removed: cleaning is a courtesy, and stops no stage.
     """
     (tmp_path / "heads" / "net").mkdir(parents=True)
-    alive, foreign = disk.temporary_name(), disk.temporary_name()
-    dead, foreign = (name.replace(f"-{os.getpid()}-", f"-{DEAD}-") for name in (alive, foreign))
+    alive, stuck = disk.temporary_name(), disk.temporary_name()
+    dead, stuck = (name.replace(f"-{os.getpid()}-", f"-{DEAD}-") for name in (alive, stuck))
     for name in (alive, dead, f"heads/net/{alive}", f"heads/net/{dead}"):
         (tmp_path / name).touch()
     real = disk.unlink
 
     def unlink(path):
-        if path.name == foreign:
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+        if path.name == stuck:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
         real(path)
 
     monkeypatch.setattr(disk, "unlink", unlink)
     disk.prepare(tmp_path)
     stay = {alive, f"heads/net/{alive}"}
     assert left(tmp_path) == stay
-    (tmp_path / foreign).touch()
+    (tmp_path / stuck).touch()
     disk.prepare(tmp_path)
     write_file(tmp_path / "out.csv", b"x")
-    assert left(tmp_path) == stay | {foreign, "out.csv", "out.csv.sha256"}
+    assert left(tmp_path) == stay | {stuck, "out.csv", "out.csv.sha256"}
 
 
 def test_results_are_for_their_owner_alone_and_can_be_checked_anywhere(tmp_path):

@@ -76,15 +76,6 @@ split = "test"
     assert (far.path, far.split, far.table.domain) == (folder, "test", "far")
 
 
-def test_attributes_and_what_to_look_at_are_read(folder):
-    """``true`` makes groups of texts, numbers make bins."""
-    (folder / "a.csv").write_text("patient,sex,age\n")
-    text = GOOD.replace("[target", 'attributes = "a.csv"\n[target')
-    study = load_study(write(folder, text + "[subgroups]\nsex = true\nage = [18, 65.5]"))
-    assert [domain.attributes for domain in study.domains] == [folder / "a.csv", None]
-    assert study.subgroups == (Attribute(name="sex"), Attribute(name="age", edges=(18, 65.5)))
-
-
 def test_an_attribute_that_is_in_no_file_is_refused_with_those_that_are(folder, caplog):
     """Before any stage, by the header alone. If that cannot be read, a warning says why."""
     (folder / "a.csv").write_text("patient,sex\n")

@@ -14,9 +14,7 @@ from numpy.lib import format as npy
 from pipeline.data.images import Transform, decode
 from pipeline.data.sources import read_image, scan
 from pipeline.errors import ImageError, StudyError
-from pipeline.init import write_study
 from pipeline.study import GIVEN, ImageTable, SourceDomain
-from pipeline.study_file import load_study
 from tests.image_files import listed, picture, pictures, png, with_stack
 
 
@@ -35,17 +33,6 @@ def test_each_row_of_a_stack_is_an_image(tmp_path, one_channel):
         expected = decode(png(row), Transform())
         assert (read_image(item).pixels(Transform()) == expected).all()
         assert item.stat.size == Path(item.file).stat().st_size
-
-
-def test_the_parts_of_stacks_are_said_and_written_by_init(tmp_path, caplog):
-    """Test images among those that heads are fitted to must not go unseen."""
-    for name in ("train_a", "train_b", "val_a", "val_b", "test_a", "test_b"):
-        with_stack(tmp_path / "course", f"{name}.npy", pictures(2))
-    assert {item.label for item in listed(tmp_path / "course").items} == {"a", "b"}
-    assert "the data are divided into test, train, val; all are taken" in caplog.text
-    write_study([tmp_path / "course"], tmp_path / "study.toml", ["densenet121"])
-    study = load_study(tmp_path / "study.toml")
-    assert [domain.split for domain in study.domains] == [GIVEN, "test"]
 
 
 def test_the_key_of_a_row_is_its_own(tmp_path):

@@ -197,23 +197,6 @@ def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):
     assert line.endswith(f"slowest: {max(shares, key=shares.get)}")
 
 
-def test_an_image_that_changes_under_way_is_never_filed_under_the_old_key(study_file, monkeypatch):
-    """What is decoded is hashed again; a mismatch is a skip."""
-    study = load_study(study_file)
-    victim = min(Path("here/a").iterdir())
-    load = extract_module.load_samples
-
-    def then_change(*arguments):
-        result = load(*arguments)
-        Image.fromarray(np.full((40, 40), 7, np.uint8)).save(victim)
-        return result
-
-    monkeypatch.setattr(extract_module, "load_samples", then_change)
-    report = extract(study, TORCH)
-    assert counts(report) == (60, 59, 0, 1)
-    assert "changed while the run was under way" in report["skipped"][0]["reason"]
-
-
 def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypatch):
     """The canaries catch what the recipe cannot see."""
     study = load_study(study_file)
