@@ -46,7 +46,7 @@ _DRAWS, _DRAWS_A_TEST, _CLASS_DRAWS = 499, 40, 199
 _STRONGEST = 2
 _LABEL_ADVICE = (
     "A head may be right without looking at the disease. Check how the classes were collected, "
-    "and whether the disease itself causes the difference (it can change the mean grey)"
+    "and whether the disease itself causes the difference (it can change mean grey and file size)"
 )
 _DOMAIN_ADVICE = (
     "The features differ between the domains, so a head may fail on the target. "

@@ -47,6 +47,7 @@ METRICS: Mapping[str, str] = {
 }
 
 
+_MIX = "at the class mix of the target"
 #: By the end of its key, the title and the columns of each table; subgroups have their own.
 _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
     "effects": (
@@ -123,8 +124,10 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
             Column("threshold", "share"),
             Column("sensitivity, %", "percent", interval=True, field="sensitivity"),
             Column("specificity, %", "percent", interval=True, field="specificity"),
-            Column("PPV", "share", "Share of positive calls that are right.", field="ppv"),
-            Column("NPV", "share", "Share of negative calls that are right.", field="npv"),
+            *(
+                Column(name, "share", f"Share of {sign} calls that are right, {_MIX}.", field=field)
+                for name, sign, field in (("PPV", "positive", "ppv"), ("NPV", "negative", "npv"))
+            ),
             Column(
                 "reliable", help="No: corrected without labels, and a score means another risk."
             ),

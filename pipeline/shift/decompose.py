@@ -49,7 +49,7 @@ _TINY = 1e-300
 _THRESHOLD = 0.5
 #: Patients of a group that show how well the head does in it; share of a target that a group may
 #: have of which the source has fewer.
-_FEW_PATIENTS, _FEW_IMAGES = 10, 0.05
+FEW_PATIENTS, _FEW_IMAGES = 10, 0.05
 #: Heads that are fitted to few patients, in each domain.
 _HEADS = 20
 #: Share of a domain's patients that such a head is fitted to, at most, as in five folds.
@@ -113,7 +113,7 @@ def decompose(
         **_by_score(*both),
     }
     for first, second in groupings:
-        if _covers_groups(source, first, second):
+        if not unseen_groups(source, first, second):
             name, members = first.attribute, (first.member, second.member)
             terms = (f"{name}_mix", f"within_{name}")
             effects |= _by_group(both, members, f"by {name}", terms)
@@ -213,13 +213,14 @@ class _Outcome(NamedTuple):
         return np.append(hit.mean(), self.draws.mean(hit))
 
 
-def _covers_groups(source: DomainData, of_source: Grouping, of_target: Grouping) -> bool:
-    """Whether the source shows how well the head does in every larger group of the target."""
+def unseen_groups(source: DomainData, of_source: Grouping, of_target: Grouping) -> list[str]:
+    """Larger groups of the target in which the source does not show how well the head does."""
     share = np.bincount(of_target.member) / len(of_target.member)
-    return all(
-        np.unique(source.group[of_source.member == k]).size >= _FEW_PATIENTS
+    return [
+        of_target.names[k]
         for k in np.flatnonzero(share > _FEW_IMAGES)
-    )
+        if np.unique(source.group[of_source.member == k]).size < FEW_PATIENTS
+    ]
 
 
 def _by_group(

@@ -213,7 +213,8 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
             record = records[target.name]
             record["backbone"] = table.backbone
             about = _about(target, results, study)
-            record["caveats"] = caveats(head.source, target, about)
+            pairs = zip(groups_s, groups.get(target.name, ()), strict=False)
+            record["caveats"] = caveats(head.source, target, about, pairs)
             record["provenance"]["recipes"] = [store.recipe.fingerprint for store in table.stores]
     maps = {
         f"{target.name}/{name}": values

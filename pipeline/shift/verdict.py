@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from pipeline.data.attributes import Grouping
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import OK, CheckResult
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.shift.adapt import BestMethod
-from pipeline.shift.decompose import Effect
+from pipeline.shift.decompose import FEW_PATIENTS, Effect, unseen_groups
 from pipeline.words import counted, percent
 
 _Effects = Mapping[str, Effect]
@@ -50,6 +51,8 @@ _HARD = (
     "source, by {points}"
 )
 _ALIKE = "though the images are not shown to differ"
+#: A marker of one class on the source looks like another scanner or label on the target.
+_SHORTCUT = "a shortcut that the head learnt on the source (see headrace audit)"
 _NO_DISTINCTION = "These numbers do not say which."
 #: The interpretation table; :func:`causes_of` has its rules. The README says which kinds of
 #: shift fit each line.
@@ -65,18 +68,19 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         ),
         "acquisition": Cause(
             f"{_GAP}, and the images differ.",
-            "Possible reasons: images taken in another way (exposure, contrast, device), or "
-            "other kinds of patients.",
+            "Possible reasons: images taken in another way (exposure, contrast, device), other "
+            f"kinds of patients, or {_SHORTCUT}.",
             adds_measures=True,
         ),
         "acquisition_or_labels": Cause(
             f"{_GAP}.",
-            "Possible reasons: images taken in another way, other kinds of patients, or "
-            f"another definition of the label. {_NO_DISTINCTION}",
+            "Possible reasons: images taken in another way, other kinds of patients, another "
+            f"definition of the label, or {_SHORTCUT}. {_NO_DISTINCTION}",
             adds_measures=True,
         ),
         "label_definition": Cause(
-            f"{_GAP}, {_ALIKE}.", "A possible reason: another definition of the label."
+            f"{_GAP}, {_ALIKE}.",
+            f"Possible reasons: another definition of the label, or {_SHORTCUT}.",
         ),
         "label_errors": Cause(
             f"{_HARD}, {_ALIKE}.",
@@ -265,13 +269,27 @@ def verdict_without_labels(
     return sentences
 
 
-def caveats(source: DomainData, target: DomainData, results: Iterable[CheckResult]) -> list[str]:
-    """Sentences on what limits the numbers of one target: few patients, and failed checks."""
+def caveats(
+    source: DomainData,
+    target: DomainData,
+    results: Iterable[CheckResult],
+    groupings: Iterable[tuple[Grouping, Grouping]] = (),
+) -> list[str]:
+    """Sentences on what limits the numbers of one target.
+
+    That is few patients, groups that the source lacks, and failed checks.
+    """
     few = [
         f"The {data.role} has {counted(data.patients, 'patient')}. With so few, intervals are "
         "rough, and a test that finds nothing proves nothing."
         for data in (source, target)
         if data.patients < ROUGH_BELOW
     ]
+    for of_source, of_target in groupings:
+        if unseen := unseen_groups(source, of_source, of_target):
+            few.append(
+                f"By {of_target.attribute}, the source has under {FEW_PATIENTS} patients of "
+                f"{', '.join(unseen)}, so what another mix of these groups costs is not computed."
+            )
     # Which images, the audit says.
     return few + [f"{r.where}: {r.text}." for r in results if r.severity != OK]

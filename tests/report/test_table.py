@@ -10,6 +10,7 @@ import pytest
 from pipeline import report
 from pipeline.evaluation.intervals import TOO_FEW
 from pipeline.report import show
+from pipeline.report.shift import shift as shift_parts
 from pipeline.report.table import (
     Column,
     Detail,
@@ -172,6 +173,15 @@ def test_files_have_the_numbers_of_the_record(records):
     (target,) = records["shift"]["targets"]
     assert [float(row["accuracy"]) for row in rows] == [m["accuracy"] for m in target["adaptation"]]
     assert {row["target"] for row in rows} == {"far"}
+
+
+def test_predictive_values_are_said_to_be_at_the_class_mix_of_the_target(records):
+    """In the rows of the source too, whose own share of positive images may be another."""
+    tables = (p for p in shift_parts(records["shift"]) if isinstance(p, Table))
+    (thresholds,) = (table for table in tables if table.key == "shift_thresholds")
+    helps = {column.name: column.help for column in thresholds.columns}
+    for name in ("PPV", "NPV"):
+        assert helps[name].endswith("right, at the class mix of the target.")
 
 
 def test_what_a_table_of_heads_leaves_open_says_how_many_patients_would_settle_it(records):

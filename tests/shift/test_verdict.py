@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.data.attributes import Grouping
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import OK, WARNING, CheckResult
 from pipeline.shift.adapt import BestMethod
@@ -73,6 +74,12 @@ def test_an_effect_names_its_cause_and_an_unsure_one_nothing(cause):
     conclusion = said(differ, best=best, **{name: unsure})
     assert conclusion.causes == ()
     assert conclusion.sentences[1] == "No cause is shown: the effects do not single one out."
+
+
+def test_a_head_that_does_not_transfer_may_have_learnt_a_shortcut():
+    """A marker of one class on the source: the loss is then that of another label or scanner."""
+    for cause, (effect, *_) in CASES.items():
+        assert ("a shortcut" in CAUSES[cause].fits) == (effect == "transfer_gap")
 
 
 MIX = {"class_mix": LOSS, "transfer_gap": LOSS}
@@ -177,6 +184,22 @@ def test_few_patients_and_what_checks_found_are_caveats():
     first, second = caveats(source, target.take(np.arange(4)), [fine, shared])
     assert first.startswith("The target has 4 patients")
     assert second == "source and b: 1 patient id."
+
+
+def test_a_group_that_the_source_lacks_is_a_caveat():
+    """Else it would be silent that the mix of groups is not among the effects."""
+    people = DomainData(name="x", role="x", group=np.arange(100))
+    of_source, of_target = (
+        Grouping(attribute="age", names=("old", "young"), member=np.arange(100) // young)
+        for young in (9, 50)
+    )
+    of_source = replace(of_source, member=of_source.member.clip(max=1))
+    groups = [(of_source, of_target)]
+    (sentence,) = caveats(people, people, [], groups)
+    assert sentence.startswith(
+        "By age, the source has under 10 patients of old, so what another mix"
+    )
+    assert caveats(people, people, [], [(of_target, of_source)]) == []
 
 
 @pytest.mark.parametrize(
