@@ -197,6 +197,15 @@ def test_what_a_table_of_heads_leaves_open_says_how_many_patients_would_settle_i
     assert "or that it is below one point: mlp 1,240." in text
 
 
+def test_points_are_explained_where_there_are_points(records):
+    """Without lp no method has any, and those against a head are the method minus the head."""
+    assert "Points: accuracy minus that of lp" in show("finetune", records["finetune"])
+    for domain in records["finetune"]["backbones"][0]["domains"]:
+        for row in domain["rows"]:
+            row["differences"].pop("lp", None)
+    assert "minus that of lp" not in show("finetune", records["finetune"])
+
+
 @pytest.mark.parametrize("stage", ["heads", "finetune"])
 @pytest.mark.parametrize(("patients", "is_rare"), [([40, 10], False), ([40, 9], True)])
 def test_a_class_of_few_patients_is_named_below_its_table(records, stage, patients, is_rare):
