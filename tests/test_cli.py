@@ -398,16 +398,19 @@ def test_doctor_says_what_is_here(study_file):
     assert "efficientnet-lite0" in found["weights of efficientnet_lite0"]
 
 
-def test_a_name_that_is_not_utf8_goes_through_everything(study_file):
-    """Shown with backslashes, as what could drive a terminal; stored, exported."""
-    os.rename(min(Path("here/a").iterdir()), b"here/a/p1000_\xff.png")
+def test_a_strange_name_goes_through_everything(study_file):
+    """No UTF-8, a line break, 255 bytes: stored, exported; what drives a terminal is escaped."""
+    names = (b"p1000_\xff.png", b"p1000_\n.png", b"p1000_" + b"n" * 245 + b".png")
+    for file, name in zip(sorted(Path("here/a").iterdir()), names, strict=False):
+        os.rename(file, b"here/a/" + name)
     for name in ("p1_bad\udcfe.png", "p1_\x1b[31m.png"):
         Path("here/a", name).write_text("no image")
     out = run("features", study_file, *ENGINE).stdout
+    assert "60 computed" in out
     assert "\x1b" not in out
     for name in ("p1_bad\\udcfe.png", "p1_\\x1b[31m.png"):
         assert name in out
-    run("cache", "export", study_file, "out.h5")
+    assert "60 rows" in run("cache", "export", study_file, "out.h5").stdout
 
 
 def test_a_damaged_memory_of_weights_founds_no_store(study_file):

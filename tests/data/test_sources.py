@@ -193,18 +193,6 @@ def test_a_loop_of_links_ends(root, target):
     assert listing.ignored["folder reached twice"] == 1
 
 
-@posix_only
-@pytest.mark.parametrize("name", [b"\xff\xfe.jpg", b"new\nline.jpg", b"n" * 251 + b".jpg"])
-def test_a_strange_name_survives(root, name):
-    """Bytes that are no UTF-8, a newline, 255 bytes: the path leads back to the file."""
-    try:
-        Path(os.fsdecode(os.fsencode(root / "normal") + b"/" + name)).write_bytes(jpeg())
-    except OSError as cause:
-        pytest.skip(f"this file system refuses the name: {cause}")
-    item = next(i for i in listed(root).items if os.fsencode(i.path) == b"normal/" + name)
-    assert read_image(item).key == hashlib.sha256(jpeg()).digest()
-
-
 def test_a_class_without_an_image_is_named_with_what_it_holds(root, tmp_path):
     """An empty class is a mistake; films of another format, and links out, are its reason."""
     (root / "tuberculosis").mkdir()
