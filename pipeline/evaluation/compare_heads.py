@@ -301,13 +301,13 @@ def clinical(data: DomainData, drawn: PatientDraws) -> dict[str, Any] | None:
         for metric in ("sensitivity", "specificity")
     )
     (l1, u1), (l0, u0) = sensitivity.bounds(), specificity.bounds()
-    hit, spared = sensitivity.estimate, specificity.estimate
+    sens, spec = sensitivity.estimate, specificity.estimate
     low, high = mean_bounds(label - positive, drawn)
     off = {"estimate": float((label - positive).mean()), "low": low, "high": high}
     return {
         "net_benefit": curve,
-        "lr_positive": _ratio((hit, l1, u1), (1 - spared, 1 - u0, 1 - l0)),
-        "lr_negative": _ratio((1 - hit, 1 - u1, 1 - l1), (spared, l0, u0)),
+        "lr_positive": _ratio((sens, l1, u1), (1 - spec, 1 - u0, 1 - l0)),
+        "lr_negative": _ratio((1 - sens, 1 - u1, 1 - l1), (spec, l0, u0)),
         "observed_minus_predicted": off,
     }
 

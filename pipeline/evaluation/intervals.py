@@ -78,32 +78,36 @@ class Interval:
         return {"estimate": self.estimate, "low": self.low, "high": self.high}
 
 
-def wilson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
+def wilson(successes: float, n: float, *, z: float = Z) -> tuple[float, float]:
     """Score interval of a rate of ``n`` independent trials (Wilson 1927).
 
     Args:
-        hits: 0 to ``n``; both may be fractions, since ``n`` may be an effective number.
+        successes: 0 to ``n``; both may be fractions, since ``n`` may be an effective number.
         n: Number of trials, above 0.
         z: Half the width in standard errors.
     """
-    rate, centre = hits / n, (hits + z * z / 2) / (n + z * z)
+    rate, centre = successes / n, (successes + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * np.sqrt(n * rate * (1 - rate) + z * z / 4)
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
-def clopper_pearson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
+def clopper_pearson(successes: float, n: float, *, z: float = Z) -> tuple[float, float]:
     """Exact interval of a rate, with at least the nominal coverage (Clopper and Pearson 1934).
 
     Args:
-        hits: 0 to ``n``, see :func:`wilson`.
+        successes: 0 to ``n``, see :func:`wilson`.
         n: Number of trials, above 0.
         z: Quantile of the normal law that has the level of the interval.
     """
     tail = float(scipy.special.ndtr(-z))
-    low = float(scipy.special.betaincinv(hits, n - hits + 1, tail)) if hits > _ROUNDING else 0.0
+    low = (
+        float(scipy.special.betaincinv(successes, n - successes + 1, tail))
+        if successes > _ROUNDING
+        else 0.0
+    )
     high = (
-        float(scipy.special.betaincinv(hits + 1, n - hits, 1 - tail))
-        if n - hits > _ROUNDING
+        float(scipy.special.betaincinv(successes + 1, n - successes, 1 - tail))
+        if n - successes > _ROUNDING
         else 1.0
     )
     return low, high
@@ -175,8 +179,8 @@ class Rate:
         """
         if not self._is_defined():
             return float("nan"), float("nan")
-        hits = self.estimate * self.trials
-        low, high = clopper_pearson(hits, self.trials, z=z)
+        successes = self.estimate * self.trials
+        low, high = clopper_pearson(successes, self.trials, z=z)
         return self.reported(low), self.reported(high)
 
     def interval(self) -> Interval:
@@ -214,9 +218,9 @@ def rate_of(statistic: WeightedStatistic, group: NDArray[Any], *strata: NDArray[
     return rates_of(group, {None: (statistic, strata or (group,))})[None]
 
 
-def rate_interval(hit: NDArray[np.bool_], group: NDArray[Any]) -> Interval:
-    """The rate of ``hit``, shape ``(n,)``, of images of these patients, with its interval."""
-    return rate_of(weighted_mean(hit), group).interval()
+def rate_interval(event: NDArray[np.bool_], group: NDArray[Any]) -> Interval:
+    """The rate of ``event``, shape ``(n,)``, in images of these patients, with its interval."""
+    return rate_of(weighted_mean(event), group).interval()
 
 
 def by_patient(method: str, group: NDArray[Any]) -> str:

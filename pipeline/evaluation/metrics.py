@@ -88,12 +88,12 @@ def _weighted_average_precision(
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         w = weights[:, order]
-        hits = np.add.reduceat(w * sign, starts, axis=1)
+        true_positives = np.add.reduceat(w * sign, starts, axis=1)
         called = np.cumsum(np.add.reduceat(w, starts, axis=1), axis=1)
         # Before the first row of the draw nothing is predicted positive, so precision is 0 / 0.
-        precision = np.cumsum(hits, axis=1) / np.where(called > 0, called, 1)
-        area = (hits * precision).sum(axis=1)
-        positives = hits.sum(axis=1)
+        precision = np.cumsum(true_positives, axis=1) / np.where(called > 0, called, 1)
+        area = (true_positives * precision).sum(axis=1)
+        positives = true_positives.sum(axis=1)
         return _ratio(area, positives, where=(positives > 0) & (positives < called[:, -1]))
 
     return statistic

@@ -119,8 +119,8 @@ def train(  # noqa: C901, PLR0915
                 (loss * factor).backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(trained, CLIP)
                 optimiser.step()
-                hits = (main_logits(output).argmax(1) == labels).double().mean()
-                tally = torch.stack([loss.detach().double(), hits, torch.ones_like(hits)])
+                correct = (main_logits(output).argmax(1) == labels).double().mean()
+                tally = torch.stack([loss.detach().double(), correct, torch.ones_like(correct)])
                 totals += parallel.sum_over_processes(tally * (len(labels) if factor else 0))
                 now.step += 1
                 now.seconds = before + time.perf_counter() - start
@@ -227,11 +227,11 @@ def _epoch_row(
 ) -> EpochRow:
     """The row of the epoch that was just trained, with its validation; it is logged."""
     validation_loss, validation_accuracy = _score(model, validation, settings)
-    loss, hits, images = now.totals
+    loss, correct, images = now.totals
     row = EpochRow(
         epoch=now.epoch,
         fit_loss=loss / images,
-        fit_accuracy=hits / images,
+        fit_accuracy=correct / images,
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
         seconds=now.seconds,
@@ -257,8 +257,8 @@ def _score(model: nn.Module, examples: Examples, settings: TrainingSettings) -> 
             losses = cross_entropy(logits.double(), labels, reduction="sum")
             right = (logits.argmax(1) == labels).double().sum()
             totals += torch.stack([losses, right])
-    loss, hits = parallel.sum_over_processes(totals).tolist()
-    return loss / len(examples), hits / len(examples)
+    loss, correct = parallel.sum_over_processes(totals).tolist()
+    return loss / len(examples), correct / len(examples)
 
 
 def _finite(totals: Tensor, epoch: int) -> list[float]:

@@ -118,7 +118,7 @@ def _train(
     rows, truths = to_device(X), to_device(np.eye(classes, dtype=np.float32)[y])
     curves = defaultdict(list)
     for _ in range(epochs):
-        loss, hits = 0.0, 0.0
+        loss, correct = 0.0, 0.0
         order = rng.permutation(len(X))
         # Bytes, because as numbers the masks of 200,000 rows would be as large as the rows.
         masks = [rng.integers(0, 256, (len(X), width), np.uint8) for width in widths[1:-1]]
@@ -134,8 +134,8 @@ def _train(
                 optimiser.step()
                 of_label = xp.sum(proba * truth[step], axis=1)
                 loss -= xp.sum(xp.log(of_label + _TINY))
-                hits += xp.sum(of_label == xp.amax(proba, axis=1))
-        noted = {"fit": (float(loss) / len(X), float(hits) / len(X))}
+                correct += xp.sum(of_label == xp.amax(proba, axis=1))
+        noted = {"fit": (float(loss) / len(X), float(correct) / len(X))}
         if validation is not None:
             noted["validation"] = _loss_and_accuracy(network.layers(), *validation)
         for name, (mean_loss, accuracy) in noted.items():

@@ -397,7 +397,7 @@ def score(
     """
     target = target.with_(label=sealed.unseal(plan.digest()))
     draws = draw_patients(target.group, np.random.default_rng(6), draws=plan.draws)
-    rates = {name: _hit_rates(table, target) for name, table in predicted.items()}
+    rates = {name: _accuracy_by_image(table, target) for name, table in predicted.items()}
     baseline = rates.pop(_BASELINE)
     rows = _compare_methods(predicted, baseline, target, draws)
     few_shot = _k_shot(model, target, plan)
@@ -452,13 +452,13 @@ def _compare_methods(
 
     Returns:
         ``method``; ``accuracy`` and ``auroc``, means over the splits (None where a class is
-        absent); ``difference`` of the accuracy to the baseline's, whose hit rates are
-        ``baseline``, None for the baseline itself; ``target_labels``: whether labels of the target
+        absent); ``difference`` of the accuracy to the baseline's, which is ``baseline``
+        by image, None for the baseline itself; ``target_labels``: whether labels of the target
         were used.
     """
     rows: list[_Record] = []
     for name, table in tables.items():
-        rate = _hit_rates(table, target)
+        rate = _accuracy_by_image(table, target)
         aurocs = [metric("auroc", target.get_label(), proba) for proba in table]
         difference = None
         if name != _BASELINE:
@@ -503,6 +503,6 @@ def _best_method(
     return BestMethod(method=best, before=before, estimate=corrected, low=low, high=high, p=p)
 
 
-def _hit_rates(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:
+def _accuracy_by_image(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:
     """Share of the splits in which each image is right, shape (n,)."""
     return np.asarray((table.argmax(axis=2) == target.get_label()).mean(axis=0))

@@ -208,9 +208,9 @@ class _Outcome(NamedTuple):
     def rate(self) -> _Rate:
         return float(self.wrong.mean()), self.data.patients
 
-    def means(self, hit: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def means(self, event: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Of all rows, then of each draw, shape ``(1 + B,)``."""
-        return np.append(hit.mean(), self.draws.mean(hit))
+        return np.append(event.mean(), self.draws.mean(event))
 
 
 def unseen_groups(source: DomainData, of_source: Grouping, of_target: Grouping) -> list[str]:

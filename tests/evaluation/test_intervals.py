@@ -20,49 +20,49 @@ from pipeline.evaluation.metrics import METRICS, weighted_mean
 from tests.evaluation import coverage as simulated
 from tests.evaluation.coverage import PATIENTS, WORLDS, coverage
 
-HITS = [(0, 5), (5, 5), (340, 400), (320, 400), (1, 3)]
+SUCCESSES = [(0, 5), (5, 5), (340, 400), (320, 400), (1, 3)]
 
 
-def right_of(hits, n, size=1):
+def right_of(successes, n, size=1):
     """``n`` patients with ``size`` images each, all right or all wrong, and their ids."""
-    return np.repeat(np.arange(n) < hits, size), np.repeat(np.arange(n), size)
+    return np.repeat(np.arange(n) < successes, size), np.repeat(np.arange(n), size)
 
 
-def rate(hits, n, size=1):
-    hit, group = right_of(hits, n, size)
+def rate(successes, n, size=1):
+    hit, group = right_of(successes, n, size)
     return rate_of(weighted_mean(hit), group)
 
 
-@pytest.mark.parametrize(("hits", "n"), HITS)
+@pytest.mark.parametrize(("successes", "n"), SUCCESSES)
 @pytest.mark.parametrize("level", [0.95, 0.8])
-def test_intervals_of_independent_trials_equal_other_code(hits, n, level):
+def test_intervals_of_independent_trials_equal_other_code(successes, n, level):
     """Those of scipy; of a trial and a half, what defines them: a score, and tails of a Beta."""
     z = norm.isf((1 - level) / 2)
     for ours, method in ((wilson, "wilson"), (clopper_pearson, "exact")):
-        expected = binomtest(hits, n).proportion_ci(confidence_level=level, method=method)
-        assert ours(hits, n, z=z) == pytest.approx(tuple(expected), abs=1e-12)
+        expected = binomtest(successes, n).proportion_ci(confidence_level=level, method=method)
+        assert ours(successes, n, z=z) == pytest.approx(tuple(expected), abs=1e-12)
     n += 0.5
-    for end in wilson(hits, n, z=z):
+    for end in wilson(successes, n, z=z):
         if 0 < end < 1:
-            assert (hits / n - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n)
-    low, high = clopper_pearson(hits, n, z=z)
+            assert (successes / n - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n)
+    low, high = clopper_pearson(successes, n, z=z)
     tail = (1 - level) / 2
-    assert low == pytest.approx(beta.ppf(tail, hits, n - hits + 1) if hits else 0.0)
-    assert high == pytest.approx(beta.isf(tail, hits + 1, n - hits))
+    assert low == pytest.approx(beta.ppf(tail, successes, n - successes + 1) if successes else 0.0)
+    assert high == pytest.approx(beta.isf(tail, successes + 1, n - successes))
 
 
 @pytest.mark.parametrize(
-    ("hits", "n", "size"), [*((*one, 1) for one in HITS), (30, 40, 5), (40, 40, 5)]
+    ("successes", "n", "size"), [*((*one, 1) for one in SUCCESSES), (30, 40, 5), (40, 40, 5)]
 )
-def test_the_trials_are_the_patients_where_their_images_agree(hits, n, size):
+def test_the_trials_are_the_patients_where_their_images_agree(successes, n, size):
     """The textbook's interval of one image each; five of a patient, all alike, count once."""
-    of_hits = rate(hits, n, size)
-    found = of_hits.interval()
-    assert of_hits.trials == pytest.approx(n)
-    assert (found.low, found.high) == pytest.approx(clopper_pearson(hits, n))
-    assert (found.estimate, found.images, found.patients) == (hits / n, n * size, n)
+    of_images = rate(successes, n, size)
+    found = of_images.interval()
+    assert of_images.trials == pytest.approx(n)
+    assert (found.low, found.high) == pytest.approx(clopper_pearson(successes, n))
+    assert (found.estimate, found.images, found.patients) == (successes / n, n * size, n)
     assert found.method == "Clopper-Pearson" + (size > 1) * " by patient"
-    assert rate_interval(*right_of(hits, n, size)) == found
+    assert rate_interval(*right_of(successes, n, size)) == found
 
 
 def test_images_that_do_not_resemble_each_other_count_nearly_one_by_one():
@@ -134,8 +134,8 @@ def test_a_difference_of_independent_rates_is_newcombes():
     second = replace(second, influence=np.append(np.zeros(70), second.influence))
     level = 1 - 2 * norm.sf(t.isf(0.025, 69))
     (l1, u1), (l2, u2) = (
-        binomtest(hits, n).proportion_ci(confidence_level=level, method="wilson")
-        for hits, n in ((56, 70), (48, 80))
+        binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
+        for successes, n in ((56, 70), (48, 80))
     )
     expected = (0.2 - np.hypot(0.8 - l1, u2 - 0.6), 0.2 + np.hypot(u1 - 0.8, 0.6 - l2))
     assert difference_bounds(first, second) == pytest.approx(expected, abs=1e-3)
@@ -154,10 +154,10 @@ def test_a_difference_of_what_moves_together_is_narrow():
     assert high - low < 0.6 * (unrelated[1] - unrelated[0])
 
 
-@pytest.mark.parametrize(("n", "hits"), [(60, 60), (60, 54), (60, 30), (1000, 500)])
-def test_a_head_against_itself_may_yet_differ(n, hits):
+@pytest.mark.parametrize(("n", "successes"), [(60, 60), (60, 54), (60, 30), (1000, 500)])
+def test_a_head_against_itself_may_yet_differ(n, successes):
     """On none of n patients, so on 3.8 of them for all that is known (Wilson's bound)."""
-    one = rate(hits, n)
+    one = rate(successes, n)
     low, high = difference_bounds(one, one)
     assert high == -low >= wilson(0, n)[1] - 1e-12
 

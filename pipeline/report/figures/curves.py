@@ -87,8 +87,11 @@ def _roc(positive: NDArray[np.bool_], score: NDArray[Any], name: str) -> _Curve:
         return np.empty(0), np.empty(0), f"{name}: one class only", ()
     order = np.argsort(-score, kind="stable")
     last = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]  # of each score
-    hits = np.r_[0, np.cumsum(positive[order])[last]]
-    false, true = (np.r_[0, last + 1] - hits) / (~positive).sum(), hits / positive.sum()
+    true_positives = np.r_[0, np.cumsum(positive[order])[last]]
+    false, true = (
+        (np.r_[0, last + 1] - true_positives) / (~positive).sum(),
+        true_positives / positive.sum(),
+    )
     chosen = score > 1 / 2
     mark = (float(chosen[~positive].mean()), float(chosen[positive].mean()))
     return false, true, f"{np.diff(false) @ (true[1:] + true[:-1]) / 2:.3f}  {name}", [mark]
