@@ -20,7 +20,7 @@ from cache import disk
 from pipeline.errors import MissingResultsError, ResultsError
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_SEALED = re.compile(rb'(.*),\n "sha256": "([0-9a-f]{64})"\n}', re.DOTALL)
+_WITH_CHECKSUM = re.compile(rb'(.*),\n "sha256": "([0-9a-f]{64})"\n}', re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def read_set(file: Path, stage: str) -> ResultSet:
     except OSError as cause:
         raise ResultsError(f"{file} cannot be read ({cause.strerror or cause}): {again}") from cause
     try:
-        record = _unseal(data)
+        record = _without_checksum(data)
         digests = dict(record.pop("files"))
     except (ValueError, KeyError, TypeError, RecursionError) as cause:
         raise ResultsError(
@@ -110,11 +110,11 @@ def write_set(
         SHA-256 by name, including the record.
     """
     digests = {**unchanged, **{name: _sha256(data) for name, data in files.items()}}
-    sealed = _with_checksum(json.dumps({**record, "files": digests}, indent=1, allow_nan=False))
-    contents = {file.parent / name: data for name, data in files.items()} | {file: sealed}
+    written = _with_checksum(json.dumps({**record, "files": digests}, indent=1, allow_nan=False))
+    contents = {file.parent / name: data for name, data in files.items()} | {file: written}
     disk.write_all_atomic(contents)
     _clear(file.parent, owned, {file.parent / name for name in digests})
-    return {**digests, file.name: _sha256(sealed)}
+    return {**digests, file.name: _sha256(written)}
 
 
 def add_files(
@@ -145,10 +145,10 @@ def _with_checksum(text: str) -> bytes:
     return body + f',\n "sha256": "{_sha256(body)}"\n}}'.encode()
 
 
-def _unseal(data: bytes) -> dict[str, Any]:
+def _without_checksum(data: bytes) -> dict[str, Any]:
     """Parse such a text; a ValueError if its digest differs."""
-    sealed = _SEALED.fullmatch(data)
-    if sealed is None or _sha256(sealed[1]) != sealed[2].decode():
+    match = _WITH_CHECKSUM.fullmatch(data)
+    if match is None or _sha256(match[1]) != match[2].decode():
         raise ValueError("its SHA-256 differs")
     record: dict[str, Any] = json.loads(data)
     del record["sha256"]

@@ -14,7 +14,7 @@ from pipeline.errors import ExportError, PipelineError
 from pipeline.explain import ActivationMaps, explain, mass_shares
 from pipeline.features.backbones import BACKBONES, spec_of
 from pipeline.features.extract import extract
-from pipeline.features.frozen import Frozen, build
+from pipeline.features.frozen import FeatureExtractor, build
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import assemble
 from pipeline.finetune.stage import finetune
@@ -149,7 +149,7 @@ def test_every_backbone_has_maps(name, tmp_path):
     torch.save(reference(name).state_dict(), file)
     spec = spec_of(name)
     for layer, dim in {"": spec.dim, **spec.layers}.items():
-        adds_up(Frozen(build(name, file), spec.transform, [layer]), 224, dim)
+        adds_up(FeatureExtractor(build(name, file), spec.transform, [layer]), 224, dim)
     assembly = assemble("full", name, file, transform=spec.transform, classes=2, seed=0)
     assembly.state()
     whole = assembly.whole.eval()

@@ -77,13 +77,13 @@ MASKED: Mapping[str, tuple[str, str]] = MappingProxyType(
 class ShortcutTest:
     """One test, before its p is adjusted.
 
-    A positive test supports its ``claim``. It is a warning with ``advice`` if the AUC of all
+    A positive test supports its ``hypothesis``. It is a warning with ``advice`` if the AUC of all
     images, or the ``strongest`` inside a class, reaches ``high``, unless that is ``expected``.
     """
 
     check: str
     where: str
-    claim: str
+    hypothesis: str
     result: Separability | StudyError
     high: float = _HIGH_LABEL_AUC
     advice: str = _LABEL_ADVICE
@@ -111,14 +111,14 @@ def _check_result(test: ShortcutTest, result: Separability, p: float, tests: int
     strong = shown and max(auc.estimate, test.strongest) > test.high and not test.expected
     unsure = not shown and auc.low <= 1 / 2 and auc.high > _HIGH_DOMAIN_AUC
     if shown:
-        sentence = f"{test.claim}: {text}{test.expected and f'; {test.expected}'}"
+        sentence = f"{test.hypothesis}: {text}{test.expected and f'; {test.expected}'}"
     elif unsure:
-        sentence = f"there are too few patients to say whether {test.claim}: {text}"
+        sentence = f"there are too few patients to say whether {test.hypothesis}: {text}"
     elif auc.low > 1 / 2:
-        sentence = f"it is not shown that {test.claim}: {text}; p {p:.2f}, adjusted for "
+        sentence = f"it is not shown that {test.hypothesis}: {text}; p {p:.2f}, adjusted for "
         sentence += counted(tests, "test")
     else:
-        sentence = f"there is no sign that {test.claim}: {text}"
+        sentence = f"there is no sign that {test.hypothesis}: {text}"
     return CheckResult(
         check=test.check,
         severity=WARNING if strong else NOTE if shown or unsure else OK,
@@ -149,7 +149,7 @@ def _domain_test(table: FeatureTable, name: str, *, draws: int = _DRAWS) -> Shor
     common: dict[str, Any] = {
         "check": "domain",
         "where": f"{SOURCE} and {name}",
-        "claim": f"a classifier separates the two domains by the features of {table.backbone}",
+        "hypothesis": f"a classifier separates the two domains by the features of {table.backbone}",
     }
     target = table.domain(name)
     try:
@@ -188,15 +188,17 @@ def measure_tests(samples: Samples, measures: NDArray[Any]) -> list[Job]:
     """
     jobs: list[Job] = []
     for name, rows in labelled_domains(samples):
-        claim = f"the label can be predicted from {_MEASURES}"
-        claim += _strongest_measures(measures[rows], samples.label[rows])
+        hypothesis = f"the label can be predicted from {_MEASURES}"
+        hypothesis += _strongest_measures(measures[rows], samples.label[rows])
         data = _measure_matrix(measures[rows]), samples.label[rows], samples.group[rows]
-        jobs.append(partial(_shortcut_test, _label_claim(samples, MEASURES, name, claim), *data))
+        jobs.append(
+            partial(_shortcut_test, _label_test(samples, MEASURES, name, hypothesis), *data)
+        )
     for name in _targets(samples):
         about = {
             "check": "domain from file properties",
             "where": f"{SOURCE} and {name}",
-            "claim": f"the domain can be predicted from {_MEASURES}",
+            "hypothesis": f"the domain can be predicted from {_MEASURES}",
             "high": _HIGH_DOMAIN_AUC,
             "advice": _STORE_ALIKE,
         }
@@ -216,11 +218,11 @@ def mask_tests(samples: Samples, features: NDArray[np.floating], mask: str) -> l
         mask: An entry of ``MASKED``.
     """
     check, rest = MASKED[mask]
-    claim = f"the label can be predicted from {rest}"
+    hypothesis = f"the label can be predicted from {rest}"
     return [
         partial(
             _shortcut_test,
-            _label_claim(samples, check, domain, claim),
+            _label_test(samples, check, domain, hypothesis),
             *(features[rows], samples.label[rows], samples.group[rows]),
         )
         for domain, rows in labelled_domains(samples)
@@ -236,11 +238,11 @@ def untested(samples: Samples, checks: Sequence[str]) -> list[CheckResult]:
     ]
 
 
-def _label_claim(samples: Samples, check: str, domain: str, claim: str) -> dict[str, str]:
+def _label_test(samples: Samples, check: str, domain: str, hypothesis: str) -> dict[str, str]:
     words = (re.split(r"[\s_-]+", name.lower()) for name in samples.classes)
     parts = sum(not _WHOLE_IMAGE.isdisjoint(name) for name in words)
     expected = "expected of classes that are parts of the body" if parts > 1 else ""
-    return {"check": check, "where": domain, "claim": claim, "expected": expected}
+    return {"check": check, "where": domain, "hypothesis": hypothesis, "expected": expected}
 
 
 def _shortcut_test(

@@ -232,7 +232,7 @@ def split_by_patient(
         if len(mixture) > 1 and share * len(patients) < 1:
             rare += patients
         else:
-            held_out.update(patients[: _cut([images[p] for p in patients], share)])
+            held_out.update(patients[: _count_held_out([images[p] for p in patients], share)])
     rare.sort(key=lambda patient: _draw(seed, patient))
     held_out |= _by_rarest_class(rare, classes, held_out, share)
     split = np.array([VALIDATION if patient in held_out else FIT for patient in group])
@@ -240,7 +240,7 @@ def split_by_patient(
     return split
 
 
-def _cut(sizes: list[int], share: float) -> int:
+def _count_held_out(sizes: list[int], share: float) -> int:
     """How many of the first patients come closest to the share; at least one is not held out."""
     filled = np.cumsum(sizes)
     best = int(np.abs(filled - share * filled[-1]).argmin()) + 1

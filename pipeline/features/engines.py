@@ -35,13 +35,13 @@ from pipeline.features.decoding import Batch
 from pipeline.words import first_line
 
 if TYPE_CHECKING:
-    from pipeline.features.frozen import Frozen
+    from pipeline.features.frozen import FeatureExtractor
 
 _LOG = logging.getLogger(__name__)
 Features = NDArray[np.float32]
 Wait = Callable[[], Features]
 #: Builds the network; an engine calls it only if necessary, because it imports torch.
-Build = Callable[[], "Frozen"]
+Build = Callable[[], "FeatureExtractor"]
 #: The two files of an OpenVINO network: graph and constants.
 _Converted = tuple[bytes, bytes]
 _FORMAT = 4
@@ -387,7 +387,7 @@ def _load(file: Path, key: Mapping[str, Any]) -> _Converted | None:
     return (body[:size], body[size:]) if intact and values == key else None
 
 
-def _convert(network: "Frozen", batch_size: int) -> _Converted:
+def _convert(network: "FeatureExtractor", batch_size: int) -> _Converted:
     """The network in OpenVINO's form, as files: reading them gives the same rounding each time."""
     import torch
 

@@ -111,8 +111,10 @@ class Views(nn.Module):
         return torch.stack(views, 1).flatten(0, 1).clamp(0, 255).permute(0, 2, 3, 1)
 
 
-class Frozen(nn.Module):
-    """Makes views and normalises inside the graph, so that only bytes travel to the device.
+class FeatureExtractor(nn.Module):
+    """A frozen network from uint8 pixels to features.
+
+    Views and normalisation are part of its graph, so that only bytes travel to the device.
 
     Args:
         network: From float32 images ``(n, 3, size, size)`` to features ``(n, ...)``.

@@ -33,7 +33,7 @@ from pipeline.words import are, counted, have
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.features.frozen import Frozen
+    from pipeline.features.frozen import FeatureExtractor
 
 _LOG = logging.getLogger(__name__)
 #: Stage 1 writes its report here, below the study's results; later stages read it.
@@ -221,7 +221,7 @@ def recipe_of(choice: BackboneChoice, weights_digest: str) -> Recipe:
 
 def frozen_network(
     choice: BackboneChoice, recipe: Recipe | None = None, *, layers: Sequence[str] | None = None
-) -> "Frozen":
+) -> "FeatureExtractor":
     """The network that an engine runs: uint8 pixels in, features out.
 
     Args:
@@ -232,12 +232,14 @@ def frozen_network(
     Raises:
         WeightsError: The weights are missing, do not fit, or are not those of the recipe.
     """
-    from pipeline.features.frozen import Frozen, build
+    from pipeline.features.frozen import FeatureExtractor, build
 
     network = build(choice.network.name, weights_file(choice.name, choice.weights))
     if recipe:
         check_weights(network, recipe)
-    return Frozen(network, transform_of(choice), [choice.layer] if layers is None else layers)
+    return FeatureExtractor(
+        network, transform_of(choice), [choice.layer] if layers is None else layers
+    )
 
 
 def check_weights(network: "torch.nn.Module", recipe: Recipe) -> None:

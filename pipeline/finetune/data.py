@@ -28,7 +28,7 @@ from pipeline.errors import ImageError, NoImagesError
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import fill_stores
-from pipeline.features.frozen import Frozen
+from pipeline.features.frozen import FeatureExtractor
 from pipeline.finetune.distributed import Group
 from pipeline.finetune.methods import TrainingSettings
 from pipeline.progress import Progress
@@ -137,7 +137,7 @@ def stored_rows(
     store: FeatureStore,
     samples: Samples,
     *,
-    build: Callable[[], Frozen],
+    build: Callable[[], FeatureExtractor],
     transform: Transform,
     engine: EngineChoice,
     device: str,

@@ -28,7 +28,7 @@ from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.metrics import Proba, score
 from pipeline.features.backbones import spec_of, transform_of, weights_file
 from pipeline.features.engines import EngineChoice
-from pipeline.features.frozen import Frozen, build
+from pipeline.features.frozen import FeatureExtractor, build
 from pipeline.features.load import check_weights, store_for
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints
@@ -208,11 +208,11 @@ class Experiment:
             barrier(self.device)
         return rows
 
-    def _frozen(self, recipe: Recipe, *, at_cut: bool) -> Frozen:
+    def _frozen(self, recipe: Recipe, *, at_cut: bool) -> FeatureExtractor:
         network = build(self.choice.name, weights_file(self.choice.name, self.choice.weights))
         check_weights(network, recipe)
         part = cut_of(self.choice.name).split(network)[0] if at_cut else network
-        return Frozen(part, self.transform)
+        return FeatureExtractor(part, self.transform)
 
     def rows(self, split: str) -> NDArray[np.intp]:
         """Row numbers of the samples of a split."""

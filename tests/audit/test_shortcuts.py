@@ -126,7 +126,9 @@ def judged(values, others=0, **given):
             estimate=auc, low=low, high=end, images=200, patients=200, method="permutation"
         )
         result = Separability(auc=interval, p=p)
-        return ShortcutTest(check="border", where="x", claim="it shows", result=result, **given)
+        return ShortcutTest(
+            check="border", where="x", hypothesis="it shows", result=result, **given
+        )
 
     result, *_ = results_of([test(*values, **given)] + others * [test(0.5, 0.4, 0.6, 0.5)])
     return result

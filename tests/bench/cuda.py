@@ -147,7 +147,7 @@ def correctness(options: argparse.Namespace) -> None:
     """The features of each precision on the device, against fp32 on the CPU."""
     import torch
 
-    from pipeline.features.frozen import Frozen, build
+    from pipeline.features.frozen import FeatureExtractor, build
 
     rng = np.random.default_rng(0)
     images = [(bytes([i]), picture(rng, 224, "RGB")) for i in range(24)]
@@ -173,7 +173,7 @@ def correctness(options: argparse.Namespace) -> None:
         plain = build("densenet121", random_weights(options.work, "densenet121")).cuda()
         tensor = torch.from_numpy(np.stack([p for _, p in images])).cuda()
         with torch.inference_mode():
-            features = Frozen(plain, Transform()).cuda()(tensor).cpu().numpy()
+            features = FeatureExtractor(plain, Transform()).cuda()(tensor).cpu().numpy()
         expected = rows("densenet121", "cuda", "fp32")
         distance = relative_l2(features, expected).max()
         print(f"- engine against plain forward, both fp32 on the device: {distance:.1e}")
@@ -383,12 +383,14 @@ SECTIONS = {
 
 def _engine(options: argparse.Namespace, backbone: str, precision: str, **choice):
     """Torch with random weights, not compiled."""
-    from pipeline.features.frozen import Frozen, build
+    from pipeline.features.frozen import FeatureExtractor, build
 
     weights = random_weights(options.work, backbone)
     given = {"engine": "torch", "device": options.device, "compile": "never", **choice}
     return start_engine(
-        lambda: Frozen(build(backbone, weights), Transform()), EngineChoice(**given), precision
+        lambda: FeatureExtractor(build(backbone, weights), Transform()),
+        EngineChoice(**given),
+        precision,
     )
 
 

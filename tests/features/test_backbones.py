@@ -19,7 +19,7 @@ from cache.recipe import relative_l2
 from pipeline.errors import UnknownNameError, WeightsError
 from pipeline.features.backbones import BACKBONES, file_digest, spec_of, weights_file
 from pipeline.features.engines import EngineChoice, compute_features, start_engine
-from pipeline.features.frozen import Frozen, build, state_digest
+from pipeline.features.frozen import FeatureExtractor, build, state_digest
 
 NAMES = [*BACKBONES, "timm:resnet18"]
 LARGE = ("densenet121", "densenet121_xray", "resnet50")
@@ -101,7 +101,7 @@ def pixels_of(count: int, size: int = 224) -> np.ndarray:
 
 def run(file: Path, name: str, engine: str, pixels: np.ndarray) -> np.ndarray:
     started = start_engine(
-        lambda: Frozen(build(name, file), spec_of(name).transform),
+        lambda: FeatureExtractor(build(name, file), spec_of(name).transform),
         EngineChoice(engine=engine, device="cpu", batch_size=2),
         "fp32",
     )
@@ -137,7 +137,7 @@ def test_the_network_is_frozen(networks, name):
     """Eval mode in every module, no gradients, no buffer moved by extraction."""
     network = build(name, networks[name][1])
     before = state_digest(network)
-    frozen = Frozen(network, spec_of(name).transform)
+    frozen = FeatureExtractor(network, spec_of(name).transform)
     assert not any(module.training for module in frozen.modules())
     assert not any(p.requires_grad for p in frozen.parameters())
     engine = start_engine(
@@ -321,7 +321,7 @@ def test_layers_of_one_pass_are_what_a_hook_sees(networks, name):
         )
     pixels = pixels_of(2, 64)
     last = plain_features(network, pixels, name)
-    frozen = Frozen(build(name, file), spec_of(name).transform, [*layers, ""])
+    frozen = FeatureExtractor(build(name, file), spec_of(name).transform, [*layers, ""])
     features = frozen(torch.from_numpy(pixels)).numpy()
     expected = [*(output.numpy() for output in seen), last]
     assert [part.shape[1] for part in expected] == [*layers.values(), spec_of(name).dim]

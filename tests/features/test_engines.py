@@ -22,7 +22,7 @@ from pipeline.errors import EngineError, UnknownNameError
 from pipeline.features import backbones, engines
 from pipeline.features.engines import ENGINES, EngineChoice, compute_features, start_engine
 from pipeline.features.extract import extract
-from pipeline.features.frozen import Frozen, Views
+from pipeline.features.frozen import FeatureExtractor, Views
 from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_images
 
@@ -44,7 +44,7 @@ def images(count: int) -> list[tuple[bytes, np.ndarray]]:
 
 def tiny(engine: str, precision: str = "fp32", network: nn.Module | None = None, **choice):
     given = EngineChoice(**{"engine": engine, "device": "cpu", "batch_size": 4, **choice})
-    return start_engine(lambda: Frozen(network or Tiny(), TRANSFORM), given, precision)
+    return start_engine(lambda: FeatureExtractor(network or Tiny(), TRANSFORM), given, precision)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -208,7 +208,7 @@ def test_views_are_the_same_on_every_engine(tmp_path, monkeypatch):
     found = []
     for engine, views in (("torch", 1), ("torch", 4), ("openvino", 4)):
         transform = replace(spec.transform, size=32, views=views)
-        network = Frozen(spec.network(torch.load(file)), transform)
+        network = FeatureExtractor(spec.network(torch.load(file)), transform)
         choice = EngineChoice(engine=engine, device="cpu", batch_size=2)
         started = start_engine(lambda network=network: network, choice, "fp32")
         found.append(np.stack([row for _, row in compute_features(images, started)]))

@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.errors import EngineError, PipelineError, UnknownNameError
 from pipeline.features import backbones
 from pipeline.features.backbones import spec_of
-from pipeline.features.frozen import Frozen, build
+from pipeline.features.frozen import FeatureExtractor, build
 from pipeline.finetune.methods import (
     FEWEST_STEPS,
     METHODS,
@@ -162,7 +162,7 @@ def test_the_parts_are_the_network_and_the_network_is_the_frozen_one(name, weigh
     whole = assembly("full", name, weights_of(name)).whole.eval()
     normalised = whole.entry(images(2))
     with torch.no_grad():
-        frozen = Frozen(network, replace(spec_of(name).transform, size=SIZE))(images(2))
+        frozen = FeatureExtractor(network, replace(spec_of(name).transform, size=SIZE))(images(2))
         for features in (whole.backbone(normalised), tail(prefix.eval()(normalised))):
             torch.testing.assert_close(features, frozen, rtol=0, atol=0)
         assert tuple(prefix(torch.zeros(1, 3, 224, 224)).shape[1:]) == SHAPES[name]

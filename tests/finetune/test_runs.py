@@ -16,7 +16,7 @@ import pipeline.finetune.runs as runs_module
 from pipeline.data.patients import FIT
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, NoImagesError
-from pipeline.features.frozen import Frozen, build
+from pipeline.features.frozen import FeatureExtractor, build
 from pipeline.features.load import store_for
 from pipeline.finetune.data import augment_lightly, examples_of, limit_images, load_pixels
 from pipeline.finetune.loop import train
@@ -118,7 +118,9 @@ def test_the_prefix_runs_once_over_each_image(study, transform, tmp_path, monkey
     samples, _ = load_samples(study)
     taken = activations(study, samples)
     rows, everything = np.array([7, 3, 41]), np.arange(61)
-    frozen = Frozen(cut_of("tiny").split(build("tiny", tmp_path / "tiny.pth"))[0], transform)
+    frozen = FeatureExtractor(
+        cut_of("tiny").split(build("tiny", tmp_path / "tiny.pth"))[0], transform
+    )
     expected = frozen(load_pixels(samples, transform, folder=tmp_path).batch(rows))
     torch.testing.assert_close(taken.take(rows).batch(np.arange(3)), expected)
     np.testing.assert_array_equal(taken.take(rows).label, samples.label[rows])
