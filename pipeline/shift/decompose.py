@@ -176,9 +176,14 @@ def _effect(
 
 
 def _lengthened_interval(
-    estimate: float, interval: tuple[float, float], start: _Rate | None, end: _Rate | None
+    estimate: float,
+    interval: tuple[float, float],
+    start: _Rate | None,
+    end: _Rate | None,
+    *,
+    share: float = 1.0,
 ) -> tuple[float, float]:
-    """An interval of end - start, where a rate of 0 or 1 may yet be another.
+    """An interval of share * (end - start), where a rate of 0 or 1 may yet be another.
 
     Each end moves out as independent errors add, the square of its distance from the
     estimate and the square of what is missing (MOVER; Zou and Donner 2008).
@@ -186,7 +191,8 @@ def _lengthened_interval(
     (low, high), below, above = interval, 0.0, 0.0
     for rate, is_end in ((start, False), (end, True)):
         if rate is not None and rate[0] in (0, 1):
-            room = wilson(0, rate[1])[1]  # the highest rate that may well be of which none was seen
+            # The highest rate that may well be of which none was seen.
+            room = share * wilson(0, rate[1])[1]
             if (rate[0] == 1) == is_end:
                 below = float(np.hypot(below, room))
             else:
@@ -247,12 +253,19 @@ def _by_group(
     e_p, e_q = wrong_p / np.maximum(p, _TINY), wrong_q / np.maximum(q, _TINY)
     e_p, e_q = np.where(p > 0, e_p, e_q), np.where(q > 0, e_q, e_p)
     mix, within = ((q - p) * (e_p + e_q) / 2).sum(axis=0), ((e_q - e_p) * (p + q) / 2).sum(axis=0)
-    return _effects_of(
-        by,
-        {terms[0]: mix, terms[1]: within},
-        # What a group without an error may yet hold is within it; the mix weighs errors seen.
-        {terms[1]: (both[0].rate, both[1].rate)},
-    )
+    effects = _effects_of(by, {terms[0]: mix, terms[1]: within}, {})
+    # What a group without an error may yet hold is within it; the mix weighs errors seen.
+    inside = effects[terms[1]]
+    for k in groups:
+        seen = [
+            (float(error[k, 0]), np.unique(outcome.data.group[member == k]).size)
+            for outcome, member, error in zip(both, members, (e_p, e_q), strict=True)
+        ]
+        if all(patients for _, patients in seen):
+            share, interval = float(p[k, 0] + q[k, 0]) / 2, (inside.low, inside.high)
+            low, high = _lengthened_interval(inside.estimate, interval, *seen, share=share)
+            inside = replace(inside, low=low, high=high)
+    return effects | {terms[1]: inside}
 
 
 def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:

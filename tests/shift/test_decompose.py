@@ -105,6 +105,15 @@ def test_a_handful_of_images_without_an_error_refutes_nothing():
         assert (decompose(source, perfect)["auroc_loss"].high < 0) == (patients == 200)
 
 
+def test_a_head_that_never_calls_a_rare_class_proves_no_error_rate():
+    """It is wrong about all of that class and about nothing else, in every draw of both domains."""
+    label = (np.arange(300) < 6).astype(int)
+    both = [scored(np.full(300, 0.1), label, role=role) for role in ("source", "target")]
+    within = decompose(*both, draws=50)["within_class"]
+    assert within.low < -0.005
+    assert within.high > 0.005
+
+
 def test_of_terms_that_are_nothing_none_is_the_largest():
     """No head errs: ties are shared, and every decomposition allows for errors that nobody saw."""
     rng = np.random.default_rng(5)
