@@ -142,7 +142,7 @@ _sample_options = _all_of(
     click.option(
         "--allow-conflicts", is_flag=True, help="Keep identical images that are in two classes."
     ),
-    click.option("--allow-leaks", is_flag=True, help="Go on even if two roles share images."),
+    click.option("--allow-leaks", is_flag=True, help="Go on even if two splits share images."),
 )
 _figures_option = click.option(
     "--figures/--no-figures", default=None, help="Draw figures; default: yes, but not with --quick."
@@ -578,7 +578,7 @@ def audit(
 ) -> dict[str, Any]:
     """Look for leaks and shortcuts before you believe any number. Exit code 3 means a leak.
 
-    The audit looks for patients and images in two roles, near duplicates, and conflicting or
+    The audit looks for patients and images in two splits, near duplicates, and conflicting or
     doubtful labels. It tests whether features predict the hospital, and whether file size, grey
     values, border or corners predict the label.
 

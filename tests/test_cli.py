@@ -356,7 +356,7 @@ CHECKED = {
 
 
 def test_who_allows_leaks_and_conflicts_can_go_on_with_every_command(study_file, monkeypatch):
-    """Each refuses an image in two roles, with exit code 3, until --allow-leaks says to go on."""
+    """Each refuses an image in two splits, with exit code 3, until --allow-leaks says to go on."""
     install_trainable_tiny(monkeypatch, study_file.parent)
     options = {" ".join(name): run(*name, "--help").output for name in commands()}
     assert {name for name, text in options.items() if "--allow-leaks" in text} == {*CHECKED}

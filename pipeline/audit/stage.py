@@ -39,7 +39,7 @@ from pipeline.data.leaks import (
     Overlap,
     check_leaks,
     image_ids,
-    roles_of,
+    split_names,
 )
 from pipeline.data.near_duplicates import DuplicatePair
 from pipeline.data.samples import ALL_IMAGES, Samples, load_samples
@@ -189,11 +189,11 @@ def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[CheckRe
 
 def _listed_pairs(samples: Samples, pairs: Sequence[DuplicatePair]) -> list[dict[str, Any]]:
     """Number, both images, and similarity of each pair; JSON values."""
-    roles = roles_of(samples)
+    splits = split_names(samples)
 
     def image(row: int) -> dict[str, str]:
         name, label = samples.name_of(row), samples.class_of(row)
-        return {"path": name, "role": str(roles[row]), "label": label}
+        return {"path": name, "role": str(splits[row]), "label": label}
 
     return [
         {
@@ -225,7 +225,7 @@ def _leave_out(
 
 def _contact_sheet(samples: Samples, pairs: Sequence[DuplicatePair]) -> bytes | None:
     """A PNG file of the first pairs side by side, as far as they can be read; None: no pairs."""
-    roles, transform = roles_of(samples), Transform(size=SHEET_SIDE)
+    splits, transform = split_names(samples), Transform(size=SHEET_SIDE)
 
     def small(row: int) -> Pixels:
         try:
@@ -238,7 +238,7 @@ def _contact_sheet(samples: Samples, pairs: Sequence[DuplicatePair]) -> bytes | 
             [small(row) for row in pair.rows],
             (
                 f"{number}. {pair.how}, similarity {pair.similarity:.3f}",
-                " | ".join(f"{roles[row]}: {samples.class_of(row)}" for row in pair.rows),
+                " | ".join(f"{splits[row]}: {samples.class_of(row)}" for row in pair.rows),
             ),
         )
         for number, pair in enumerate(pairs[:_ON_SHEET], start=1)

@@ -1,7 +1,7 @@
-"""Leaks: patients, images or near duplicates that are in two roles at once.
+"""Leaks: patients, images or near duplicates that are in two splits at once.
 
-A role is a split of the source or a target. For each two roles all evidence is joined: equal
-patient ids, identical images, near duplicates, equal file names.
+The splits are fit and validation of the source, and each target. For each two all evidence is
+joined: equal patient ids, identical images, near duplicates, equal file names.
 """
 
 from collections import defaultdict
@@ -28,7 +28,7 @@ LEAK, WARNING, NOTE, OK = SEVERITIES = ("leak", "warning", "note", "ok")
 #: Names of the checks in this file.
 _OVERLAP, _PATIENTS, _COPIES, _CONFLICTS = ("overlap", "patients", "copies", "label conflicts")
 
-_ALL_ROLES = "all roles"
+_ALL_IMAGES = "all images"
 _OF_SOURCE = f"{SOURCE} "
 #: This many near duplicates may be chance if neither patient nor file name agrees.
 _BY_CHANCE = 2
@@ -41,7 +41,7 @@ class CheckResult:
     Attributes:
         check: Name of the check.
         severity: One of ``SEVERITIES``.
-        where: The roles or the domain that it is about.
+        where: The splits or the domain that it is about.
         text: The result, a sentence with numbers and without names of images.
         examples: The first few images that it is about; a name can be a patient's.
         advice: What to do next; empty if there is nothing to do.
@@ -62,13 +62,13 @@ class CheckResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What two roles have in common.
+    """What two splits have in common.
 
     Attributes:
-        result: The result about these roles.
-        includes_source: Whether a head is fitted or chosen in one of the roles.
+        result: The result about these splits.
+        includes_source: Whether a head is fitted or chosen in one of the splits.
         near: Near duplicates.
-        rows: Images of the second role that the first role has already; fit and validation come
+        rows: Images of the second split that the first split has already; fit and validation come
             first.
     """
 
@@ -113,29 +113,29 @@ def refuse_leaks(results: Iterable[CheckResult]) -> None:
 def check_leaks(
     study: Study, samples: Samples, measures: NDArray[Any] | None = None
 ) -> tuple[list[CheckResult], list[Overlap]]:
-    """Check for patients and images in two roles.
+    """Check for patients and images in two splits.
 
     Without ``measures``, records of dtype ``MEASURES`` (n,), only files with equal bytes count as
     one image.
 
     Returns:
-        The results; and the overlap of each two roles that have anything in common.
+        The results; and the overlap of each two splits that have anything in common.
     """
-    roles, ids = roles_of(samples), image_ids(samples, measures)
+    splits, ids = split_names(samples), image_ids(samples, measures)
     near: tuple[DuplicatePair, ...] = ()
     if measures is not None:
-        pairs = stored_duplicates(study.store_root, measures["small"], roles, patients_of(samples))
+        pairs = stored_duplicates(study.store_root, measures["small"], splits, patients_of(samples))
         near = tuple(pair for pair in pairs if ids[pair.rows[0]] != ids[pair.rows[1]])
-    rows_of = _rows_by_role(roles)
+    rows_of = _rows_by_split(splits)
     tests = {target.name for target in study.targets if target.is_source_test}
-    of_source = {role for role in rows_of if role in tests or role.startswith(_OF_SOURCE)}
+    of_source = {split for split in rows_of if split in tests or split.startswith(_OF_SOURCE)}
     compared = (
-        _overlap(samples, roles, ids, near, (a, b), same_people={a, b} <= of_source)
+        _overlap(samples, splits, ids, near, (a, b), same_people={a, b} <= of_source)
         for a, b in combinations(rows_of, 2)
     )
     overlaps = [overlap for overlap in compared if overlap is not None]
     seen = counted(np.unique(patients_of(samples)).size, "patient")
-    none = _passed(_OVERLAP, f"no patient and no image is in two roles ({seen})")
+    none = _passed(_OVERLAP, f"no patient and no image is in two splits ({seen})")
     results = [overlap.result for overlap in overlaps] or [none]
     for domain in study.domains:
         results += _check_patient_ids(domain.name, samples)
@@ -147,8 +147,8 @@ def check_leaks(
 # Roles and identities.
 
 
-def roles_of(samples: Samples) -> NDArray[np.str_]:
-    """Role of each image, shape ``(n,)``; no target can have the name of a source role."""
+def split_names(samples: Samples) -> NDArray[np.str_]:
+    """Split of each image, shape ``(n,)``; no target can have the name of a source split."""
     of_source = np.array([f"{SOURCE} {split}" for split in samples.split])
     return np.where(samples.split == TARGET, samples.domain, of_source)
 
@@ -167,30 +167,30 @@ def image_ids(samples: Samples, measures: NDArray[Any] | None) -> NDArray[np.str
     return np.array([bytes(key).hex() for key in keys])
 
 
-def _rows_by_role(roles: NDArray[np.str_]) -> dict[str, NDArray[np.intp]]:
-    """Rows of each role: fit, validation, then the targets, whichever image comes first."""
-    present = dict.fromkeys(roles.tolist())
-    of_source = sorted(role for role in present if role.startswith(_OF_SOURCE))
-    names = [*of_source, *(role for role in present if role not in of_source)]
-    return {name: np.flatnonzero(roles == name) for name in names}
+def _rows_by_split(splits: NDArray[np.str_]) -> dict[str, NDArray[np.intp]]:
+    """Rows of each split: fit, validation, then the targets, whichever image comes first."""
+    present = dict.fromkeys(splits.tolist())
+    of_source = sorted(split for split in present if split.startswith(_OF_SOURCE))
+    names = [*of_source, *(split for split in present if split not in of_source)]
+    return {name: np.flatnonzero(splits == name) for name in names}
 
 
-# What two roles have in common.
+# What two splits have in common.
 
 
 def _overlap(
     samples: Samples,
-    roles: NDArray[np.str_],
+    splits: NDArray[np.str_],
     ids: NDArray[np.str_],
     near: Sequence[DuplicatePair],
-    two_roles: tuple[str, str],
+    two_splits: tuple[str, str],
     *,
     same_people: bool,
 ) -> Overlap | None:
-    first, second = (np.flatnonzero(roles == role) for role in two_roles)
+    first, second = (np.flatnonzero(splits == split) for split in two_splits)
     row_of = {ids[row]: row for row in first.tolist()}
     copies = [(row_of[ids[row]], row) for row in second.tolist() if ids[row] in row_of]
-    near = tuple(pair for pair in near if {*roles[[*pair.rows]].tolist()} == {*two_roles})
+    near = tuple(pair for pair in near if {*splits[[*pair.rows]].tolist()} == {*two_splits})
     patients = np.intersect1d(_named_patients(samples, first), _named_patients(samples, second))
     counts = len(copies), len(near), patients.size
     if not any(counts):
@@ -202,7 +202,7 @@ def _overlap(
     leaked = np.isin(second, [row for pair in pairs for row in pair])
     if same_people or any(same_id):  # an id is one person: all their images leak
         leaked |= np.isin(samples.group[second], patients)
-    includes_source = two_roles[0].startswith(_OF_SOURCE)
+    includes_source = two_splits[0].startswith(_OF_SOURCE)
     if not pairs:  # ids of two data sets say nothing where no image is in both
         severity = LEAK if same_people and includes_source else NOTE
     elif not includes_source:  # two targets are each scored rightly; they are not independent
@@ -216,7 +216,7 @@ def _overlap(
     result = CheckResult(
         check=_OVERLAP,
         severity=severity,
-        where=" and ".join(two_roles),
+        where=" and ".join(two_splits),
         text=f"{' and '.join(listed)} {are(sum(counts))} in both",
         examples=first_of(samples.names_of(pairs)),
         advice=_ADVICE[severity],
@@ -250,7 +250,7 @@ def _check_patient_ids(domain: str, samples: Samples) -> Iterator[CheckResult]:
         where=domain,
         text=unknown_patients(count, rows.size),
         advice="Write `group` in the study so that it finds the patient of every image. Until "
-        "then, images of one patient may be in two roles, and intervals may be too short",
+        "then, images of one patient may be in two splits, and intervals may be too short",
         share=count / rows.size,
     )
 
@@ -258,8 +258,8 @@ def _check_patient_ids(domain: str, samples: Samples) -> Iterator[CheckResult]:
 def _check_copies(
     samples: Samples, rows_of: Mapping[str, NDArray[np.intp]], ids: NDArray[np.str_]
 ) -> Iterator[CheckResult]:
-    """Check for the same image twice in one role, which then counts twice."""
-    for role, rows in rows_of.items():
+    """Check for the same image twice in one split, which then counts twice."""
+    for split, rows in rows_of.items():
         by_id = defaultdict[str, list[int]](list)
         for row in rows.tolist():
             by_id[str(ids[row])].append(row)
@@ -270,7 +270,7 @@ def _check_copies(
         yield CheckResult(
             check=_COPIES,
             severity=NOTE,
-            where=role,
+            where=split,
             text=f"{counted(extra, 'image')} {are(extra)} a copy of another, with equal pixels",
             examples=first_of(samples.names_of(copied)),
             advice="Each copy counts as an image of its own. Remove copies if you do not want that",
@@ -286,7 +286,7 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> CheckResult:
     return CheckResult(
         check=_CONFLICTS,
         severity=WARNING,
-        where=_ALL_ROLES,
+        where=_ALL_IMAGES,
         text=f"{counted(len(conflicts), 'image')} with several labels",
         examples=first_of(samples.names_of(conflicts)),
         advice=f"Remove the images with the wrong label, or all of them: {HOW_TO_EXCLUDE}",
@@ -295,4 +295,4 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> CheckResult:
 
 
 def _passed(check: str, text: str) -> CheckResult:
-    return CheckResult(check=check, severity=OK, where=_ALL_ROLES, text=text)
+    return CheckResult(check=check, severity=OK, where=_ALL_IMAGES, text=text)

@@ -1,16 +1,16 @@
-"""Near duplicates: images of two roles that show the same, scaled, stored again or brightened.
+"""Near duplicates: images of two splits that show the same, scaled, stored again or brightened.
 
 The index keeps a small version of each image (:mod:`pipeline.data.index`). Two images are
 compared in two ways:
 
 - By texture: what is brighter and darker than its surroundings. The textures are correlated
-  after subtracting what the images of their roles have in common (the anatomy, the fan of an
+  after subtracting what the images of their splits have in common (the anatomy, the fan of an
   ultrasound).
 - By tone, if the textures are similar: is the grey of one image a function of the grey of the
   other? It is after any change of brightness, even one that cut the highlights off.
 
 A pair that reaches the limit of either is a near duplicate. The limits are above what images of
-different patients of the same role reach.
+different patients of the same split reach.
 """
 
 import hashlib
@@ -44,10 +44,10 @@ _LEAST_RAW = 0.85
 #: Variance of grey below which an image has no tones to compare.
 _LEAST_VARIANCE = 4.0
 #: Robust standard deviations (of Fisher's z, or of the log of disagreement) above the usual
-#: value of images of different patients of one role.
+#: value of images of different patients of one split.
 _SPREADS = 5.0
 _MAD_OF_NORMAL = 0.6745
-#: Images of a role for which the most similar image of another patient is searched.
+#: Images of a split for which the most similar image of another patient is searched.
 _SAMPLE = 500
 #: Number of textures from which principal directions are computed, and number of directions.
 _FOR_BASIS, _DIRECTIONS = 2000, 128
@@ -59,7 +59,7 @@ _Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatePair:
-    """Two images of different roles that are near duplicates.
+    """Two images of different splits that are near duplicates.
 
     Attributes:
         rows: Their rows, smaller first.
@@ -73,15 +73,15 @@ class DuplicatePair:
 
 
 def find_duplicates(
-    small: NDArray[np.uint8], roles: NDArray[np.str_], group: NDArray[np.str_]
+    small: NDArray[np.uint8], splits: NDArray[np.str_], group: NDArray[np.str_]
 ) -> tuple[DuplicatePair, ...]:
-    """For each image the most similar image of each other role, if it is similar enough.
+    """For each image the most similar image of each other split, if it is similar enough.
 
-    The limit for two roles is the higher of their two limits; a third role never changes it.
+    The limit for two splits is the higher of their two limits; a third split never changes it.
 
     Args:
         small: The images at a small size, shape ``(n, SMALL, SMALL)``.
-        roles: Shape ``(n,)``.
+        splits: Shape ``(n,)``.
         group: Patient ids, shape ``(n,)``.
 
     Returns:
@@ -89,13 +89,13 @@ def find_duplicates(
     """
     textures = {how: _textures(small, how) for how in _VIEWS}
     whole = textures["copy"]
-    rows_of = {role: np.flatnonzero(roles == role) for role in dict.fromkeys(roles.tolist())}
+    rows_of = {split: np.flatnonzero(splits == split) for split in dict.fromkeys(splits.tolist())}
     limits = {r: _limits(small[rows], whole[rows], group[rows]) for r, rows in rows_of.items()}
     basis = _basis(whole)
     best: dict[tuple[int, int], DuplicatePair] = {}
     of_two = [
-        (roles, view)
-        for roles in combinations(rows_of, 2)
+        (splits, view)
+        for splits in combinations(rows_of, 2)
         for how in _VIEWS
         for view in sorted({(how, "copy"), ("copy", how)})  # the first or the second image in it
     ]
@@ -120,11 +120,11 @@ def find_duplicates(
 
 
 def stored_duplicates(
-    store_root: Path, small: NDArray[np.uint8], roles: NDArray[np.str_], group: NDArray[np.str_]
+    store_root: Path, small: NDArray[np.uint8], splits: NDArray[np.str_], group: NDArray[np.str_]
 ) -> tuple[DuplicatePair, ...]:
     """As :func:`find_duplicates`, with stored results: every stage needs the same pairs."""
     content = hashlib.sha256(small.tobytes())
-    for names in (roles, group):
+    for names in (splits, group):
         content.update(json.dumps(names.tolist()).encode())
     file = store_root / "index" / f"near-v{_VERSION}" / f"{content.hexdigest()[:24]}.json"
     with suppress(OSError, ValueError):
@@ -132,7 +132,7 @@ def stored_duplicates(
             DuplicatePair(rows=(a, b), similarity=similarity, how=how)
             for (a, b), similarity, how in json.loads(read_checked(file))
         )
-    pairs = find_duplicates(small, roles, group)
+    pairs = find_duplicates(small, splits, group)
     with suppress(WriteFailedError):
         write_checked(file, json.dumps([astuple(pair) for pair in pairs]).encode())
     return pairs
@@ -217,7 +217,7 @@ def _limits(
 ) -> NDArray[np.float64]:
     """Limits of similarity and agreement of tones that different patients do not reach by chance.
 
-    Median and median deviation are not affected if some of the role's images have near duplicates.
+    Median and median deviation are not affected if some of the split's images have near duplicates.
     """
     directions = _directions(textures, textures.mean(axis=0).astype(np.float32))
     sample = np.random.default_rng(0).permutation(len(directions))[:_SAMPLE]

@@ -103,7 +103,7 @@ def _near_duplicates(record: Record) -> Iterator[Table]:
     sheet = f"The file results/{record['study']}/near_duplicates.png shows them side by side."
     if rows:
         yield Table(
-            "Near duplicates in different roles, most similar first",
+            "Near duplicates in different splits, most similar first",
             (Column("image"), Column("other image"), Column("how"), Column("similarity", "number")),
             rows,
             notes=(*notes, sheet),

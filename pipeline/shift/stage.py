@@ -116,7 +116,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         StudyError: No target can be compared, or the source has too few patients.
         MissingFeaturesError: Stage 1 has not been run.
         MissingResultsError: The named head was compared on no backbone.
-        CheckFailedError: A patient or an image is in two roles.
+        CheckFailedError: A patient or an image is in two splits.
         PartsError: A target was not compared on every backbone; the record is of the others.
     """
     options = options or ShiftOptions()

@@ -23,7 +23,7 @@ from tests.test_cli import ENGINE, run
 from tests.tiny import TORCH, record_of, write_images
 
 
-def in_role(samples, split, label):
+def in_split(samples, split, label):
     """File of the first image of a split and a label."""
     (rows,) = np.nonzero((samples.split == split) & (samples.label == label))
     return Path(samples.items[rows[0]].file)
@@ -41,7 +41,7 @@ def test_a_pixel_copy_in_fit_and_validation_ends_with_exit_code_3(study_file):
     The shift stage refuses it too, before any number.
     """
     samples, _ = load_samples(load_study(study_file))
-    validation, fit = in_role(samples, "validation", 0), in_role(samples, "fit", 0)
+    validation, fit = in_split(samples, "validation", 0), in_split(samples, "fit", 0)
     copy_pixels(fit, validation)
     run("features", study_file, *ENGINE)
     result = run("audit", study_file, "--no-shortcuts", code=3)

@@ -112,15 +112,15 @@ def main(pictures: list[Image.Image]) -> None:
     """Print false alarms, and the recall of each kind of copy."""
     of_all, n = small(pictures), len(pictures)
     group = np.array([str(i) for i in range(n)])
-    role = np.where(np.random.default_rng(0).random(n) < 0.5, "fit", "target")
-    false = find_duplicates(of_all, role, group)
+    split = np.where(np.random.default_rng(0).random(n) < 0.5, "fit", "target")
+    false = find_duplicates(of_all, split, group)
     print(f"{n} images of different patients: {len(false)} pairs named")
     copied = np.random.default_rng(1).choice(n, min(n, COPIED), replace=False)
     for how, copy in COPIES.items():
         copies = small([copy(pictures[k]) for k in copied])
-        roles = np.repeat(["fit", "target"], [n, len(copied)])
+        splits = np.repeat(["fit", "target"], [n, len(copied)])
         pairs = find_duplicates(
-            np.concatenate([of_all, copies]), roles, np.r_[group, group[copied]]
+            np.concatenate([of_all, copies]), splits, np.r_[group, group[copied]]
         )
         wanted = {(int(k), n + i) for i, k in enumerate(copied)}
         hit = {pair.rows for pair in pairs} & wanted

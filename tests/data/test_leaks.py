@@ -35,7 +35,7 @@ def test_a_patient_in_fit_and_validation_is_a_leak(study_file):
     assert (leak.severity, leak.text) == (LEAK, "1 patient is in both")
     assert leak.where == "source fit and source validation"
     (clean,) = results_of(study, samples)
-    assert (clean.severity, clean.where) == (OK, "all roles")
+    assert (clean.severity, clean.where) == (OK, "all images")
 
 
 def test_ids_that_two_hospitals_share_are_a_note_and_names_without_one_a_warning(study_file):
@@ -56,12 +56,12 @@ def test_ids_that_two_hospitals_share_are_a_note_and_names_without_one_a_warning
 
 
 def test_one_picture_under_two_labels_is_listed(study_file):
-    """A warning with both paths; copies within a role are a note."""
+    """A warning with both paths; copies within a split are a note."""
     Path("there/b/p2000_98.png").write_bytes(Path("there/a/p2000_0.png").read_bytes())
     study = load_study(study_file)
     samples, _ = load_samples(study, ALL_IMAGES)
     (conflict,) = results_of(study, samples, "label conflicts")
-    assert (conflict.severity, conflict.where) == (WARNING, "all roles")
+    assert (conflict.severity, conflict.where) == (WARNING, "all images")
     assert conflict.examples == "there/a/p2000_0.png = there/b/p2000_98.png"
     (copies,) = results_of(study, samples, "copies")
     assert (copies.severity, copies.where) == (NOTE, "there")
@@ -85,7 +85,7 @@ def overlap(tiny_folder):
 @pytest.mark.parametrize(
     ("copied", "severity", "text"),
     [
-        (0, OK, "no patient and no image is in two roles (200 patients)"),
+        (0, OK, "no patient and no image is in two splits (200 patients)"),
         (2, WARNING, "2 near duplicates are in both"),
         (3, LEAK, "3 near duplicates are in both"),
     ],
@@ -146,14 +146,14 @@ def pictures():
 
 
 def gallery_of(pictures, n_fit):
-    """Small picture, role and patient; the first are for fitting, the rest are the target."""
-    role = np.where(np.arange(len(pictures)) < n_fit, "fit", "target")
-    return small(pictures), role, np.array([str(i) for i in range(len(pictures))])
+    """Small picture, split and patient; the first are for fitting, the rest are the target."""
+    split = np.where(np.arange(len(pictures)) < n_fit, "fit", "target")
+    return small(pictures), split, np.array([str(i) for i in range(len(pictures))])
 
 
-def found(of_all, role, group):
+def found(of_all, split, group):
     """Rows of the pairs."""
-    return [pair.rows for pair in find_duplicates(of_all, role, group)]
+    return [pair.rows for pair in find_duplicates(of_all, split, group)]
 
 
 def test_copies_are_found_and_strangers_are_not(pictures):
@@ -176,16 +176,16 @@ def test_burnt_out_copies_are_found_by_their_tones(pictures, monkeypatch):
     assert len(set(found(*gallery)) & planted) < 35
 
 
-def test_copies_inside_one_role_are_not_across_roles(pictures):
-    """Two views of one patient in one role are no leak, nor do they hide one."""
+def test_copies_inside_one_split_are_not_across_splits(pictures):
+    """Two views of one patient in one split are no leak, nor do they hide one."""
     copied = list(pictures)
     copied[100:150] = copied[:50]
     copied[250] = copied[160]
     assert found(*gallery_of(copied, 200)) == [(160, 250)]
 
 
-def test_a_far_role_hides_no_copies(pictures):
-    """Images of a third role that all look alike raise that role's limit and no other's."""
+def test_a_far_split_hides_no_copies(pictures):
+    """Images of a third split that all look alike raise that split's limit and no other's."""
     rng = np.random.default_rng(1)
     alike = np.asarray(pictures[0], np.float64)
     far = [
@@ -194,36 +194,36 @@ def test_a_far_role_hides_no_copies(pictures):
     ]
     copied = [*pictures[:200], *(COPIES["recompressed"](one) for one in pictures[:14]), *far]
     of_all, _, group = gallery_of(copied, 200)
-    role = np.repeat(["fit", "validation", "far"], [200, 14, 60])
+    split = np.repeat(["fit", "validation", "far"], [200, 14, 60])
     assert [(k, 200 + k) for k in range(14)] == sorted(
-        pair for pair in found(of_all, role, group) if pair[1] < 214
+        pair for pair in found(of_all, split, group) if pair[1] < 214
     )
 
 
 def test_pictures_without_any_detail_are_no_copies():
     """Black pictures are equal, not alike."""
-    role = np.array(["fit", "target"])
-    assert found(np.zeros((2, SMALL, SMALL), np.uint8), role, np.array(["a", "b"])) == []
+    split = np.array(["fit", "target"])
+    assert found(np.zeros((2, SMALL, SMALL), np.uint8), split, np.array(["a", "b"])) == []
 
 
 def test_near_duplicates_are_looked_for_once(tmp_path, monkeypatch):
-    """Of the same images in the same roles; what is damaged is not believed."""
+    """Of the same images in the same splits; what is damaged is not believed."""
     small = np.random.default_rng(0).integers(0, 255, (40, SMALL, SMALL), np.uint8)
     small[21] = small[3]
-    roles, group = np.repeat(["fit", "far"], 20), np.arange(40).astype(str)
-    (pair,) = stored_duplicates(tmp_path, small, roles, group)
+    splits, group = np.repeat(["fit", "far"], 20), np.arange(40).astype(str)
+    (pair,) = stored_duplicates(tmp_path, small, splits, group)
     assert pair.rows == (3, 21)
     (file,) = (tmp_path / "index").glob("near-*/*")
     with monkeypatch.context() as patch:
         patch.setattr(near_duplicates, "find_duplicates", None)
-        assert stored_duplicates(tmp_path, small, roles, group) == (pair,)
+        assert stored_duplicates(tmp_path, small, splits, group) == (pair,)
         with pytest.raises(TypeError):
-            stored_duplicates(tmp_path, small, roles[::-1], group)
+            stored_duplicates(tmp_path, small, splits[::-1], group)
     data = bytearray(file.read_bytes())
     data[3] ^= 1
     file.write_bytes(data)
-    assert stored_duplicates(tmp_path, small, roles, group) == (pair,)
+    assert stored_duplicates(tmp_path, small, splits, group) == (pair,)
     file.unlink()
     file.parent.rmdir()
     file.parent.write_text("in the way")  # what cannot be kept is only found again
-    assert stored_duplicates(tmp_path, small, roles, group) == (pair,)
+    assert stored_duplicates(tmp_path, small, splits, group) == (pair,)

@@ -243,7 +243,7 @@ def test_audit_shows_the_worst_first_and_each_advice_once(records):
     assert text.count("copies, patients: Each copy counts") == text.count("Each copy counts") == 1
     for words in (
         "The images are named in audit.json.",
-        "These checks found nothing: overlap (all roles)",
+        "These checks found nothing: overlap (all images)",
         "x.png (x, a) y.png (y, a) mirrored 0.999",
         "2 more pairs are in audit.json.",
     ):
