@@ -84,11 +84,13 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         ),
         "label_errors": Cause(
             f"{_HARD}, {_ALIKE}.",
-            "Possible reasons: label errors, or a disease that is harder to see.",
+            "Possible reasons: label errors, another definition of the label, or a disease that is "
+            "harder to see.",
         ),
         "harder_images_or_label_errors": Cause(
             f"{_HARD}.",
-            f"Possible reasons: noise, blur, harder patients, or label errors. {_NO_DISTINCTION}",
+            "Possible reasons: noise, blur, harder patients, label errors, or another definition "
+            f"of the label. {_NO_DISTINCTION}",
             adds_measures=True,
         ),
     }
