@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.images import Content
-from pipeline.data.index import measures_of
 from pipeline.data.items import Listing
 from pipeline.data.sources import scan
 from pipeline.study import ABSENT, SEALED, TargetDomain
@@ -203,11 +201,6 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         ),
         "twelve.png": (grey16(np.full((32, 32), 4095, np.uint16)), r"^12 bits stored in 16"),
     }
-
-
-def measures_of_file(data: bytes):
-    """Measures of an image file, as they are measured of one on the disk."""
-    return measures_of(Content(data))
 
 
 def with_files(root: Path, *paths: str) -> Path:

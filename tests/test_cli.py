@@ -26,7 +26,7 @@ from pipeline.errors import PipelineError
 from pipeline.features import cache_commands
 from pipeline.study_file import load_study
 from tests.image_files import pictures, with_stack
-from tests.tiny import forbid_writing, install_trainable_tiny, record_of, write_images
+from tests.tiny import flip, forbid_writing, install_trainable_tiny, record_of, write_images
 
 ENGINE = ("--engine", "torch", "--device", "cpu", "--batch-size", "4")
 
@@ -304,9 +304,7 @@ def test_verify_finds_damage(study_file):
     """
     run("features", study_file, *ENGINE)
     (part,) = Path("features").glob("*/parts/*")
-    data = bytearray(part.read_bytes())
-    data[len(data) // 2] ^= 1
-    part.write_bytes(data)
+    flip(part, part.stat().st_size // 2)
     text = run("cache", "verify", study_file, code=3).stderr
     assert "1 part is damaged or cannot be read" in text
     assert (part.parents[1] / "quarantine" / part.name).exists()

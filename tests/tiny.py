@@ -178,6 +178,13 @@ def rewrite(
     write_set(file, found.record | (values or {}), files or {}, unchanged=kept)
 
 
+def flip(file: Path, place: int) -> None:
+    """Turn one bit of a file round."""
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
 def record_of(file: Path) -> dict:
     """The values of a record."""
     return read_set(file, "stage").record

@@ -12,7 +12,7 @@ from pipeline.data.images import Content
 from pipeline.data.index import APPEARANCE, MEASURES, MeasureIndex, measures_of
 from pipeline.data.sources import CHANGED, read_image
 from pipeline.progress import Progress
-from tests.image_files import encoded, listed, measures_of_file
+from tests.image_files import encoded, listed
 from tests.tiny import write_images
 
 SIZE = 96
@@ -104,9 +104,9 @@ def test_two_runs_at_once_lose_nothing(tmp_path, images):
 # --- measures of one image
 
 
-def measures_of_array(pixels):
-    """Of a picture that was never a file."""
-    return measures_of(Content(pixels))
+def measured(image):
+    """Of the bytes of a file, or of pixels that were never in one."""
+    return measures_of(Content(image))
 
 
 def test_the_measures_are_those_of_the_picture():
@@ -114,7 +114,7 @@ def test_the_measures_are_those_of_the_picture():
     pixels = GREY.copy()
     pixels[:2], pixels[-2:], pixels[:, :3], pixels[:, -3:] = 7, 7, 7, 7
     data = encoded(pixels, "PNG")
-    measures = measures_of_file(data)
+    measures = measured(data)
     assert (measures["height"], measures["width"], measures["file_bytes"]) == (40, 60, len(data))
     assert measures["mean"] == pytest.approx(pixels.mean())
     assert measures["std"] == pytest.approx(pixels.std())
@@ -127,22 +127,22 @@ def test_the_quality_of_a_libjpeg_file_is_read_from_its_tables(quality):
     """Exact, for grey and for colour."""
     for pixels in (GREY, np.stack([GREY] * 3, 2)):
         data = encoded(pixels, "JPEG", quality=quality)
-        assert measures_of_file(data)["jpeg_quality"] == quality
+        assert measured(data)["jpeg_quality"] == quality
 
 
 def test_the_same_pixels_have_one_digest_whatever_the_file():
     """Another compression, three equal channels, a row of a stack; one grey level is another."""
     same = [
-        measures_of_file(encoded(GREY, "PNG", compress_level=1)),
-        measures_of_file(encoded(GREY, "PNG", compress_level=9)),
-        measures_of_file(encoded(np.stack([GREY] * 3, 2), "PNG")),
-        measures_of_array(GREY),
+        measured(encoded(GREY, "PNG", compress_level=1)),
+        measured(encoded(GREY, "PNG", compress_level=9)),
+        measured(encoded(np.stack([GREY] * 3, 2), "PNG")),
+        measured(GREY),
     ]
     assert len({bytes(measures["pixels"]) for measures in same}) == 1
     other = GREY.copy()
     other[5, 5] ^= 1
-    assert bytes(measures_of_array(other)["pixels"]) != bytes(same[0]["pixels"])
-    assert bytes(measures_of_array(GREY.reshape(60, 40))["pixels"]) != bytes(same[0]["pixels"])
+    assert bytes(measured(other)["pixels"]) != bytes(same[0]["pixels"])
+    assert bytes(measured(GREY.reshape(60, 40))["pixels"]) != bytes(same[0]["pixels"])
 
 
 # --- appearance
@@ -162,7 +162,7 @@ def scene(seed=0, *, grain=0.02, blur=0.0, gain=1.0, mark=False):
 
 def appearance(pixels):
     """The measures of one picture."""
-    measures = measures_of_array(pixels)
+    measures = measured(pixels)
     return {name: float(measures[name]) for name in APPEARANCE}
 
 

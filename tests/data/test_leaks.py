@@ -15,7 +15,7 @@ from pipeline.data.near_duplicates import find_duplicates, stored_duplicates
 from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.study_file import load_study
 from tests.data.copies import COPIES, measures_of_samples, small, smooth_picture, smooth_study
-from tests.tiny import edited
+from tests.tiny import edited, flip
 
 
 def results_of(study, samples, check="overlap", measures=None):
@@ -219,9 +219,7 @@ def test_near_duplicates_are_looked_for_once(tmp_path, monkeypatch):
         assert stored_duplicates(tmp_path, small, splits, group) == (pair,)
         with pytest.raises(TypeError):
             stored_duplicates(tmp_path, small, splits[::-1], group)
-    data = bytearray(file.read_bytes())
-    data[3] ^= 1
-    file.write_bytes(data)
+    flip(file, 3)
     assert stored_duplicates(tmp_path, small, splits, group) == (pair,)
     file.unlink()
     file.parent.rmdir()

@@ -26,6 +26,7 @@ from tests.finetune.jobs import (
     train_job,
 )
 from tests.test_results import Disk, Killed, faulty
+from tests.tiny import flip
 
 #: Every n-th call of the disk; all of them in the slow run.
 STRIDES = [5, pytest.param(1, marks=pytest.mark.slow)]
@@ -100,15 +101,9 @@ def half_way(tmp_path):
     return tmp_path / "t"
 
 
-def _flip(path, place):
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1
-    path.write_bytes(data)
-
-
 DAMAGES = {
-    "a bit of the tensors flipped": lambda newest: _flip(newest, -1),
-    "a bit of the header flipped": lambda newest: _flip(newest, 20),
+    "a bit of the tensors flipped": lambda newest: flip(newest, -1),
+    "a bit of the header flipped": lambda newest: flip(newest, 20),
     "cut short": lambda newest: newest.write_bytes(newest.read_bytes()[:-1]),
     "empty": lambda newest: newest.write_bytes(b""),
     "another's bytes": lambda newest: shutil.copy(min(newest.parent.iterdir()), newest),
@@ -130,7 +125,7 @@ def test_no_whole_checkpoint_is_an_error_not_a_new_start(half_way):
     """Hours of work are not thrown away in silence: the user is asked to delete the folder."""
     for path in half_way.iterdir():
         assert hashlib.sha256(path.read_bytes()).hexdigest() in path.name
-        _flip(path, -1)
+        flip(path, -1)
     with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* delete the folder"):
         train_job(half_way)
 

@@ -24,6 +24,7 @@ from pipeline.finetune.methods import TrainingSettings
 from pipeline.finetune.networks import Classifier, cut_of
 from pipeline.finetune.runs import Experiment, fold_norms, interpolate, run_method
 from tests.finetune.jobs import Pictures
+from tests.tiny import flip
 
 
 @pytest.fixture
@@ -282,10 +283,7 @@ def test_a_fine_tuned_probe_begins_with_the_probe(run):
 def test_a_damaged_model_is_trained_again(run, caplog):
     """A file that is not as it was written counts as not there."""
     first = trained(run, "lp")
-    file = run.model("lp").path / "model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
+    flip(run.model("lp").path / "model.safetensors", -1)
     assert run.model("lp").record() is None
     again = trained(run, "lp")
     assert [row["fit_loss"] for row in again.curves] == [row["fit_loss"] for row in first.curves]
