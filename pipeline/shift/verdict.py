@@ -196,8 +196,12 @@ def verdict(
     # The meaning of a score may have changed for the better or the worse.
     changed = effects["y_given_score"].low > 0 or effects["y_given_score"].high < 0
     if changed:
+        # Another class mix changes it by itself, and its correction needs no labels.
+        but = ". Do"
+        if "class_mix" in causes:
+            but = ", as with any other class mix. Apart from that correction, do"
         sentences.append(
-            f"The same score means another risk on {target} than on the source. Do not use "
+            f"The same score means another risk on {target} than on the source{but} not use "
             f"estimates or thresholds that were made without labels of {target}."
         )
     return Verdict(sentences, tuple(causes), changed)

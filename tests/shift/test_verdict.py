@@ -141,6 +141,9 @@ def test_a_changed_score_forbids_what_needs_no_labels(changed):
     conclusion = said(y_given_score=changed)
     assert conclusion.labels_needed
     assert "Do not use estimates or thresholds" in conclusion.sentences[-1]
+    with_mix = said(y_given_score=changed, class_mix=LOSS).sentences
+    assert "Correct the probabilities for the class mix" in " ".join(with_mix)
+    assert "Apart from that correction, do not use estimates" in with_mix[-1]
     assert not said().labels_needed
 
 
