@@ -76,8 +76,8 @@ def test_every_head_is_scored_on_validation_and_target_by_every_metric(study):
     assert not record["failures"] + record["not_saved"]
 
 
-def test_the_file_says_what_is_returned(study):
-    """results/<name>/heads.json for whoever reads it next."""
+def test_the_file_says_what_is_returned_and_scores_are_of_the_stored_probabilities(study):
+    """For whoever reads them next, or pairs two heads on the same images; seeds as their mean."""
     record = compare(study, only("prior", "linear", "mlp"))
     assert record_of(study.results / "heads.json") == record
     assert (record["schema"], record["study"], record["positive"]) == (10, "tiny", "b")
@@ -98,11 +98,6 @@ def test_the_file_says_what_is_returned(study):
     assert prior["p"] <= prior["p_adjusted"] < 0.05
     assert rows_of(record, "target")["linear"]["differences"] == {}
     assert [backbone[k] for k in ("seed_spread", "algorithms", "confidence_sets")] == [[], [], []]
-
-
-def test_the_scores_are_those_of_the_stored_probabilities(study):
-    """So that a later stage can pair two heads on the same images; seeds as their mean."""
-    record = compare(study, only("linear", "mlp"))
     stored = read_predictions(study.results / "probabilities.h5")["tiny"]
     target = stored.split == "target"
     for name, row in rows_of(record, "target").items():
@@ -254,19 +249,19 @@ def fitted(study, monkeypatch, change=lambda features: features):
     return fits, (backbone["selection_corrected"], backbone["algorithms"], heads)
 
 
-@pytest.mark.parametrize("change", [other_labels, other_features])
-def test_validation_and_target_select_nothing(study, monkeypatch, change):
+def test_validation_and_target_select_nothing(study, monkeypatch):
     """With other labels, or other features, every head of the table is the same bit for bit."""
     before, said = fitted(study, monkeypatch)
-    after, said_again = fitted(study, monkeypatch, change)
-    assert set(before) == set(after) == set(HEADS)
-    for name, fit in before.items():
-        for one, two in zip(fit.models, after[name].models, strict=True):
-            assert learnt(one) == learnt(two), name
-        np.testing.assert_array_equal(fit.out_of_fold, after[name].out_of_fold)
-        if change is other_labels:
-            np.testing.assert_array_equal(fit.proba, after[name].proba)
-    assert said == said_again
+    for change in (other_labels, other_features):
+        after, said_again = fitted(study, monkeypatch, change)
+        assert set(before) == set(after) == set(HEADS)
+        for name, fit in before.items():
+            for one, two in zip(fit.models, after[name].models, strict=True):
+                assert learnt(one) == learnt(two), name
+            np.testing.assert_array_equal(fit.out_of_fold, after[name].out_of_fold)
+            if change is other_labels:
+                np.testing.assert_array_equal(fit.proba, after[name].proba)
+        assert said == said_again
 
 
 def learnt(model) -> list[dict[str, str]]:
