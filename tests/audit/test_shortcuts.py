@@ -12,6 +12,7 @@ from pipeline.audit import shortcuts
 from pipeline.audit.shortcuts import MASKED, ShortcutTest, mask_tests, results_of
 from pipeline.audit.stage import audit, masked_study
 from pipeline.data.images import Transform
+from pipeline.data.index import MEASURES
 from pipeline.data.leaks import NOTE, OK, WARNING
 from pipeline.data.samples import load_samples
 from pipeline.demo import Hospital, Patient, chest, expose
@@ -19,7 +20,7 @@ from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.separability import Separability
 from pipeline.features import backbones
 from pipeline.features.extract import extract
-from pipeline.features.load import load_features
+from pipeline.features.load import FeatureTable, load_features
 from pipeline.study_file import load_study
 from tests.tiny import TORCH, FileWeights
 
@@ -116,6 +117,32 @@ def test_without_a_marker_corners_and_border_predict_nothing(marker_backbone, fi
         covered = sum(auc["low"] < 0.5 < auc["high"] for auc in drawn)
         assert covered >= 17, (choice.mask, covered)
         assert abs(np.mean([auc["estimate"] for auc in drawn]) - 0.5) < 0.05
+
+
+def test_what_few_patients_cannot_show_is_no_warning(study_file):
+    """Three images can always be separated from 40 by something: a note that they are few."""
+    for kind, keep in (("a", 2), ("b", 1)):
+        for image in sorted(Path("there", kind).iterdir())[keep:]:
+            image.unlink()
+    study = load_study(study_file)
+    study = replace(study, targets=(replace(study.targets[0], group=None),))
+    samples, _ = load_samples(study)
+    is_target = samples.domain == "there"
+    apart = np.random.default_rng(0).normal(size=(len(samples), 2)) + 4 * is_target[:, None]
+    table = FeatureTable(
+        backbone="tiny", stores=(), widths=(2,), samples=samples, X=apart.astype(np.float32)
+    )
+    (domain,) = results_of([test() for test in shortcuts.domain_tests(table)])
+    measures = np.zeros(len(samples), MEASURES)
+    measures["height"] = measures["width"] = measures["file_bytes"] = 40
+    measures["mean"] = apart[:, 0]
+    *_, stored = results_of([test() for test in shortcuts.measure_tests(samples, measures)])
+    for result in (domain, stored):
+        assert result.where == "source and there"
+        assert result.values["auc"]["estimate"] > 0.9
+        assert (result.severity, result.advice) == (NOTE, "")
+        assert result.text.startswith("there are too few patients to say whether")
+    assert "too few patients to say whether the domain can be predicted" in stored.text
 
 
 def judged(values, others=0, **given):
