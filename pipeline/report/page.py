@@ -55,9 +55,10 @@ _SENTENCE_END = re.compile(r"(?<=[^.]\.) (?=[A-Z*])")
 #: Width on a screen as a share of a figure's pixels: figures are drawn for print.
 _SCALE = 0.59
 _ACCURACY = (
-    "Accuracy of {head.name} on {head.backbone}, the head that is best on validation, and of "
-    "others for comparison. A point is the share of images that are classified correctly; the "
-    "line is its 95 % interval over patients."
+    "Accuracy of {head.name} on {head.backbone}, the head (classifier) that is best on validation, "
+    "and of others for comparison. Validation holds patients of the source that no head was fitted "
+    "to; the best head was chosen there, so it is a little too good there. A point is the share of "
+    "images that are classified correctly; the line is its 95 % interval over patients."
 )
 _AUROC = (
     "AUROC of the best head on validation for each finding: how often an image with the finding "
