@@ -32,7 +32,7 @@ from pipeline.report.figures.style import (
 from pipeline.words import printable
 
 _KINDS = ("loss", "accuracy")
-_SPLITS = (("fit", BLUE), ("validation", VERMILION))
+_SPLITS = (("fit", "training", BLUE), ("validation", "validation", VERMILION))
 #: With more classes than this a cell is too small for its count.
 _MOST_COUNTED_CLASSES = 12
 #: Labels ``(n,)`` and probabilities ``(n, K)``.
@@ -223,7 +223,7 @@ def heads(results: Results) -> Figure:
 
 def finetune(results: Results) -> Figure:
     """Learning curves of each method; first seed. Fit values are with dropout, as in training."""
-    names = [f"{split}_{kind}" for split, _ in _SPLITS for kind in _KINDS]
+    names = [f"{split}_{kind}" for split, *_ in _SPLITS for kind in _KINDS]
     runs: dict[str, dict[str, list[float | None]]] = {}
     for model in results.of_backbone["models"]:
         if curves := model["curves"]:
@@ -251,10 +251,10 @@ def _learning_curves(runs: Mapping[str, Mapping[str, Sequence[float | None]]]) -
 
 def _draw_curves(axes: Axes, run: Mapping[str, Sequence[float | None]], kind: str) -> None:
     last = 1
-    for split, shade in _SPLITS:
+    for split, name, shade in _SPLITS:
         values = [value for value in run.get(f"{split}_{kind}", ()) if value is not None]
         look = "o-" if len(values) == 1 else "-"  # one epoch alone is a point
-        axes.plot(range(1, len(values) + 1), values, look, color=shade, label=split)
+        axes.plot(range(1, len(values) + 1), values, look, color=shade, label=name)
         last = max(last, len(values))
     axes.set_ylabel(kind)
     # Epochs are whole and counted from 1, also where there is only one.

@@ -66,7 +66,7 @@ def adaptation(results: Results) -> Figure:
             for method, labels, _, _, gain, _ in table.rows
             if gain
         }
-    return _gains(of_panel, "What adaptation gains a linear head (orange: with target labels)")
+    return _gains(of_panel, "What adaptation gains a linear head")
 
 
 def aurocs(series: Mapping[str, Mapping[str, _Interval]]) -> Figure:
