@@ -76,7 +76,7 @@ def _of_backbone(record: Record, results: Record) -> Iterator[Part]:
     if any(row["differences"] for domain in results["domains"] for row in domain["rows"]):
         legend = (
             f"Points: accuracy minus that of the baseline {record['baseline']}, in percentage "
-            f"points. p is adjusted for the number of heads (Holm). {legend}"
+            f"points. Only p is adjusted for the number of heads (Holm). {legend}"
         )
     for number, domain in enumerate(results["domains"]):
         notes = *_rare_class(record["classes"], domain), *(() if number else (legend,))
@@ -155,7 +155,7 @@ def _patients_needed(rows: Sequence[Record]) -> Iterator[str]:
     ]
     if needed:
         yield (
-            "Patients needed to show a difference from the baseline, or that it is below one "
+            "Patients needed to show that a head differs from the baseline, or by less than one "
             f"point: {', '.join(needed)}."
         )
 
@@ -177,8 +177,8 @@ def _clinical(domain: Record) -> Iterator[Table]:
         (
             Column("head"),
             *(Column(name, "number") for name in treat_all),
-            Column("LR positive", "number", interval=True, field="lr_positive"),
-            Column("LR negative", "number", interval=True, field="lr_negative"),
+            Column("LR positive", "ratio", interval=True, field="lr_positive"),
+            Column("LR negative", "ratio", interval=True, field="lr_negative"),
             Column(
                 "observed - predicted", "number", interval=True, field="observed_minus_predicted"
             ),
@@ -270,7 +270,7 @@ def _methods(classes: Sequence[str], results: Record) -> Iterator[Part]:
     if any("lp" in row["differences"] for d in results["domains"] for row in d["rows"]):
         legend = (
             "Points: accuracy minus that of lp, the head on frozen features, in percentage points. "
-            f"p is adjusted for the number of methods (Holm). {legend}"
+            f"Only p is adjusted for the number of methods (Holm). {legend}"
         )
     for domain in results["domains"]:
         rows = [

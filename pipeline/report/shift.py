@@ -12,7 +12,7 @@ _EFFECTS = {
     "class_mix": "other class mix",
     "within_class": "more errors inside the classes",
     "confidence_shift": "more images near the threshold",
-    "y_given_score": "a score means another risk",
+    "y_given_score": "the same score means another risk",
     "threshold": "the threshold does not fit",
     "discrimination": "the classes overlap more",
     "target_hardness": "the target is harder",
@@ -72,7 +72,7 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
             Column("accuracy", "share"),
             Column("AUROC", "share", field="auroc"),
             Column("points gained", "points", interval=True, field="difference"),
-            Column("p", "p", "Adjusted for the number of methods (Holm)."),
+            Column("p", "p", "Adjusted for the number of methods (Holm); the intervals are not."),
         ),
     ),
     "errors": (
@@ -129,7 +129,8 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
                 for name, sign, field in (("PPV", "positive", "ppv"), ("NPV", "negative", "npv"))
             ),
             Column(
-                "reliable", help="No: corrected without labels, and a score means another risk."
+                "reliable",
+                help="No: corrected without labels, and the same score means another risk.",
             ),
         ),
     ),

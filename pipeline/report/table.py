@@ -36,6 +36,7 @@ _NUMBERS: Mapping[str, Callable[[float], str]] = {
     "change": lambda value: f"{value:+.2f}",
     "p": lambda value: "<.001" if value < 0.001 else _share(value),
     "number": lambda value: f"{value:.3f}",
+    "ratio": lambda value: f"{value:.2f}" if value < 100 else f"{value:,.0f}",
     "count": lambda value: f"{value:,.0f}",
     "seconds": lambda value: f"{value:.1f}",
 }

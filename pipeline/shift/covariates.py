@@ -72,12 +72,13 @@ def acquisition_differences(
 
 
 def summary(covariates: Sequence[Covariate] | None) -> str:
-    """One sentence on what differs; None stands for images that were never measured."""
+    """Text on what differs; None stands for images that were never measured."""
     if covariates is None:
         return "The images have not been measured: run `headrace audit STUDY`, then shift again."
     named = [_phrase(covariate) for covariate in covariates if covariate.shown]
     if named:
-        return f"The images differ most in {'; then in '.join(named)}."
+        unit = "The unit is the standard deviation within a class."
+        return f"The images differ most in {', then in '.join(named)}. {unit}"
     names = ", ".join(sorted(covariate.name.replace("_", " ") for covariate in covariates))
     return f"No measure is shown to differ by half a standard deviation or more: {names}."
 
@@ -85,9 +86,8 @@ def summary(covariates: Sequence[Covariate] | None) -> str:
 def _phrase(covariate: Covariate) -> str:
     name, estimate = covariate.name.replace("_", " "), covariate.estimate
     if abs(estimate) >= _LARGEST_DIFFERENCE:
-        return f"{name} ({estimate:+.0f} standard deviations within classes, or more)"
-    low, high = covariate.low, covariate.high
-    return f"{name} ({estimate:+.1f} standard deviations within classes, {low:+.1f} to {high:+.1f})"
+        return f"{name} ({estimate:+.0f} or more)"
+    return f"{name} ({estimate:+.1f}, 95 % CI {covariate.low:+.1f} to {covariate.high:+.1f})"
 
 
 def _within_classes(

@@ -228,9 +228,10 @@ def _gain_sentence(best: BestMethod) -> str:
             "the best method."
         )
     return (
-        "No adaptation method is shown to help a linear head without target labels: the best, "
+        "Without target labels, no adaptation method is shown to help a linear head: the best, "
         f"{method}, changes its accuracy of {percent(best.before)} by {_points_text(best)}, "
-        f"corrected for the choice; p is {best.p:.3f}, adjusted for the number of methods."
+        "corrected for the choice of the best method; p is "
+        f"{best.p:.3f}, adjusted for the number of methods."
     )
 
 

@@ -70,6 +70,7 @@ NAMES = ["[/old]", "[red]ill[/red]", ":smile:", "a\\[b]", "<b>", "a|b", "*x*", "
         ("p", 0.0009, "<.001"),
         ("p", 0.001, ".001"),
         ("number", 0.4352, "0.435"),
+        ("ratio", (39.949, 4.135, 143196.6), "39.95 [4.13, 143,197]"),
         ("count", 12345, "12,345"),
         ("share", None, "-"),
         ("text", None, ""),
@@ -194,7 +195,7 @@ def test_what_a_table_of_heads_leaves_open_says_how_many_patients_would_settle_i
     assert (
         text.count("too few patients for an interval of AUROC. An interval needs at least 2") == 1
     )
-    assert "or that it is below one point: mlp 1,240." in text
+    assert "or by less than one point: mlp 1,240." in text
 
 
 def test_points_are_explained_where_there_are_points(records):
