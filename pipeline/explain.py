@@ -16,6 +16,7 @@ positive part in the border says how much the model relies on the border. A line
 fitted to shuffled labels shows which share the network alone would cause.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -47,6 +48,7 @@ from pipeline.results import read_set, write_set
 from pipeline.study import Study
 from pipeline.words import as_file_name, printable
 
+_LOG = logging.getLogger(__name__)
 SCHEMA = 4
 #: Images on a sheet.
 _ON_SHEET = 12
@@ -95,6 +97,8 @@ def explain(
     choice = choose_backbone(study, backbone)
     samples = load_features(study, choice, load_samples(study, options)[0]).samples
     model = load_trained(study, choice, name, samples)
+    for target in samples.unlabelled:
+        _LOG.warning("no maps of %s: it has no labels", target)
 
     def pixels_of(subset: Samples) -> Tensor:
         held = load_pixels(subset, model.transform, folder=study.results)

@@ -213,6 +213,21 @@ def test_without_a_name_the_best_head_that_has_layers_is_explained(layered):
         explain(layered, images=2)
 
 
+def test_a_target_without_labels_is_said_to_have_no_maps(tmp_path, monkeypatch):
+    """Else its absence would look like an oversight."""
+    file = stored_tiny_study(tmp_path, monkeypatch)
+    (tmp_path / "new").mkdir()
+    for image in (tmp_path / "there").rglob("*.png"):
+        image.rename(tmp_path / "new" / image.name)
+    file.write_text(
+        file.read_text().replace('path = "there"', 'path = "new"\nlabels = "absent"', 1)
+    )
+    run("features", "study.toml", "--device", "cpu")
+    run("heads", "study.toml", "--only", "linear", "--quick")
+    said = run("explain", "study.toml", "--images", "2", "--device", "cpu").output
+    assert "no maps of there: it has no labels" in said
+
+
 def test_the_command_prints_a_table_for_each_domain(layered):
     """And the record with --json; what cannot be explained says why."""
     command = ["explain", "study.toml", "--head", "linear", "--images", "4", "--device", "cpu"]
