@@ -225,45 +225,36 @@ def test_what_stops_a_run_is_one_line(study_file, monkeypatch, why):
     assert re.search(message, run("features", study_file, *ENGINE, code=code).stderr)
 
 
-def test_a_target_that_cannot_be_used_is_named_by_every_stage(study_file):
-    """The others are extracted, scored, compared and audited all the same; exit code 2."""
-    study_file.write_text(study_file.read_text() + '[target.gone]\npath = "gone"\n')
+def test_a_target_and_a_backbone_that_cannot_be_used_are_named_by_every_stage(study_file):
+    """The others are extracted, scored, compared and audited; the exit code is the target's, 2."""
+    wrong = '[backbone.resnet50]\nweights = "tiny.pth"\n[target.gone]\npath = "gone"\n'
+    study_file.write_text(study_file.read_text() + wrong)
     for file in write_images(Path("gone"), 2, seed=3).rglob("*.png"):
         file.write_text(f"no image {file}")
-    failed = run("features", study_file, *ENGINE, code=2)
+
+    def failing(stage, *options):
+        said = run(stage, study_file, *options, code=2)
+        error = r"^Error: target\.gone: .*resnet50: .* does not fit"
+        assert re.search(error, said.stderr, re.MULTILINE)
+        return said
+
+    failed = failing("features", *ENGINE)
     assert "gone: none of its images can be used; first: " in failed.stderr
     assert "target.gone" in record_of(Path("results/tiny/features.json"))["failures"]
-    shown = run("heads", study_file, "--only", "linear", "--quick", code=2)
+    shown = failing("heads", "--only", "linear", "--quick")
     assert "gone has no scores" in shown.stdout
-    assert "Error: target.gone: " in shown.stderr
     record = record_of(Path("results/tiny/heads.json"))
     assert "gone is left" in record["failed_targets"]["gone"]
     assert [d["domain"] for d in record["backbones"][0]["domains"]] == ["source", "there"]
-    shown = run("shift", study_file, "--quick", "--figures", code=2)
+    failing("finetune", "--method", "lp", "--epochs", "1", "--no-figures", "--device", "cpu")
+    shown = failing("shift", "--quick", "--figures")
     assert "gone on tiny was not compared" in shown.stdout
-    assert "Error: target.gone: " in shown.stderr
     assert list(Path("results/tiny/figures").glob("shift-*"))
     record = record_of(Path("results/tiny/shift.json"))
-    assert [row["target"] for row in record["not_compared"]] == ["gone"]
+    pairs = {(row["target"], row["backbone"]) for row in record["not_compared"]}
+    assert pairs == {("gone", "tiny"), ("there", "resnet50"), ("gone", "resnet50")}
     audited = run("audit", study_file, "--no-shortcuts", *ENGINE)
     assert re.search(r"all checks +gone +not checked", audited.stdout)
-
-
-def test_every_stage_names_a_failed_target_before_a_failed_backbone(study_file):
-    """The exit code is that of the first failure, so it does not depend on the stage."""
-    run("features", study_file, *ENGINE)
-    wrong = '[backbone.resnet50]\nweights = "tiny.pth"\n'
-    study_file.write_text(f'{study_file.read_text()}{wrong}[target.gone]\npath = "gone"\n')
-    Path("gone/a").mkdir(parents=True)
-    Path("gone/a/1.png").write_text("no image")
-    for stage, *options in (
-        ("features", *ENGINE),
-        ("heads", "--only", "prior", "--quick"),
-        ("finetune", "--method", "lp", "--epochs", "1", "--no-figures", "--device", "cpu"),
-        ("shift", "--head", "prior", "--quick"),
-    ):
-        text = run(stage, study_file, *options, code=2).stderr
-        assert re.search(r"^Error: target\.gone: .*resnet50: .* does not fit", text, re.MULTILINE)
 
 
 def test_cache_ls_verify_compact(study_file):

@@ -11,6 +11,7 @@ from pipeline.heads.custom import all_heads
 from pipeline.study import CustomHead
 from pipeline.study_file import load_study
 from tests.made_up import made_up_rows
+from tests.test_study_file import write
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -130,12 +131,6 @@ n_neighbors = 7
 base = "mlp"
 hidden = 8
 """
-
-
-def write(folder, text):
-    file = folder / "study.toml"
-    file.write_text(text)
-    return file
 
 
 def test_a_study_adds_heads_and_concatenations(tmp_path):
