@@ -232,7 +232,7 @@ def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(function)
     def run(study: Path, *, findings: tuple[str, ...], **flags: Any) -> Any:
-        from pipeline.errors import PartsError, record_failure
+        from pipeline.errors import PartialFailureError, record_failure
 
         whole = _load(study, flags)
         parts = _studies_by_finding(whole, findings)
@@ -253,7 +253,7 @@ def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
         result = {"findings": records, "table": table}
         # The others of torchrun's processes have the same failures: one prints them, at the end.
         if failures and _first_process():
-            raise PartsError(failures, result)
+            raise PartialFailureError(failures, result)
         return result
 
     return run
@@ -308,11 +308,11 @@ def _run_and_show(
     stage: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Run a stage and show its record, also if it ends with the failure of a part."""
-    from pipeline.errors import PartsError
+    from pipeline.errors import PartialFailureError
 
     try:
         record = stage()
-    except PartsError as failure:
+    except PartialFailureError as failure:
         show(dict(failure.record or {}))
         raise
     show(record)
@@ -742,7 +742,7 @@ def predict(images: tuple[Path, ...], **flags: Any) -> dict[str, Any]:
 
     Example: headrace predict --model results/demo/heads/densenet121/linear new/1.png
     """
-    from pipeline.errors import PartsError, record_failure
+    from pipeline.errors import PartialFailureError, record_failure
     from pipeline.predict import predict as run
 
     models, table = flags.pop("models"), flags.pop("table")
@@ -763,7 +763,7 @@ def predict(images: tuple[Path, ...], **flags: Any) -> dict[str, Any]:
     for record in records.values():
         _show("predict", record)
     if failures:
-        raise PartsError(failures, records)
+        raise PartialFailureError(failures, records)
     return records if len(records) > 1 else record
 
 

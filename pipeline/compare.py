@@ -24,7 +24,7 @@ from pipeline.errors import (
     MissingFeaturesError,
     MissingResultsError,
     ModelError,
-    PartsError,
+    PartialFailureError,
     ResultsError,
     UnknownNameError,
 )
@@ -171,7 +171,7 @@ def compare(
     Raises:
         UnknownNameError: A head or preprocessing is unknown.
         MissingFeaturesError: Stage 1 has not been run, or no head could be fitted.
-        PartsError: A backbone or a target has no scores; the record is of the others.
+        PartialFailureError: A backbone or a target has no scores; the record is of the others.
     """
     run = _plan(study, options or CompareOptions())
     disk.prepare(study.results)
@@ -212,7 +212,7 @@ def compare(
     )
     failures = {f"target.{name}": why for name, why in samples.failures.items()} | failures
     if failures:
-        raise PartsError(failures, record)
+        raise PartialFailureError(failures, record)
     return record
 
 

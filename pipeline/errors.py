@@ -124,7 +124,7 @@ def record_failure(
         _LOG.warning("%s: %s", part, failure)
 
 
-class PartsError(PipelineError, RuntimeError):
+class PartialFailureError(PipelineError, RuntimeError):
     """A command ran for all parts (findings, targets, backbones, models), and failed for some."""
 
     def __init__(self, failures: Mapping[str, Exception], record: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ import pipeline.features.backbones as backbones_module
 import pipeline.features.load as load_module
 from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
 from pipeline.data.patients import FIT
-from pipeline.errors import MissingFeaturesError, PartsError, WeightsError
+from pipeline.errors import MissingFeaturesError, PartialFailureError, WeightsError
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predictions import predictions_in, read_predictions
 from pipeline.features.extract import extract
@@ -175,7 +175,7 @@ def test_a_backbone_that_is_left_out_is_reported_and_keeps_its_heads(study):
     """
     tiny = study.backbones[0]
     coarse = replace(study, backbones=(replace(tiny, name="tiny@0"), tiny))
-    with pytest.raises(PartsError, match=r"^backbone\.tiny@0: .*no features") as error:
+    with pytest.raises(PartialFailureError, match=r"^backbone\.tiny@0: .*no features") as error:
         compare(coarse, only("prior"))
     assert error.value.exit_code == MissingFeaturesError.exit_code
     assert error.value.record == record_of(study.results / "heads.json")
@@ -187,7 +187,7 @@ def test_a_backbone_that_is_left_out_is_reported_and_keeps_its_heads(study):
     compare(two, only("linear"))
     (model,) = study.results.glob("heads/tiny2/linear/model.json")
     lost = replace(two.backbones[1], weights=str(study.results / "not mounted.pth"))
-    with pytest.raises(PartsError, match="not mounted") as error:
+    with pytest.raises(PartialFailureError, match="not mounted") as error:
         compare(replace(two, backbones=(tiny, lost)), only("linear"))
     assert [entry["backbone"] for entry in error.value.record["backbones"]] == ["tiny"]
     assert model.exists()

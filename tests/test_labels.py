@@ -14,7 +14,7 @@ from pipeline import findings
 from pipeline.audit.stage import audit
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.samples import UNLABELLED, load_samples
-from pipeline.errors import PartsError
+from pipeline.errors import PartialFailureError
 from pipeline.evaluation.paired_tests import holm
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.extract import extract
@@ -226,7 +226,7 @@ def test_the_audit_tests_what_needs_no_label_and_names_what_it_did_not_test(stud
 def test_a_target_of_one_patient_is_left_out_and_said(study, few):
     """With labels or without; the other is compared, and the page contradicts nothing."""
     one = [replace(t, group="^(p)") if t.name == few else t for t in study.targets]
-    with pytest.raises(PartsError, match=rf"^target\.{few}: Images: "):
+    with pytest.raises(PartialFailureError, match=rf"^target\.{few}: Images: "):
         analyse(replace(study, targets=tuple(one)), ShiftOptions(draws=99, seeds=2))
     written = json.loads((study.results / "shift.json").read_text())
     assert [t["target"] for t in written["targets"]] == [t.name for t in one if t.name != few]

@@ -21,7 +21,7 @@ from pipeline.data.samples import ALL_IMAGES, SampleOptions, load_samples
 from pipeline.errors import (
     CheckFailedError,
     MissingFeaturesError,
-    PartsError,
+    PartialFailureError,
     StudyError,
     record_failure,
 )
@@ -122,7 +122,7 @@ def recompute(study: Study, sample: int, choice: EngineChoice) -> list[str]:
         Lines that say what was compared, and how large the differences are.
 
     Raises:
-        PartsError: For some backbones a feature differs by more than 1e-5, or by more than
+        PartialFailureError: For some backbones a feature differs by more than 1e-5, or by more than
             ``CANARY_TOLERANCE`` if a GPU computed it or the precision is not fp32.
     """
     lines: list[str] = []
@@ -131,7 +131,7 @@ def recompute(study: Study, sample: int, choice: EngineChoice) -> list[str]:
         with record_failure(backbone.name, failures):
             lines.append(_recomputed(study, backbone, sample, choice))
     if failures:
-        raise PartsError(failures, {"checks": lines})
+        raise PartialFailureError(failures, {"checks": lines})
     return lines
 
 

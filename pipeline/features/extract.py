@@ -30,7 +30,7 @@ from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
 from pipeline.errors import (
     EngineError,
     NoImagesError,
-    PartsError,
+    PartialFailureError,
     SkippedImagesError,
     record_failure,
 )
@@ -85,7 +85,7 @@ def extract(
         of ``computed``, ``reused`` and ``skipped``; every skipped image; failures with reasons.
 
     Raises:
-        PartsError: Some backbones or targets failed; the others were run.
+        PartialFailureError: Some backbones or targets failed; the others were run.
         PipelineError: See the modules this calls; a full disk is a ``cache`` error.
         SkippedImagesError: ``strict``, and an image was skipped.
     """
@@ -159,7 +159,7 @@ def extract_loaded(
             "all others are stored"
         )
     if failures:
-        raise PartsError(failures, record)
+        raise PartialFailureError(failures, record)
     return record
 
 

@@ -19,7 +19,7 @@ from cache import disk
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT
 from pipeline.data.samples import SampleOptions, Samples, load_samples
-from pipeline.errors import MissingResultsError, PartsError, record_failure
+from pipeline.errors import MissingResultsError, PartialFailureError, record_failure
 from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
 from pipeline.evaluation.heads_record import compared_heads
 from pipeline.evaluation.metrics import Proba
@@ -101,7 +101,7 @@ def finetune(
         UnknownNameError: A method is in no table.
         StudyError: A method trains a part of a backbone that has no cut.
         MissingFeaturesError: Stage 1 has not been run.
-        PartsError: A method, a backbone or a target failed; the record is of the others.
+        PartialFailureError: A method, a backbone or a target failed; the record is of the others.
         PipelineError: See the modules this calls.
     """
     names, named = select_methods(methods)
@@ -150,7 +150,7 @@ def finetune(
     failures = {f"target.{name}": why for name, why in samples.failures.items()} | failures
     # An error in another process would let torchrun end the first before it has written all.
     if failures and is_first:
-        raise PartsError(failures, record)
+        raise PartialFailureError(failures, record)
     return record
 
 

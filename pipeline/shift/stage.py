@@ -25,7 +25,7 @@ from pipeline.data.index import APPEARANCE, stored_measures
 from pipeline.data.leaks import CheckResult, check_leaks, refuse_leaks
 from pipeline.data.patients import single_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
-from pipeline.errors import PartsError, PipelineError, StudyError, record_failure
+from pipeline.errors import PartialFailureError, PipelineError, StudyError, record_failure
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
 from pipeline.features.load import FeatureTable, feature_tables
@@ -117,7 +117,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         MissingFeaturesError: Stage 1 has not been run.
         MissingResultsError: The named head was compared on no backbone.
         CheckFailedError: A patient or an image is in two splits.
-        PartsError: A target was not compared on every backbone; the record is of the others.
+        PartialFailureError: A target was not compared on every backbone; others are recorded.
     """
     options = options or ShiftOptions()
     if not study.targets:
@@ -168,7 +168,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         parts |= {f"target.{target}": why for target, why in analysis.failures.items()}
     parts |= {f"backbone.{backbone}": why for backbone, why in failures.items()}
     if parts:
-        raise PartsError(parts, record)
+        raise PartialFailureError(parts, record)
     return record
 
 

@@ -25,7 +25,7 @@ from cache.store import FeatureStore
 from pipeline.audit.stage import audit
 from pipeline.data.images import Transform
 from pipeline.data.samples import load_samples
-from pipeline.errors import EngineError, PartsError, StudyError, WeightsError
+from pipeline.errors import EngineError, PartialFailureError, StudyError, WeightsError
 from pipeline.features.extract import extract
 from pipeline.features.guard import FeatureGuard
 from pipeline.features.load import load_features, store_for
@@ -91,7 +91,7 @@ def test_a_backbone_that_fails_does_not_cost_the_others(study_file, builds, monk
         patch.setattr(extract_module, "frozen_network", broken)
         patch.setattr(extract_module, "replace", lambda choice, **_: choice)  # one pass for each
         failures = r"\.densenet121: .*lost\.pth.*; backbone\.tiny@0: the engine b"
-        with pytest.raises(PartsError, match=failures):
+        with pytest.raises(PartialFailureError, match=failures):
             extract(study, TORCH)
     assert len(store_for(study.store_root, study.backbones[0])) == 60
     (row,) = json.loads((study.results / "features.json").read_text())["backbones"]
@@ -103,7 +103,7 @@ def test_a_backbone_that_fails_does_not_cost_the_others(study_file, builds, monk
 def test_a_target_and_a_backbone_of_one_name_fail_each_for_itself(study_file):
     """Neither reason takes the place of the other, here and in the audit."""
     study = lost_backbone(study_file, '[target.densenet121]\npath = "gone"')
-    with pytest.raises(PartsError) as error:
+    with pytest.raises(PartialFailureError) as error:
         extract(study, TORCH)
     assert {*error.value.record["failures"]} == {"target.densenet121", "backbone.densenet121"}
     results = audit(study, shortcuts=False)["results"]

@@ -12,7 +12,13 @@ import pipeline.finetune.loop as loop_module
 import pipeline.finetune.runs as runs_module
 import pipeline.finetune.stage as stage_module
 from pipeline.compare import CompareOptions, compare
-from pipeline.errors import CheckpointError, EngineError, PartsError, StudyError, UnknownNameError
+from pipeline.errors import (
+    CheckpointError,
+    EngineError,
+    PartialFailureError,
+    StudyError,
+    UnknownNameError,
+)
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.features.extract import extract
@@ -138,7 +144,7 @@ def test_a_method_or_backbone_that_fails_costs_no_other(stored, monkeypatch):
     monkeypatch.setattr(stage_module, "run_method", refuse)
     with pytest.raises(EngineError, match="out of memory"):
         finetune(stored, **only("last_block", limit=4))
-    with pytest.raises(PartsError, match="last_block on tiny: out of memory") as error:
+    with pytest.raises(PartialFailureError, match="last_block on tiny: out of memory") as error:
         finetune(stored, **only("last_block", "full"))
     record = error.value.record
     assert record["failures"] == {"last_block on tiny": "out of memory"}
@@ -148,7 +154,7 @@ def test_a_method_or_backbone_that_fails_costs_no_other(stored, monkeypatch):
     assert "Error: last_block on tiny: out of memory" in ended.stderr
     assert "full" in ended.stdout
     lost = replace(stored.backbones[0], name="densenet121", weights="lost.pth")
-    with pytest.raises(PartsError, match=r"^backbone\.densenet121: .*lost\.pth") as error:
+    with pytest.raises(PartialFailureError, match=r"^backbone\.densenet121: .*lost\.pth") as error:
         finetune(replace(stored, backbones=(lost, *stored.backbones)), **only("full"))
     assert "full" in models(error.value.record)
 

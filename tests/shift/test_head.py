@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from pipeline import report
 from pipeline.compare import QUICK, CompareOptions, compare
 from pipeline.data.patients import patient_folds
-from pipeline.errors import MissingResultsError, PartsError
+from pipeline.errors import MissingResultsError, PartialFailureError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.features.extract import extract
 from pipeline.shift.detect import LEVEL
@@ -134,7 +134,7 @@ def test_a_head_that_one_backbone_lacks_does_not_cost_the_others(study):
     """Its targets are named with the reason; where no backbone has it, that is the error."""
     compare(study, replace(QUICK, heads=("ridge",)))
     both = replace(study, concatenations=("tiny+tiny",))
-    with pytest.raises(PartsError, match=r"^backbone\.tiny\+tiny: the head r") as error:
+    with pytest.raises(PartialFailureError, match=r"^backbone\.tiny\+tiny: the head r") as error:
         shift(both, head="ridge")
     record = error.value.record
     (target,) = record["targets"]

@@ -11,7 +11,7 @@ import pytest
 
 import pipeline.features.load as load_module
 from pipeline.data.samples import load_samples
-from pipeline.errors import PartsError, StudyError
+from pipeline.errors import PartialFailureError, StudyError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, load_features
@@ -235,7 +235,7 @@ def test_a_target_or_backbone_that_fails_does_not_cost_the_others(study, monkeyp
     monkeypatch.setattr(stage, "analyse_target", broken)
     tiny = study.backbones[0]
     failed = r"^target\.far: too strange; backbone\.tiny@0: .*no features of tiny@0 .*$"
-    with pytest.raises(PartsError, match=failed) as error:
+    with pytest.raises(PartialFailureError, match=failed) as error:
         analyse(replace(study, backbones=(replace(tiny, name="tiny@0"), tiny)), SHORT)
     record = error.value.record
     assert [target["target"] for target in record["targets"]] == ["there"]
