@@ -713,7 +713,7 @@ def report(study: Any, *, images: bool) -> dict[str, Any]:
 
     page = write_page(study, images=images)
     lines = [f"{page['file']}: {', '.join(page['stages'])} ({page['size'] / 1e6:.1f} MB)"]
-    lines += [f"not on it: {line}" for line in page["missing"]]
+    lines += [f"not on the page: {line}" for line in page["missing"]]
     click.echo("\n".join([*lines, *(f"warning: {line}" for line in page["stale"])]))
     return page
 

@@ -116,8 +116,8 @@ class TargetDomain(Domain):
     """Another hospital, or a test part of the source's data set.
 
     Attributes:
-        labels: ``sealed`` (read once, at the end) or ``absent`` (there are none, and folders
-            do not name classes).
+        labels: ``sealed`` (they measure, and no adaptation method sees them) or ``absent`` (there
+            are none, and folders do not name classes).
         is_source_test: Whether it is a test part of the source's own data set (``[test.NAME]``),
             so that a patient id means the same person in both.
         findings: The study's findings for which it has labels; None: all.

@@ -416,7 +416,7 @@ def _log_limit(
     on_device = ", ".join(f"{name} {part / seconds:.0%}" for name, part in device.items() if part)
     limit = max(parts, key=lambda name: parts[name])
     _LOG.info(
-        "%s: %.1f s, of which waiting for %s%s; slowest: %s",
+        "%s: %.1f s, of which %s%s; slowest: %s",
         *(title, seconds, shares, f" (the GPU is busy with {on_device})" * bool(on_device), limit),
     )
 

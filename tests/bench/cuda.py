@@ -315,7 +315,7 @@ def whole(options: argparse.Namespace, kind: str, on_cuda: list[tuple]) -> None:
         rates = (f"{seconds:.1f}", f"{count / seconds:.0f}", f"{marginal:.0f}")
         row(kind, backbone, precision, decode, count, *rates)
         for line in notes.splitlines():
-            if "waiting for" in line or "torch on" in line:
+            if "slowest:" in line or "torch on" in line:
                 print(f"- {line.strip()}", flush=True)
 
 

@@ -190,7 +190,7 @@ def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):
     """The shares are of the whole time; the largest is called the limit."""
     caplog.set_level("INFO")
     extract(load_study(study_file), TORCH)
-    (line,) = [text for text in caplog.messages if "waiting for" in text]
+    (line,) = [text for text in caplog.messages if "slowest:" in text]
     shares = {name: int(n) for name, n in re.findall(r"(\w+) (\d+)%", line)}
     assert list(shares) == ["starting", "decoding", "network", "writing"]
     assert 97 <= sum(shares.values()) <= 103

@@ -209,7 +209,7 @@ def test_a_stage_that_was_not_run_is_one_line(study, original):
     said = run("report", original / "study.toml").stdout
     assert re.fullmatch(
         r"results/tiny/report.html: heads, finetune, shift, features \(0\.\d MB\)\n"
-        r"not on it: there is no results/tiny/audit.json: run headrace audit STUDY first\n",
+        r"not on the page: there is no results/tiny/audit.json: run headrace audit STUDY first\n",
         said,
     )
     shown = json.loads(run("report", original / "study.toml", "--json").stdout)
