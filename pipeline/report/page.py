@@ -41,7 +41,7 @@ from pipeline.words import as_file_name, percent, printable
 STAGES: Mapping[str, tuple[int, str]] = {
     "heads": (10, "Heads on frozen features"),
     "finetune": (9, "Frozen and fine-tuned networks"),
-    "shift": (12, "Shift from the source to the targets"),
+    "shift": (13, "Shift from the source to the targets"),
     "audit": (5, "Leaks and shortcuts"),
     "features": (1, "Stored features"),
 }

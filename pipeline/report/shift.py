@@ -120,17 +120,12 @@ _TABLES: Mapping[str, tuple[str, tuple[Column, ...]]] = {
         (
             Column("rule"),
             Column("domain"),
-            Column("corrected for", field="corrected_for"),
             Column("threshold", "share"),
             Column("sensitivity, %", "percent", interval=True, field="sensitivity"),
             Column("specificity, %", "percent", interval=True, field="specificity"),
             *(
                 Column(name, "share", f"Share of {sign} calls that are right, {_MIX}.", field=field)
                 for name, sign, field in (("PPV", "positive", "ppv"), ("NPV", "negative", "npv"))
-            ),
-            Column(
-                "reliable",
-                help="No: corrected without labels, and the same score means another risk.",
             ),
         ),
     ),

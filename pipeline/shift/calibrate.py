@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_curve
 
@@ -19,7 +18,6 @@ from pipeline.data.domain import DomainData
 from pipeline.evaluation.intervals import rate_interval
 from pipeline.shift.label_free import fit_temperature_scaling
 
-_TINY = 1e-12
 #: Bins of the calibration error, with equally many images.
 _BINS = 15
 #: Lowest specificity and sensitivity in the rules of these names.
@@ -82,50 +80,35 @@ def _calibration_error(confidence: NDArray[np.floating], right: NDArray[np.bool_
     return float(np.abs(np.diff(np.interp(edges, ends, drift[ends]))).sum() / len(order))
 
 
-def transferred_thresholds(
-    source: DomainData,
-    target: DomainData,
-    *,
-    prevalence: float,
-    score_changed: bool,
-) -> list[_Record]:
+def transferred_thresholds(source: DomainData, target: DomainData) -> list[_Record]:
     """Choose a threshold by each rule on the source, and measure it in both domains.
 
-    On the target it stands as it was chosen, and corrected for the estimated class mix, where it
-    makes the calls of the prior-corrected probabilities.
+    On the target it stands as it was chosen. A correction for another class mix would break the
+    rules: sensitivity and specificity do not depend on the mix.
 
     Args:
         source: Labels and out-of-fold probabilities.
         target: Labels and probabilities of the same head.
-        prevalence: Of the second class in the target, estimated without labels, in (0, 1).
-        score_changed: Whether the meaning of a score is shown to have changed.
 
     Returns:
-        Rows ``rule``, ``domain``, ``corrected_for`` (``none``, ``prior``), ``threshold``,
-        ``sensitivity``, ``specificity``, ``ppv`` and ``npv`` at the target's prevalence, and
-        ``reliable``: False where it was corrected without labels and the score has changed.
-        Nothing for more than two classes, or where a domain has one of them.
+        Rows ``rule``, ``domain``, ``threshold``, ``sensitivity``, ``specificity``, ``ppv`` and
+        ``npv`` at the target's prevalence. Nothing for more than two classes, or where a domain
+        has one of them.
     """
     both = (source, target)
     if source.get_proba().shape[1] != 2 or any(np.unique(d.get_label()).size < 2 for d in both):
         return []
-    of_source, of_target = (float(np.mean(data.get_label() == 1)) for data in both)
-    thresholds = []
-    for rule in RULES:
-        chosen = choose_threshold(rule, source)
-        thresholds += [(rule, "none", source, chosen), (rule, "none", target, chosen)]
-        corrected = corrected_threshold(chosen, prevalence, of_source)
-        thresholds.append((rule, "prior", target, corrected))
+    prevalence = float(np.mean(target.get_label() == 1))
+    thresholds = {rule: choose_threshold(rule, source) for rule in RULES}
     return [
         {
             "rule": rule,
             "domain": data.role,
-            "corrected_for": corrected_for,
             "threshold": threshold,
-            **measure_threshold(data, threshold, of_target),
-            "reliable": corrected_for == "none" or not score_changed,
+            **measure_threshold(data, threshold, prevalence),
         }
-        for rule, corrected_for, data, threshold in thresholds
+        for rule, threshold in thresholds.items()
+        for data in both
     ]
 
 
@@ -171,13 +154,3 @@ def _predictive_value(true_rate: float, false_rate: float, share: float) -> floa
 
 def _second_class(data: DomainData) -> NDArray[np.float64]:
     return np.clip(data.get_proba()[:, 1], 0, 1)
-
-
-def corrected_threshold(threshold: float, source_prevalence: float, prevalence: float) -> float:
-    """Threshold for prior-corrected probabilities that calls the same images as before.
-
-    Correcting a probability from one prevalence in (0, 1) to another adds the difference of their
-    log odds to its logit, so the threshold must move by the same amount.
-    """
-    odds = logit(np.clip([threshold, source_prevalence, prevalence], _TINY, 1 - _TINY))
-    return float(expit(odds[0] + odds[2] - odds[1]))

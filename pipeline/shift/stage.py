@@ -49,7 +49,7 @@ from pipeline.shift.verdict import caveats, verdict, verdict_without_labels
 from pipeline.study import SOURCE, Study
 from pipeline.words import to_jsonable
 
-SCHEMA = 12
+SCHEMA = 13
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
 #: Numbers of features below which products have one thread: two that wait for each other in
@@ -301,12 +301,7 @@ def analyse_target(
             head, opened, groups, measures, tests, best, human_error=human_error, seed=seed
         )
         details["adaptation"] = adaptation
-        details["thresholds"] = transferred_thresholds(
-            source,
-            opened,
-            prevalence=accuracy_range["prevalence"][1]["estimate"],
-            score_changed=details["labels_needed"],
-        )
+        details["thresholds"] = transferred_thresholds(source, opened)
     else:
         shifted = any(test.p_adjusted is not None and test.p_adjusted <= LEVEL for test in tests)
         details = _unlabelled_details(source, blind.name, accuracy_range, shifted=shifted)

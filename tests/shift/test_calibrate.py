@@ -14,11 +14,9 @@ from pipeline.shift.calibrate import (
     SPECIFICITY,
     calibration,
     choose_threshold,
-    corrected_threshold,
     measure_threshold,
     transferred_thresholds,
 )
-from pipeline.shift.label_free import reweighted
 from tests.made_up import calibrated, outcomes, scored
 
 
@@ -112,27 +110,22 @@ def test_a_threshold_is_measured_by_counts():
     assert np.isnan(measure_threshold(data, 1.1, 0.5)["ppv"])
 
 
-def test_a_corrected_threshold_makes_the_same_calls():
-    """Probabilities corrected for a prevalence, at the corrected threshold: not a call differs."""
-    data = domain(np.random.default_rng(16), 500)
-    corrected = reweighted(data.proba, np.array([0.15 / 0.5, 0.85 / 0.5]))[:, 1]
-    threshold = corrected_threshold(0.37, 0.5, 0.85)
-    assert np.array_equal(corrected >= threshold, data.proba[:, 1] >= 0.37)
-
-
-@pytest.mark.parametrize("changed", [True, False])
-def test_thresholds_moved_without_labels_are_flagged_where_the_score_changed(changed):
-    """The flag is on ``prior`` alone, and only after such a change."""
-    rng = np.random.default_rng(7)
-    pair = domain(rng, 300), domain(rng, 300, role="target")
-    rows = transferred_thresholds(*pair, prevalence=0.5, score_changed=changed)
-    flagged = {row["corrected_for"] for row in rows if not row["reliable"]}
-    assert flagged == ({"prior"} if changed else set())
-    assert [(row["domain"], row["corrected_for"]) for row in rows if row["rule"] == "youden"] == [
-        ("source", "none"), ("target", "none"), ("target", "prior")
-    ]  # fmt: skip
-    none = [row for row in rows if row["corrected_for"] == "none"]
-    assert len({row["threshold"] for row in none}) == len(RULES)
+def test_a_threshold_keeps_its_rates_under_another_class_mix():
+    """Within their intervals, and unchanged: both domains are measured at what the source chose."""
+    pair = (
+        domain(np.random.default_rng(7), 2000),
+        domain(np.random.default_rng(8), 4000, role="target", prevalence=0.1),
+    )
+    rows = transferred_thresholds(*pair)
+    assert [(row["rule"], row["domain"]) for row in rows] == [
+        (rule, role) for rule in RULES for role in ("source", "target")
+    ]
+    for at_source, at_target in zip(rows[::2], rows[1::2], strict=True):
+        assert at_source["threshold"] == at_target["threshold"]
+        for rate in ("sensitivity", "specificity"):
+            assert at_target[rate]["estimate"] == pytest.approx(
+                at_source[rate]["estimate"], abs=0.05
+            )
 
 
 def test_one_class_and_three_have_no_threshold():
@@ -140,4 +133,4 @@ def test_one_class_and_three_have_no_threshold():
     rng = np.random.default_rng(21)
     three = outcomes(rng.random(50) < 0.2)
     for pair in ((domain(rng, 50), scored(np.ones(5) / 2, np.ones(5))), (three, three)):
-        assert not transferred_thresholds(*pair, prevalence=0.5, score_changed=False)
+        assert not transferred_thresholds(*pair)
