@@ -1,19 +1,34 @@
-"""Small trainings that tests run here, and under ``torchrun``."""
+"""Small trainings that tests run here, in processes that are killed, and under ``torchrun``.
 
+``python -m tests.finetune.jobs`` is a nursery: it has torch imported, and forks a child
+for each line of JSON on its standard input, so a killed training costs milliseconds.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # the first optimiser would import it in every child
 from torch import nn
 
+from cache.errors import CacheError
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import TrainingSettings
+from tests.cache_jobs import Fault, seam
 
 IDENTITY = {"study": "tiny", "method": "full", "data": [1, 2]}
 #: Two epochs of two steps, the second of one row; dropout, moments, best weights at work.
 SETTINGS = TrainingSettings(epochs=2, batch_size=4, patience=2, seed=1, augmentation="light")
+LONGER = replace(SETTINGS, epochs=15, patience=0)
 
 
 class Pictures:
@@ -97,10 +112,78 @@ class Noted(Checkpoints):
             self.notes.note("ack", path=self.folder / self.newest, keys=["checkpoint"])
 
 
-def train_job(folder, *, settings=SETTINGS, notes=None):
+def train_job(folder, *, settings=SETTINGS, pause=0.0, notes=None):
     """Train with a checkpoint after every step; final tensors and the rows of the epochs."""
     model = small_net()
     checkpoints = Noted(Path(folder), IDENTITY, seconds=0.0)
     checkpoints.notes = notes
-    rows = train(model, Pictures(), Pictures(3, seed=1), settings, checkpoints=checkpoints)
+    validation = Pictures(3, seed=1)
+    rows = train(model, Pictures(pause=pause), validation, settings, checkpoints=checkpoints)
     return tensors(model), rows
+
+
+def noted_job(folder, log, fault=None, **options):
+    """The same before a disk that fails or kills; an error is noted too."""
+    with seam(Path(log), fault) as notes:
+        try:
+            train_job(folder, notes=notes, **options)
+        except (OSError, CacheError) as error:
+            notes.note("error", kind=type(error).__name__, text=str(error), errno=error.errno)
+        else:
+            notes.note("done")
+
+
+class Nursery:
+    """A process with torch in memory that forks a child for each job."""
+
+    def __init__(self):
+        command = [sys.executable, "-W", "error", "-m", "tests.finetune.jobs"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_root())}
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, folder, log, *, fault=None, kill_after=None):
+        """Run :func:`noted_job` in a child; its exit code, negative for a signal.
+
+        With a time to be killed after, it is a longer job that takes a while.
+        """
+        job = {"folder": str(folder), "log": str(log), "kill_after": kill_after}
+        if fault:
+            job |= {"call": fault.call, "kind": fault.kind}
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self):
+        self._process.stdin.close()
+        assert self._process.wait() == 0
+        self._process.stdout.close()
+
+
+def _root():
+    return Path(__file__).parents[2]
+
+
+def _fork(job):
+    child = os.fork()
+    if child == 0:
+        with Path(os.devnull).open("w") as silence, contextlib.redirect_stderr(silence):
+            fault = Fault(call=job["call"], kind=job["kind"]) if "kind" in job else None
+            code = 1
+            try:
+                slow = job["kill_after"] is not None
+                options = {"settings": LONGER, "pause": 0.01} if slow else {}
+                noted_job(job["folder"], job["log"], fault, **options)
+                code = 0
+            finally:
+                os._exit(code)
+    if job["kill_after"] is not None:
+        time.sleep(job["kill_after"])
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(_fork(json.loads(line)), flush=True)

@@ -4,32 +4,52 @@ import hashlib
 import logging
 import os
 import shutil
+import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from cache.errors import CacheError
 from pipeline.errors import CheckpointError
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import OPTIMISERS
-from tests.cache_jobs import ERRORS, KILLS, SHORT, notes_in, rows_at_risk, seam
+from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault, notes_in, rows_at_risk
 from tests.finetune.jobs import (
     IDENTITY,
+    LONGER,
     SETTINGS,
     CutOff,
+    Nursery,
     Pictures,
+    noted_job,
     same,
     small_net,
     tensors,
     train_job,
 )
-from tests.test_results import Disk, Killed, faulty
 from tests.tiny import flip
 
 #: Every n-th call of the disk; all of them in the slow run.
 STRIDES = [5, pytest.param(1, marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As the children have: with more threads a sum could be cut elsewhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    """Children that can be killed, in milliseconds each."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +58,9 @@ def whole(tmp_path_factory):
     return train_job(tmp_path_factory.mktemp("whole"))
 
 
-def _check_goes_on(folder, whole):
+def _check_goes_on(folder, whole, settings=SETTINGS):
     """Run again, a training ends as the one that met nothing, and leaves little behind."""
-    (tensors_, rows), (expected, of_whole) = train_job(folder), whole
+    (tensors_, rows), (expected, of_whole) = train_job(folder, settings=settings), whole
     assert same(tensors_, expected)
     untimed = {"seconds": 0, "images_per_second": 0}
     assert [replace(r, **untimed) for r in rows] == [replace(r, **untimed) for r in of_whole]
@@ -51,32 +71,58 @@ def _check_goes_on(folder, whole):
 
 
 @pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("kind", [*KILLS, *ERRORS, SHORT])
-def test_whatever_call_of_the_disk_goes_wrong_it_goes_on_bit_for_bit(tmp_path, whole, kind, stride):
-    """A kill before or after it, or one error that names the file: no bit of the weights moves."""
+@pytest.mark.parametrize("kind", KILLS)
+def test_killed_at_a_call_of_the_disk_it_goes_on_bit_for_bit(
+    tmp_path, nursery, whole, kind, stride
+):
+    """``kill -9`` before or after any call of the disk changes no bit of the final weights."""
     met = 0
     for call in range(1, 1000, stride):
-        folder, stand_in, error = tmp_path / str(call), Disk(call, kind), None
-        try:
-            with faulty(stand_in):
-                train_job(folder)
-        except (Killed, OSError, CacheError) as cause:
-            error = cause
-        if len(stand_in.calls) < call:
+        folder, log = tmp_path / str(call), tmp_path / f"{call}.log"
+        code = nursery.run(folder, log, fault=Fault(call=call, kind=kind))
+        if code == 0:
             break
-        met += error is not None
-        if kind in ERRORS and error:
-            assert str(tmp_path) in str(error)
-            assert error.errno == ERRORS[kind][0]
-        assert isinstance(error, Killed) == (kind in KILLS)
+        assert code == -signal.SIGKILL
+        met += 1
+        _check_goes_on(folder, whole)
+    assert met >= 35 / stride
+
+
+def test_killed_again_and_again_at_any_moment_it_goes_on_bit_for_bit(tmp_path, nursery):
+    """Killed after random times until it gets through, a training ends with the same bits."""
+    moments, kills = np.random.default_rng(0), 0
+    for _ in range(200):
+        code = nursery.run(tmp_path / "t", tmp_path / "log", kill_after=moments.uniform(0.03, 0.12))
+        if any(note["what"] == "done" for note in notes_in(tmp_path / "log")):
+            break
+        assert code == -signal.SIGKILL
+        kills += 1
+    assert kills >= 5
+    _check_goes_on(tmp_path / "t", train_job(tmp_path / "whole", settings=LONGER), LONGER)
+
+
+@pytest.mark.parametrize("kind", [*ERRORS, SHORT])
+@pytest.mark.parametrize("stride", STRIDES)
+def test_a_disk_that_fails_is_an_error_that_loses_nothing(tmp_path, whole, kind, stride):
+    """Whatever call fails: one error that names the file, and the next run goes on."""
+    met = 0
+    for call in range(1, 1000, stride):
+        folder, log = tmp_path / str(call), tmp_path / f"{call}.log"
+        noted_job(folder, log, Fault(call=call, kind=kind))
+        notes = notes_in(log)
+        if notes[-1]["number"] < call:
+            break
+        errors = [note for note in notes if note["what"] == "error"]
+        met += bool(errors)
+        assert all(str(tmp_path) in error["text"] for error in errors)
+        assert all(error["errno"] == ERRORS[kind][0] for error in errors)
         _check_goes_on(folder, whole)
     assert met == 0 if kind == SHORT else met >= 30 / stride
 
 
 def test_a_power_cut_takes_no_checkpoint_that_was_saved(tmp_path):
     """Bytes are synced before they get their name; the old one goes after the new one lasts."""
-    with seam(tmp_path / "log") as notes:
-        train_job(tmp_path / "t", notes=notes)
+    noted_job(tmp_path / "t", tmp_path / "log")
     notes = notes_in(tmp_path / "log")
     assert sum(note["what"] == "ack" for note in notes) == 4
     assert rows_at_risk(notes, tmp_path) == []
