@@ -221,6 +221,25 @@ def test_stochastic_heads_are_fitted_for_every_seed_and_the_others_once():
     assert (fits["mlp"].proba[0] != fits["mlp"].proba[1]).any()
 
 
+@pytest.mark.parametrize("patients", [0, 300], ids=["many patients", "few patients"])
+def test_out_of_fold_a_stochastic_head_is_the_ensemble_of_its_seeds(patients, monkeypatch):
+    """One seed alone errs more than the ensemble that is applied to a target."""
+    monkeypatch.setattr(search, "_NESTED_BELOW", patients)
+    data = made_up_rows(gap=1.0)
+    fits, _ = fit(data, {"forest": HEADS["forest"]}, seeds=(3, 4), repeats=2)
+    for repeat, found in enumerate(fits["forest"].out_of_fold):
+        for train, test in patient_folds(data.label, data.group, seed=3 + repeat):
+            scaler = StandardScaler().fit(data.features[train])
+            of_seeds = [
+                HEADS["forest"]
+                .make(seed + repeat)
+                .fit(scaler.transform(data.features[train]), data.label[train])
+                .predict_proba(scaler.transform(data.features[test]))
+                for seed in (3, 4)
+            ]
+            np.testing.assert_allclose(found[test], np.mean(of_seeds, axis=0), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_is_the_same_on_one_core_and_on_two(name, monkeypatch):
     """Bit by bit: choices, held-out probabilities, all seeds."""
