@@ -2,7 +2,8 @@
 
 The analysed head is the best of the comparison, unless the user names another. Its probabilities
 are those stored by ``headrace heads``, out of fold for its training images, so the numbers agree
-with the comparison. Without a comparison the linear head is analysed, and the record says so.
+with the comparison. Without a comparison the linear head is analysed, and the record says so;
+heads of the folds of the source then score the source and the targets.
 """
 
 from dataclasses import dataclass
@@ -172,8 +173,11 @@ def analysed_head(
     except (MissingResultsError, ModelError, ResultsError) as cause:
         if wanted not in (None, _LINEAR):
             raise MissingResultsError(f"the head {wanted} cannot be analysed: {cause}") from cause
-        proba = model.predict_proba(table.X)
-        proba[model.data.row] = model.data.get_proba()
+        proba = np.zeros((len(table.X), model.classes))
+        for name in np.unique(table.samples.domain):
+            # The head of the whole source is surer than those out of fold, without any shift.
+            data = model.data if name == SOURCE else model.cross_fit(table.domain(name))
+            proba[data.row] = data.get_proba()
         return AnalysedHead(
             trained=(_LINEAR, 0),
             about=(
