@@ -58,9 +58,9 @@ class Fit:
             images that it was fitted to.
         chosen: Parameters that were chosen by folds, with their values.
         curves: Learning curves of the first model, by name; empty without epochs.
-        out_of_fold: Probabilities by the ensemble of seeds, fitted without the row's patient,
-            for each repeat of the folds, ``(R, n, K)``; NaN for rows that were never held out.
-            None: not requested.
+        out_of_fold: Probabilities by fits without the row's patient, of all seeds or of one (see
+            :class:`pipeline.heads.HeadSpec`), for each repeat of the folds, ``(R, n, K)``; NaN
+            for rows that were never held out. None: not requested.
         seconds: Time of its fits, without those for ``out_of_fold`` only.
     """
 
@@ -235,16 +235,15 @@ class HeadSearch:
         one seed alone errs more, which looks like a gain where the ensemble is applied.
         """
         fit = fit or _fit_choices
-        seeds = [seed + repeat for seed in self.seeds]
         try:
-            folds = self._folds(seeds[0]) if choices else []
+            folds = self._folds(self.seeds[0] + repeat) if choices else []
         except (ValueError, MemoryError) as cause:
             self.failures.update(dict.fromkeys([what] if what else choices, _reason(cause)))
             folds = []
         jobs = [
-            (name, partial(fit, self.specs[name], of_head, fold, seed))
+            (name, partial(fit, self.specs[name], of_head, fold, seed + repeat))
             for name, of_head in choices.items()
-            for seed in (seeds if self.specs[name].stochastic else seeds[:1])
+            for seed in self._seeds_of(name, out_of_fold=True)
             for fold in folds
         ]
         results = self._run([*others, *jobs], what, shared=shared)
@@ -255,6 +254,11 @@ class HeadSearch:
             for number, fold in enumerate(folds):
                 held_out[name][:, fold.test] = np.mean(of_head[number::count], axis=0)
         return [fold.test for fold in folds], held_out, results
+
+    def _seeds_of(self, name: str, *, out_of_fold: bool = False) -> Sequence[int]:
+        spec = self.specs[name]
+        several = spec.stochastic and not (out_of_fold and spec.one_seed_out_of_fold)
+        return self.seeds if several else self.seeds[:1]
 
     def _folds(self, seed: int) -> list["_Fold"]:
         """The folds of one repeat, preprocessed, with all views of the training rows."""
@@ -315,9 +319,7 @@ class HeadSearch:
             return model, _predict_in_blocks(model, X, predicted, classes=int(y.max()) + 1)
 
         jobs: list[_Job] = [
-            (name, partial(fit, name, seed))
-            for name in chosen
-            for seed in (self.seeds if self.specs[name].stochastic else self.seeds[:1])
+            (name, partial(fit, name, seed)) for name in chosen for seed in self._seeds_of(name)
         ]
         return jobs, [rows]
 
