@@ -21,8 +21,8 @@ class HeadSpec:
         make: From a seed to an unfitted classifier with the defaults of this project.
         about: One line that says what is fitted; a changed text means a changed head.
         stochastic: Whether another seed gives another head.
-        one_seed_out_of_fold: Whether out of fold one seed stands for the ensemble of all. A forest
-            of one seed errs by several points more than that of all; a perceptron by less than
+        seeds_out_of_fold: Most seeds of a stochastic head that are fitted out of fold. A forest
+            of one seed errs by several points more than that of three; a perceptron by less than
             one, and others would take a third of the time of a run.
         choices: Parameters to choose from by inner cross-validation; a single ``{}`` means the
             defaults.
@@ -39,7 +39,7 @@ class HeadSpec:
     make: Callable[[int], Any]
     about: str
     stochastic: bool = False
-    one_seed_out_of_fold: bool = False
+    seeds_out_of_fold: int = 3
     choices: Sequence[Mapping[str, Any]] = ({},)
     groups: bool = False
     scikit_learn: bool = False
@@ -77,7 +77,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             make=_of_seed("pipeline.heads.mlp.MLPHead"),
             about="Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K)",
             stochastic=True,
-            one_seed_out_of_fold=True,
+            seeds_out_of_fold=1,
             curves=True,
         ),
         # More features than rows: with scikit-learn's C = 1 the fit split is separated

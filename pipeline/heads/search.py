@@ -58,7 +58,7 @@ class Fit:
             images that it was fitted to.
         chosen: Parameters that were chosen by folds, with their values.
         curves: Learning curves of the first model, by name; empty without epochs.
-        out_of_fold: Probabilities by fits without the row's patient, of all seeds or of one (see
+        out_of_fold: Probabilities by fits without the row's patient, of some seeds (see
             :class:`pipeline.heads.HeadSpec`), for each repeat of the folds, ``(R, n, K)``; NaN
             for rows that were never held out. None: not requested.
         seconds: Time of its fits, without those for ``out_of_fold`` only.
@@ -231,8 +231,8 @@ class HeadSearch:
 
         The rows held out of each fold; by head their probabilities ``(choices, n, K)``, of
         heads that were fitted in every fold; and what ``others``, jobs of other heads, return.
-        Those of a stochastic head are by an ensemble of as many seeds as the head of all rows:
-        one seed alone errs more, which looks like a gain where the ensemble is applied.
+        Those of a stochastic head are by an ensemble of seeds, as the head of all rows is: one
+        seed alone errs more, which looks like a gain where the ensemble is applied.
         """
         fit = fit or _fit_choices
         try:
@@ -257,8 +257,8 @@ class HeadSearch:
 
     def _seeds_of(self, name: str, *, out_of_fold: bool = False) -> Sequence[int]:
         spec = self.specs[name]
-        several = spec.stochastic and not (out_of_fold and spec.one_seed_out_of_fold)
-        return self.seeds if several else self.seeds[:1]
+        most = spec.seeds_out_of_fold if out_of_fold else len(self.seeds)
+        return self.seeds[: most if spec.stochastic else 1]
 
     def _folds(self, seed: int) -> list["_Fold"]:
         """The folds of one repeat, preprocessed, with all views of the training rows."""
