@@ -57,9 +57,17 @@ _FITTED = 0.8
 #: Patients of each class that the target needs, so that heads can be trained on it.
 _FEWEST = 5
 
-_Rate = tuple[float, int]
-"""An error rate and in how many patients it was seen."""
-_Edges = Mapping[str, tuple[_Rate | None, _Rate | None]]
+
+class _Rate(NamedTuple):
+    """An error rate, in how many patients it was seen, and its weight in an effect."""
+
+    value: float
+    patients: int
+    weight: float = 1.0
+
+
+_Edges = tuple[Sequence[_Rate], Sequence[_Rate]]
+"""The rates that an effect starts from, and those that it leads to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,22 +149,22 @@ def _domain_draws(data: DomainData, seed: int, draws: int = DRAWS) -> PatientDra
 
 
 def _effects_of(
-    by: str, terms: Mapping[str, NDArray[np.float64]], edges: _Edges
+    by: str, terms: Mapping[str, NDArray[np.float64]], edges: Mapping[str, _Edges]
 ) -> dict[str, Effect]:
     """Terms of one decomposition, with how surely each is the largest of them.
 
     Args:
         by: Name of the decomposition.
         terms: Of the data themselves, then of each draw, shape (1 + B,); NaN where undefined.
-        edges: By term, the rates that it starts from and leads to. Where one is 0 or 1 all
-            draws agree on it, and the interval is lengthened by what was not seen.
+        edges: By term. Where a rate is 0 or 1 all draws agree on it, and the interval is
+            lengthened by what was not seen.
     """
     table = np.stack([values[1:] for values in terms.values()])
     defined = table[:, np.isfinite(table).all(axis=0)]
     largest = defined == defined.max(axis=0, initial=-np.inf)
     # Terms that are equal share a draw: of nothing but zeros none is the largest.
     wins = (largest / largest.sum(axis=0)).sum(axis=1) / max(1, defined.shape[1])
-    effects = (_effect(by, *term, edges.get(term[0], (None, None))) for term in terms.items())
+    effects = (_effect(by, *term, edges.get(term[0], ((), ()))) for term in terms.items())
     return {
         effect.name: replace(effect, largest=share)
         for effect, share in zip(effects, wins.tolist(), strict=True)
@@ -167,7 +175,7 @@ def _effect(
     by: str,
     name: str,
     values: NDArray[np.float64],
-    edges: tuple[_Rate | None, _Rate | None],
+    edges: _Edges,
 ) -> Effect:
     """See :func:`_effects_of`."""
     estimate, interval = float(values[0]), percentile_interval(values[1:])
@@ -178,22 +186,20 @@ def _effect(
 def _lengthened_interval(
     estimate: float,
     interval: tuple[float, float],
-    start: _Rate | None,
-    end: _Rate | None,
-    *,
-    share: float = 1.0,
+    starts: Sequence[_Rate],
+    ends: Sequence[_Rate],
 ) -> tuple[float, float]:
-    """An interval of share * (end - start), where a rate of 0 or 1 may yet be another.
+    """An interval of the weighted sum ends - starts, where a rate of 0 or 1 may yet be another.
 
     Each end moves out as independent errors add, the square of its distance from the
     estimate and the square of what is missing (MOVER; Zou and Donner 2008).
     """
     (low, high), below, above = interval, 0.0, 0.0
-    for rate, is_end in ((start, False), (end, True)):
-        if rate is not None and rate[0] in (0, 1):
+    for rate, is_end in [(rate, False) for rate in starts] + [(rate, True) for rate in ends]:
+        if rate.value in (0, 1):
             # The highest rate that may well be of which none was seen.
-            room = share * wilson(0, rate[1])[1]
-            if (rate[0] == 1) == is_end:
+            room = rate.weight * wilson(0, rate.patients)[1]
+            if (rate.value == 1) == is_end:
                 below = float(np.hypot(below, room))
             else:
                 above = float(np.hypot(above, room))
@@ -212,7 +218,7 @@ class _Outcome(NamedTuple):
 
     @property
     def rate(self) -> _Rate:
-        return float(self.wrong.mean()), self.data.patients
+        return _Rate(float(self.wrong.mean()), self.data.patients)
 
     def means(self, event: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Of all rows, then of each draw, shape ``(1 + B,)``."""
@@ -252,20 +258,18 @@ def _by_group(
     )
     e_p, e_q = wrong_p / np.maximum(p, _TINY), wrong_q / np.maximum(q, _TINY)
     e_p, e_q = np.where(p > 0, e_p, e_q), np.where(q > 0, e_q, e_p)
-    mix, within = ((q - p) * (e_p + e_q) / 2).sum(axis=0), ((e_q - e_p) * (p + q) / 2).sum(axis=0)
-    effects = _effects_of(by, {terms[0]: mix, terms[1]: within}, {})
+    weight = (p + q) / 2
+    mix, within = ((q - p) * (e_p + e_q) / 2).sum(axis=0), ((e_q - e_p) * weight).sum(axis=0)
     # What a group without an error may yet hold is within it; the mix weighs errors seen.
-    inside = effects[terms[1]]
-    for k in groups:
-        seen = [
-            (float(error[k, 0]), np.unique(outcome.data.group[member == k]).size)
-            for outcome, member, error in zip(both, members, (e_p, e_q), strict=True)
+    in_both = np.flatnonzero((p[:, 0] > 0) & (q[:, 0] > 0))
+    starts, ends = (
+        [
+            _Rate(error[k, 0], np.unique(outcome.data.group[member == k]).size, weight[k, 0])
+            for k in in_both
         ]
-        if all(patients for _, patients in seen):
-            share, interval = float(p[k, 0] + q[k, 0]) / 2, (inside.low, inside.high)
-            low, high = _lengthened_interval(inside.estimate, interval, *seen, share=share)
-            inside = replace(inside, low=low, high=high)
-    return effects | {terms[1]: inside}
+        for outcome, member, error in zip(both, members, (e_p, e_q), strict=True)
+    )
+    return _effects_of(by, {terms[0]: mix, terms[1]: within}, {terms[1]: (starts, ends)})
 
 
 def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
@@ -294,7 +298,7 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
     return _effects_of(
         "score",
         {"confidence_shift": np.subtract(expected, e_s), "y_given_score": e_t - expected},
-        {"confidence_shift": (source.rate, None), "y_given_score": (None, target.rate)},
+        {"confidence_shift": ([source.rate], []), "y_given_score": ([], [target.rate])},
     )
 
 
@@ -311,7 +315,7 @@ def _by_threshold(source: _Outcome, target: _Outcome, *, seed: int) -> dict[str,
         outcome.means((outcome.data.get_proba()[:, 1] >= _THRESHOLD) != (outcome.data.label == 1))
         for outcome in (source, target)
     )
-    ends = (e_s[0], source.data.patients), (best[0], target.data.patients)
+    ends = [_Rate(e_s[0], source.data.patients)], [_Rate(best[0], target.data.patients)]
     return _effects_of(
         "threshold",
         {"threshold": e_t - best, "discrimination": best - e_s},
@@ -411,9 +415,11 @@ def error_table(
             estimate=human_error, low=np.nan, high=np.nan, images=0, patients=0, method="given"
         )
         steps.append(
-            _effect("error table", "avoidable_bias", level_f - human_error, (None, fitted.rate))
+            _effect("error table", "avoidable_bias", level_f - human_error, ([], [fitted.rate]))
         )
-    steps.append(_effect("error table", "variance", level_u - level_f, (fitted.rate, unseen.rate)))
+    steps.append(
+        _effect("error table", "variance", level_u - level_f, ([fitted.rate], [unseen.rate]))
+    )
     loss = _loss("accuracy", "all", source, target)
     steps.append(replace(loss, name="mismatch", decomposition="error table"))
     of_class = [target.group[target.get_label() == k] for k in range(source.get_proba().shape[1])]
@@ -428,12 +434,12 @@ def error_table(
             (whole, target), (of_source, of_target), seed
         )
         errors |= {"source_few_patients": error_s, "target_trained": error_t}
-        start, middle = ((error.estimate, error.patients) for error in (error_s, error_t))
+        start, middle = ([_Rate(error.estimate, error.patients)] for error in (error_s, error_t))
         hardness = levels_t - levels_s
         transfer = _effects_of(
             "transfer",
             {"target_hardness": hardness, "transfer_gap": level_t - level_u - hardness},
-            {"target_hardness": (start, middle), "transfer_gap": (middle, on_target.rate)},
+            {"target_hardness": (start, middle), "transfer_gap": (middle, [on_target.rate])},
         )
     rows = [{"name": name, **errors[name].numbers()} for name in _ERRORS if name in errors]
     table = {"errors": rows, "steps": steps, "not_identifiable": reasons}
